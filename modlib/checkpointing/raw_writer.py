@@ -1,0 +1,274 @@
+"""Writing: torch's distributed checkpoint plans who saves what; the bytes go to the disk straight from the tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
+from torch.futures import Future
+
+from modlib.checkpointing.commit import commit
+from modlib.checkpointing.manifest import (
+    Chunk,
+    Manifest,
+    StoredFile,
+    StoredTensor,
+    Stream,
+    data_file_name,
+    rank_file_name,
+)
+from modlib.checkpointing.names import MANIFEST
+from modlib.checkpointing.state import dtype_name
+from modlib.runtime import durable, faults
+from modlib.runtime.errors import CheckpointError
+
+ALIGNMENT = 64
+PIECE_BYTES = 1 << 20  # small enough to be hashed and copied to the page cache while still in the CPU's cache
+MIN_FILE_BYTES = 8 << 20
+MAX_FILE_BYTES = 256 << 20
+FILES_PER_THREAD = 4
+
+RANK_TABLE = MetadataIndex("!files")
+"""Index of the one result per rank that is not a tensor: its files and stream."""
+
+
+@dataclass(frozen=True)
+class RankFiles:
+    """What one rank wrote: its files, and its stream of tensor bytes."""
+
+    rank: int
+    files: dict[str, StoredFile]
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A tensor's bytes and where they begin in the rank's stream."""
+
+    key: str
+    start: int
+    data: memoryview
+    dtype: torch.dtype
+
+
+class RawWriter(StorageWriter):
+    """Writes a rank's tensors as raw bytes with several threads, each hashing what it writes, and commits at the end.
+
+    Args:
+        path: The directory to write aside into; it exists.
+        header: Manifest of this save without files, streams and tensors; the first rank completes it.
+        finite: Keys that are refused if they hold NaN or Inf.
+        rank_state: This rank's own file, as JSON bytes.
+        num_threads: Threads that hash and write.
+    """
+
+    def __init__(
+        self, path: Path, header: Manifest, finite: frozenset[str], rank_state: bytes, num_threads: int
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.finite = finite
+        self.rank_state = rank_state
+        self.num_threads = num_threads
+        self.rank = 0
+        self.committed: Path | None = None
+        self.num_bytes = 0
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        """Nothing is kept between saves; a writer is made for each."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Learn this process's rank."""
+        self.rank = kwargs.get("rank", 0)
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Plans stay as they are."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Plans stay as they are."""
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's part and return where each tensor went."""
+        placed = _place(plan, planner)
+        size = placed[-1][1].start + placed[-1][1].data.nbytes if placed else 0
+        stream = Stream(size, file_bytes(size, self.num_threads))
+        files = self._write_stream([entry for _, entry in placed], stream)
+        name = rank_file_name(self.rank)
+        durable.write_new_file(self.path / name, self.rank_state)
+        files[name] = StoredFile(len(self.rank_state), hashlib.sha256(self.rank_state).hexdigest())
+        durable.fsync_directory(self.path)
+        results = [WriteResult(item.index, entry.data.nbytes, (self.rank, entry.start)) for item, entry in placed]
+        results.append(WriteResult(RANK_TABLE, 0, RankFiles(self.rank, files, stream)))
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Write the manifest and commit; runs on the first rank, after all ranks have written."""
+        flat = [result for rank_results in results for result in rank_results]
+        tables: list[RankFiles] = [result.storage_data for result in flat if result.index.fqn == RANK_TABLE.fqn]
+        places = {result.index: result.storage_data for result in flat}
+        manifest = replace(
+            self.header,
+            files={name: file for table in tables for name, file in table.files.items()},
+            streams={table.rank: table.stream for table in tables},
+            tensors={key: _stored(key, entry, places) for key, entry in metadata.state_dict_metadata.items()},
+        )
+        faults.point("ckpt.before_manifest", str(self.path))
+        durable.write_new_file(self.path / MANIFEST, manifest.to_bytes())
+        durable.fsync_directory(self.path)
+        self.num_bytes = manifest.num_bytes
+        self.committed = commit(self.path, manifest.step)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        """Never asked: the writer is passed itself, not found by a path."""
+        return False
+
+    def _write_stream(self, placed: list[Placed], stream: Stream) -> dict[str, StoredFile]:
+        stop = threading.Event()
+        names = [data_file_name(self.rank, index) for index in range(-(-stream.size // stream.file_size))]
+
+        def write(index: int) -> StoredFile:
+            begin = index * stream.file_size
+            end = min(begin + stream.file_size, stream.size)
+            try:
+                return self._write_file(self.path / names[index], placed, begin, end, stop)
+            except BaseException:
+                stop.set()  # the other threads need not finish a save that has failed
+                raise
+
+        with ThreadPoolExecutor(self.num_threads, thread_name_prefix="checkpoint") as threads:
+            futures = [threads.submit(write, index) for index in range(len(names))]
+        # the first failure in time, not in file order: later ones may only be "stopped"
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        for error in sorted(errors, key=lambda error: isinstance(error, _StoppedError)):
+            raise error
+        return {name: future.result() for name, future in zip(names, futures, strict=True)}
+
+    def _write_file(self, path: Path, placed: list[Placed], begin: int, end: int, stop: threading.Event) -> StoredFile:
+        digest = hashlib.sha256()
+        descriptor = durable.create_file(path)
+        try:
+            offset = 0
+            for parts in _pieces(placed, begin, end):
+                if stop.is_set():
+                    raise _StoppedError
+                faults.point("ckpt.shard.write", str(path))
+                for key, dtype, part in parts:
+                    if key in self.finite and not _all_finite(part, dtype):
+                        raise CheckpointError(
+                            f"{key.removeprefix('model.')} must be finite to be saved; it holds NaN or Inf, so nothing "
+                            "was committed; earlier checkpoints are kept"
+                        )
+                    digest.update(part)
+                durable.write_all(descriptor, [part for _, _, part in parts], offset, path)
+                offset += sum(part.nbytes for _, _, part in parts)
+            durable.fsync_file(descriptor, path)
+        finally:
+            os.close(descriptor)
+        return StoredFile(end - begin, digest.hexdigest())
+
+
+class _StoppedError(RuntimeError):
+    """Another thread of this save failed."""
+
+
+def file_bytes(size: int, num_threads: int) -> int:
+    """Size of a stream's files: enough of them to keep all threads busy, few enough for a parallel file system."""
+    share = -(-size // (num_threads * FILES_PER_THREAD))
+    whole_pieces = -(-share // PIECE_BYTES) * PIECE_BYTES
+    return min(max(whole_pieces, MIN_FILE_BYTES), MAX_FILE_BYTES)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A contiguous CPU tensor's memory, without a copy."""
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+
+
+def _place(plan: SavePlan, planner: SavePlanner) -> list[tuple[WriteItem, Placed]]:
+    placed: list[tuple[WriteItem, Placed]] = []
+    start = 0
+    for item in plan.items:
+        assert item.type != WriteItemType.BYTE_IO, item.index.fqn
+        tensor = planner.resolve_data(item)
+        assert isinstance(tensor, Tensor)
+        data = bytes_of(tensor.detach().cpu().contiguous())
+        placed.append((item, Placed(item.index.fqn, start, data, tensor.dtype)))
+        start += -(-data.nbytes // ALIGNMENT) * ALIGNMENT
+    return placed
+
+
+def _pieces(placed: list[Placed], begin: int, end: int) -> Iterator[list[tuple[str, torch.dtype, memoryview]]]:
+    """The bytes of one file in order, as lists of parts of about PIECE_BYTES; gaps between tensors are zeros."""
+    parts: list[tuple[str, torch.dtype, memoryview]] = []
+    position, pending = begin, 0
+    zeros = memoryview(bytes(ALIGNMENT))
+    for entry in _overlapping(placed, begin, end):
+        if entry.start > position:
+            parts.append(("", torch.uint8, zeros[: entry.start - position]))
+            pending += entry.start - position
+            position = entry.start
+        last = min(entry.start + entry.data.nbytes, end)
+        while position < last:
+            length = min(PIECE_BYTES - pending, last - position)
+            within = position - entry.start
+            parts.append((entry.key, entry.dtype, entry.data[within : within + length]))
+            position += length
+            pending += length
+            if pending >= PIECE_BYTES:
+                yield parts
+                parts, pending = [], 0
+    if end > position:
+        parts.append(("", torch.uint8, zeros[: end - position]))
+    if parts:
+        yield parts
+
+
+def _overlapping(placed: list[Placed], begin: int, end: int) -> Iterator[Placed]:
+    for entry in placed:
+        if entry.start < end and entry.start + entry.data.nbytes > begin:
+            yield entry
+
+
+def _all_finite(part: memoryview, dtype: torch.dtype) -> bool:
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return True
+    if dtype == torch.bfloat16:
+        exponent = np.frombuffer(part, dtype=np.uint16) & 0x7F80
+        return not bool((exponent == 0x7F80).any())
+    if dtype in (torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128):
+        values = np.frombuffer(part, dtype=dtype_name(dtype))
+        with np.errstate(all="ignore"):
+            # A sum is one fast pass; NaN and Inf always reach it. It may also overflow by itself: then look closely.
+            return bool(np.isfinite(values.sum())) or bool(np.isfinite(values).all())
+    small = torch.frombuffer(part, dtype=torch.uint8).view(dtype).float()
+    return bool(torch.isfinite(small).all())
+
+
+def _stored(key: str, entry: Any, places: dict[MetadataIndex, tuple[int, int]]) -> StoredTensor:
+    assert isinstance(entry, TensorStorageMetadata), key
+    chunks = []
+    for index, chunk in enumerate(entry.chunks):
+        rank, start = places[MetadataIndex(key, chunk.offsets, index)]
+        chunks.append(Chunk(tuple(chunk.offsets), tuple(chunk.sizes), rank, start))
+    if sum(math.prod(chunk.sizes) for chunk in chunks) != math.prod(entry.size):
+        raise CheckpointError(
+            f"{key} has parts that do not make up its shape {tuple(entry.size)}; its sharding is not supported"
+        )
+    return StoredTensor(dtype_name(entry.properties.dtype), tuple(entry.size), tuple(chunks))

@@ -1,0 +1,55 @@
+"""`python launch.py`: check everything, then train here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from modlib.cli.report import reported
+
+if TYPE_CHECKING:
+    from modlib.config import Config
+    from modlib.tracking.plan import Plan
+
+app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
+
+
+@app.command()
+def launch(
+    gin_file: Annotated[list[str], typer.Option("--gin_file", help="Gin file, by name or path; repeatable, later wins.")],
+    gin_param: Annotated[
+        list[str] | None, typer.Option("--gin_param", help="One binding, e.g. \"LR=1e-4\"; repeatable, wins over files.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The run's identity: its folder. Default: <file>-<hash of the resolved config>.")
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option("--runs_dir", help="Where run folders live.")] = Path("runs"),
+    resume: Annotated[
+        Literal["auto", "never", "must"], typer.Option(help="auto: continue the run if it exists.")
+    ] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry_run", help="Check and build for the target world size, print the plan, write nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry_run: the plan as JSON on stdout.")] = False,
+) -> None:
+    """Train the experiment that the gin files describe; the same command continues it after an interruption."""
+    with reported():
+        if as_json and not dry_run:
+            raise typer.BadParameter("--json goes with --dry_run")
+        from modlib.config import load
+
+        config = load(gin_file, gin_param or [])
+        from modlib.cli import local_run
+
+        if dry_run:
+            local_run.show_plan(config, as_json=as_json)
+            return
+        code = local_run.train_here(config, runs_dir=runs_dir, name=name, resume=resume)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of launch.py."""
+    app()

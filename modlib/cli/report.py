@@ -1,0 +1,30 @@
+"""Errors as a user reads them: one clean block on stderr, and the exit code of their class."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from modlib.runtime.errors import ConfigError, ModlibError
+
+
+def error_text(error: ModlibError) -> str:
+    """The block printed for an error: its class in words, then its text or its list of problems."""
+    if isinstance(error, ConfigError):
+        count = len(error.problems)
+        head = "config error" if count == 1 else f"{count} config errors"
+        return "\n".join([f"{head}; nothing was started", *(f"  {problem}" for problem in error.problems)])
+    return f"{type(error).__name__}: {error}"
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turn a ModlibError into its text on stderr and its exit code; anything else keeps its traceback."""
+    try:
+        yield
+    except ModlibError as error:
+        print(error_text(error), file=sys.stderr, flush=True)
+        raise typer.Exit(error.exit_code) from None

@@ -1,0 +1,290 @@
+"""The catalogue: every class or function that a gin file can choose.
+
+A component is a plain class or function with keyword arguments. The decorator registers it with gin (direct Python
+calls stay as they are) and adds it to the catalogue. Shipped components are known without importing their modules
+(the source is searched for the decorator), and torch's optimizers, schedulers and norms by a table of names: a config
+imports only what it names.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util  # gin's resource reader uses importlib.util without importing it
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gin
+
+from modlib.runtime.errors import ConfigError
+
+T = TypeVar("T", bound=Callable[..., Any])
+PACKAGE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Component:
+    """One entry of the catalogue.
+
+    Args:
+        type: What it is, e.g. "model"; also its gin module.
+        variant: Which one, e.g. "gpt2".
+        name: Its gin name.
+        target: The class or function; None while its module is not imported.
+        runtime_args: Arguments that Python passes at run time; a gin file may not set them.
+        not_science: Parameters that do not change the numbers of a run; left out of the config's hash.
+        module: The module that defines it.
+        file: The source file.
+        line: The line of its definition there.
+        doc: First line of its docstring.
+    """
+
+    type: str
+    variant: str
+    name: str
+    target: Callable[..., Any] | None = None
+    runtime_args: tuple[str, ...] = ()
+    not_science: tuple[str, ...] = ()
+    module: str = ""
+    file: str = ""
+    line: int = 0
+    doc: str = ""
+
+    @property
+    def selector(self) -> str:
+        """The full gin selector, `type.name`."""
+        return f"{self.type}.{self.name}"
+
+    @property
+    def place(self) -> str:
+        """Where it is defined, `file:line`; the file relative to the repository when it is in there."""
+        path = Path(self.file)
+        shown = path.relative_to(PACKAGE.parent) if path.is_relative_to(PACKAGE) else path
+        return f"{shown}:{self.line}" if self.line else str(shown or self.module)
+
+
+CATALOGUE: dict[str, Component] = {}
+"""Components whose module is imported, by gin name."""
+
+
+def component(
+    type: str,
+    variant: str,
+    *,
+    name: str | None = None,
+    runtime_args: Sequence[str] = (),
+    not_science: Sequence[str] = (),
+) -> Callable[[T], T]:
+    """Register a class or function for gin files, under its type and variant.
+
+    Args:
+        type: What it is, e.g. "model"; also its gin module.
+        variant: Which one, in snake_case, e.g. "gpt2".
+        name: The gin name; default is the class's or function's own name. Must be unique.
+        runtime_args: Arguments that only the running process knows; a gin file may not set them.
+        not_science: Parameters that change no number of a run (where to log, how often to save).
+
+    Raises:
+        ConfigError: The gin name is taken, or an argument named here is not in the signature.
+    """
+
+    def register(target: T) -> T:
+        file, line = _defined_at(target)
+        _register(
+            Component(
+                type,
+                variant,
+                name or target.__name__,
+                target,
+                tuple(runtime_args),
+                tuple(not_science),
+                target.__module__,
+                file,
+                line,
+                first_line(target.__doc__),
+            )
+        )
+        return target
+
+    return register
+
+
+def known_components() -> dict[str, Component]:
+    """Every component by gin name: shipped (imported or not), torch's, and those of imported user modules."""
+    return {**_torch_components(), **shipped_components(), **_alive()}
+
+
+def load_component(name: str) -> Component:
+    """The component with its target, importing the module that defines it.
+
+    Raises:
+        KeyError: No component has this name.
+        ConfigError: This torch has no such class.
+    """
+    if (found := CATALOGUE.get(name)) and found.target is not None:
+        return found
+    entry = known_components()[name]
+    module = importlib.import_module(entry.module)
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    target = getattr(module, name, None)
+    if target is None:
+        raise ConfigError(f"{entry.module} of torch {sys.modules['torch'].__version__} has no {name}; use another one")
+    file, line = _defined_at(target)
+    loaded = replace(entry, target=target, file=file, line=line, doc=first_line(target.__doc__))
+    _register(loaded)
+    return loaded
+
+
+def _register(entry: Component) -> None:
+    if not entry.name.isidentifier():
+        raise ConfigError(f"component name ({entry.name}) must be a Python identifier; give another name=")
+    _refuse_duplicate(entry)
+    assert entry.target is not None
+    parameters = inspect.signature(entry.target).parameters
+    for argument in (*entry.runtime_args, *entry.not_science):
+        if argument not in parameters:
+            raise ConfigError(
+                f"{entry.place}: component {entry.name} declares the argument {argument!r}, which is not in its "
+                f"signature ({', '.join(parameters)}); correct runtime_args or not_science"
+            )
+    with ExitStack() as stack:
+        if gin.config_is_locked():  # a module imported in the middle of a run may bring components
+            stack.callback(gin.config._set_config_is_locked, True)
+            gin.config._set_config_is_locked(False)
+        if entry.name in CATALOGUE:  # the same module again, after a reload: gin must take the new object
+            stack.enter_context(gin.config.interactive_mode())
+        CATALOGUE[entry.name] = entry
+        gin.register(entry.name, module=entry.type, denylist=list(entry.runtime_args) or None)(entry.target)
+
+
+def _refuse_duplicate(entry: Component) -> None:
+    known = _alive().get(entry.name) or shipped_components().get(entry.name) or _torch_components().get(entry.name)
+    if known is None or known.module == entry.module:
+        return
+    raise ConfigError(
+        f"component name {entry.name} ({entry.place}) is taken by {known.place}; "
+        f'give one of them another: @component("{entry.type}", "{entry.variant}", name=...)'
+    )
+
+
+def _alive() -> dict[str, Component]:
+    """Registered components whose module is still the imported one."""
+    return {name: entry for name, entry in CATALOGUE.items() if entry.module in sys.modules}
+
+
+def _defined_at(target: Any) -> tuple[str, int]:
+    try:
+        file = inspect.getsourcefile(target) or ""
+        return file, inspect.getsourcelines(target)[1] if not inspect.isclass(target) else _class_line(target, file)
+    except (OSError, TypeError):
+        return getattr(sys.modules.get(target.__module__), "__file__", None) or "", 0
+
+
+def _class_line(target: type, file: str) -> int:
+    # inspect.getsourcelines parses the whole module for a class; a method's code object already knows a line near it
+    code = getattr(target.__dict__.get("__init__"), "__code__", None)
+    needle = f"class {target.__name__}"
+    lines = Path(file).read_text(encoding="utf-8").splitlines()
+    start = min(code.co_firstlineno if code and code.co_filename == file else len(lines), len(lines))
+    for number in (*range(start, 0, -1), *range(start + 1, len(lines) + 1)):
+        if lines[number - 1].lstrip().startswith(needle):
+            return number
+    return 0
+
+
+def first_line(doc: str | None) -> str:
+    """The first line of a docstring that has words."""
+    return next((line.strip() for line in (doc or "").splitlines() if line.strip()), "")
+
+
+@cache
+def shipped_components() -> dict[str, Component]:
+    """The components of this package, found in its source without importing it."""
+    found: dict[str, Component] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        if "\n@component(" in text:
+            module = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+            for entry in _decorated(ast.parse(text), module, str(path)):
+                found.setdefault(entry.name, entry)
+    return found
+
+
+def _decorated(tree: ast.Module, module: str, file: str) -> Iterator[Component]:
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "component":
+                given = dict(zip(("type", "variant"), map(ast.literal_eval, call.args)))
+                given |= {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
+                yield Component(
+                    given["type"],
+                    given["variant"],
+                    given.get("name") or node.name,
+                    None,
+                    tuple(given.get("runtime_args", ())),
+                    tuple(given.get("not_science", ())),
+                    module,
+                    file,
+                    node.lineno,
+                    first_line(ast.get_docstring(node)),
+                )
+
+
+OPTIMIZERS = {
+    "Adadelta": "adadelta",
+    "Adafactor": "adafactor",
+    "Adagrad": "adagrad",
+    "Adam": "adam",
+    "AdamW": "adam_w",
+    "Adamax": "adamax",
+    "ASGD": "asgd",
+    "LBFGS": "lbfgs",
+    "Muon": "muon",
+    "NAdam": "nadam",
+    "RAdam": "radam",
+    "RMSprop": "rmsprop",
+    "Rprop": "rprop",
+    "SGD": "sgd",
+    "SparseAdam": "sparse_adam",
+}
+SCHEDULERS = {
+    "ChainedScheduler": "chained",
+    "ConstantLR": "constant_lr",
+    "CosineAnnealingLR": "cosine_annealing_lr",
+    "CosineAnnealingWarmRestarts": "cosine_annealing_warm_restarts",
+    "CyclicLR": "cyclic_lr",
+    "ExponentialLR": "exponential_lr",
+    "LambdaLR": "lambda_lr",
+    "LinearLR": "linear_lr",
+    "MultiStepLR": "multi_step_lr",
+    "MultiplicativeLR": "multiplicative_lr",
+    "OneCycleLR": "onecycle_lr",
+    "PolynomialLR": "polynomial_lr",
+    "ReduceLROnPlateau": "reduce_lr_on_plateau",
+    "SequentialLR": "sequential_lr",
+    "StepLR": "step_lr",
+}
+NORMS = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm"}
+
+
+@cache
+def _torch_components() -> dict[str, Component]:
+    """torch's own classes under their torch names; not wrapped, not imported yet."""
+    tables: tuple[tuple[str, str, dict[str, str], tuple[str, ...]], ...] = (
+        ("optimizer", "torch.optim", OPTIMIZERS, ("params",)),
+        ("scheduler", "torch.optim.lr_scheduler", SCHEDULERS, ("optimizer",)),
+        ("layer_norm", "torch.nn", NORMS, ("normalized_shape", "device", "dtype")),
+    )
+    return {
+        name: Component(type, variant, name, None, runtime_args, (), module, f"{module}.{name}")
+        for type, module, names, runtime_args in tables
+        for name, variant in names.items()
+    }

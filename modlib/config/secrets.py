@@ -1,0 +1,30 @@
+"""Recognises secrets in a config, so that none is ever written to a run folder or a tracker."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# `tokenizer`, `num_tokens`, `eos_token` and `sample_key` are ordinary names; `hf_token` and `api_key` are not.
+_OWNER = r"(?:api|access|auth|oauth|bearer|session|refresh|secret|private|ssh|service|account|hf|hub|huggingface|wandb|github|gitlab|slack|openai|aws)"
+SECRET_NAME = re.compile(
+    rf"(?:^|_)(?:{_OWNER}_?key|{_OWNER}_?token|secrets?|passw(?:or)?d|passphrase|credentials?)(?:_|$)|^(?:token|apikey)$"
+)
+SECRET_VALUE = re.compile(
+    r"^(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|AKIA[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}|glpat-[A-Za-z0-9_-]{16,})$"
+)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a parameter or macro of this name holds a secret when it is a string."""
+    last = name.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", last).lower()
+    return bool(SECRET_NAME.search(snake))
+
+
+def is_secret(name: str, value: Any) -> bool:
+    """Whether binding this value to this name would write a secret down."""
+    if not isinstance(value, str | bytes) or not value:
+        return False
+    return is_secret_name(name) or (isinstance(value, str) and bool(SECRET_VALUE.match(value)))

@@ -1,0 +1,211 @@
+"""Text that modlib makes itself, by name; everything else is the path of a packed file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from modlib.data import stdlib_corpus
+from modlib.data.cache import cache_folders, one_at_a_time, trusted, writable_cache
+from modlib.data.packed_file import PackedFile
+from modlib.data.stdlib_corpus import CorpusSummary, SourceFile
+from modlib.runtime import durable
+from modlib.runtime.errors import ConfigError, DataError
+
+logger = logging.getLogger("modlib")
+
+NAMES = tuple(f"stdlib:{split}" for split in stdlib_corpus.SPLITS)
+"""Every corpus there is."""
+
+Progress = Callable[[str], None]
+
+
+def prepare(name_or_path: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """The packed file of a corpus, made on first use and kept; or the path itself, if that is what was given.
+
+    A corpus is kept by the hash of its text, under $MODLIB_CACHE or ~/.cache/modlib. Finding it again reads no source
+    file. Any number of processes may call this at once: one builds, the others wait.
+
+    Args:
+        name_or_path: One of NAMES, or an existing packed file.
+        progress: Called with one line per stage of building; None logs them.
+
+    Raises:
+        ConfigError: Neither a corpus nor an existing file.
+        DataError: Building failed, or no cache folder can be written.
+    """
+    split = _split(name_or_path)
+    if split is None:
+        return Path(name_or_path)
+    files = stdlib_corpus.list_sources(stdlib_corpus.library_root())
+    folder = _find(files)
+    if folder is None or not _is_sound(folder, split):
+        folder = _build(files, progress or logger.info)
+    return folder / f"{split}.packed"
+
+
+def resolve(name_or_path: str | os.PathLike[str]) -> Path | None:
+    """The packed file if it is there now; None for a corpus that `prepare` would have to make first. Writes nothing.
+
+    Raises:
+        ConfigError: Neither a corpus nor an existing file.
+    """
+    split = _split(name_or_path)
+    if split is None:
+        return Path(name_or_path)
+    folder = _find(stdlib_corpus.list_sources(stdlib_corpus.library_root()))
+    return None if folder is None else folder / f"{split}.packed"
+
+
+def is_prepared(name_or_path: str | os.PathLike[str]) -> bool:
+    """Whether `prepare` would return at once.
+
+    Raises:
+        ConfigError: Neither a corpus nor an existing file.
+    """
+    return resolve(name_or_path) is not None
+
+
+def tokenizer_path(name_or_path: str | os.PathLike[str]) -> Path | None:
+    """The tokenizer.json that made a packed file, if it is kept beside it; never another tokenizer.
+
+    Looked for as `<file name>.tokenizer.json` and `tokenizer.json` in the file's folder, and taken only if its
+    fingerprint is the one in the packed file's header.
+
+    Raises:
+        ConfigError: Neither a corpus nor an existing file.
+        DataError: The packed file is damaged.
+    """
+    path = resolve(name_or_path)
+    if path is None:
+        return None
+    from modlib.data.packing import tokenizer_beside  # needs the tokenizers library
+    from modlib.data.tokenizer import tokenizer_fingerprint
+
+    fingerprint = PackedFile(path).tokenizer_fingerprint
+    for candidate in (tokenizer_beside(path), path.with_name("tokenizer.json")):
+        try:
+            if fingerprint and tokenizer_fingerprint(candidate.read_text(encoding="utf-8")) == fingerprint:
+                return candidate
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def describe(name_or_path: str | os.PathLike[str]) -> CorpusSummary | None:
+    """How a corpus was made; None when it is not made yet, or for the path of a packed file."""
+    split = _split(name_or_path)
+    path = resolve(name_or_path)
+    return None if split is None or path is None else CorpusSummary.read(path.with_name("corpus.json"))
+
+
+def _split(name_or_path: str | os.PathLike[str]) -> str | None:
+    """The split a corpus name asks for; None for an existing file."""
+    name = os.fspath(name_or_path)
+    if name in NAMES:
+        return name.partition(":")[2]
+    path = Path(name)
+    if path.is_file():
+        return None
+    if path.is_dir():
+        inside = sorted(entry.name for entry in path.glob("*.packed"))
+        raise ConfigError(
+            f"path ('{name}') must be a packed file, not a folder; "
+            + (f"name a file in it: {', '.join(inside[:5])}" if inside else "there is no .packed file in it")
+        )
+    neighbours = [str(entry) for entry in path.parent.glob("*") if entry.is_file()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(name, [*NAMES, *neighbours], n=1)
+    remedy = f"did you mean '{close[0]}'?" if close else f"there is no file {path.absolute()}"
+    raise ConfigError(f"path ('{name}') must be a corpus ({', '.join(NAMES)}) or an existing packed file; {remedy}")
+
+
+def _find(files: Sequence[SourceFile]) -> Path | None:
+    """The folder of the corpus made from these very files, without reading them."""
+    key = stdlib_corpus.listing_key(files)
+    for cache in cache_folders():
+        try:
+            content = json.loads(_pointer(cache, key).read_text(encoding="utf-8"))["content"]
+            folder = _folder(cache, content)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if trusted(cache) and (folder / "corpus.json").is_file():
+            return folder
+    return None
+
+
+def _pointer(cache: Path, key: str) -> Path:
+    return cache / "corpora" / f"stdlib-files-{key[:16]}.json"
+
+
+def _folder(cache: Path, content: str) -> Path:
+    return cache / "corpora" / f"stdlib-{content[:16]}"
+
+
+def _is_sound(folder: Path, split: str) -> bool:
+    try:
+        PackedFile(folder / f"{split}.packed").verify()
+        return True
+    except DataError as error:
+        logger.warning("cached corpus is damaged and is made again: %s", error)
+        return False
+
+
+def _build(files: Sequence[SourceFile], progress: Progress) -> Path:
+    cache = writable_cache()
+    corpora = cache / "corpora"
+    try:
+        corpora.mkdir(exist_ok=True)
+        with one_at_a_time(
+            corpora / "stdlib.lock", lambda: progress("waiting for another process that makes the corpus")
+        ):
+            return _build_or_take(cache, files, progress)
+    except OSError as error:
+        raise DataError(
+            f"corpus cannot be written to {corpora}: {error.strerror or error}; free space or set MODLIB_CACHE"
+        ) from error
+
+
+def _build_or_take(cache: Path, files: Sequence[SourceFile], progress: Progress) -> Path:
+    """Build aside and rename; take what is there if these texts were packed before, by whomever."""
+    started = time.perf_counter()
+    size = sum(file.num_bytes for file in files) / 1e6
+    progress(f"reading {len(files)} source files of the standard library ({size:.1f} MB)")
+    sources = stdlib_corpus.read_sources(stdlib_corpus.library_root(), files)
+    folder = _folder(cache, sources.content_hash)
+    if not (folder / "corpus.json").is_file() or not all(_is_sound(folder, split) for split in stdlib_corpus.SPLITS):
+        aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+        aside.mkdir()
+        try:
+            summary = stdlib_corpus.build(aside, sources, progress)
+            _put(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        counts = ", ".join(
+            f"{split} {part.documents:,} documents / {part.tokens:,} tokens" for split, part in summary.splits.items()
+        )
+        skipped = f"; {len(summary.skipped)} files skipped, listed in corpus.json" if summary.skipped else ""
+        progress(f"corpus ready in {time.perf_counter() - started:.1f} s: {counts}{skipped} ({folder})")
+    pointer = _pointer(cache, stdlib_corpus.listing_key(files))
+    durable.atomic_write_text(pointer, json.dumps({"content": sources.content_hash, "files": len(files)}))
+    return folder
+
+
+def _put(aside: Path, folder: Path) -> None:
+    """Move a finished folder to its name. Whoever comes second, where locks do not work, takes the first one's."""
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if (folder / "corpus.json").is_file() and all(_is_sound(folder, split) for split in stdlib_corpus.SPLITS):
+            return
+        damaged = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.damaged")
+        os.rename(folder, damaged)
+        os.rename(aside, folder)
+        shutil.rmtree(damaged, ignore_errors=True)
+    durable.fsync_directory(folder.parent)

@@ -1,0 +1,190 @@
+"""Worker processes that load batches: torch's DataLoader, made safe to signal, to kill and to resume."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader as TorchDataLoader
+
+from modlib.runtime.errors import DataError
+
+_PR_SET_PDEATHSIG = 1
+_LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_JOIN_S = 5.0
+
+
+def load_batch(dataset: Any, collate: Callable[[Any], Any], indices: npt.NDArray[np.int64]) -> Any:
+    """Collate these samples; all at once where the dataset can."""
+    fetch = getattr(dataset, "__getitems__", None)
+    return collate(fetch(indices) if fetch is not None else [dataset[index] for index in indices.tolist()])
+
+
+class LoaderWorkers:
+    """Processes that live for the whole run and return batches in the order they were asked for.
+
+    They ignore the signals that ask a run to stop: the scheduler sends those to every process, and the parent must
+    still get its batches while it saves. They end with the parent, however it ends.
+
+    Args:
+        dataset: What is read.
+        collate: Applied in the worker.
+        num_workers: Processes.
+        prefetch: Batches each loads ahead.
+        start_method: "fork" or "spawn".
+        pin_memory: Whether batches are put into page-locked memory, by a thread of the parent.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[Any], Any],
+        num_workers: int,
+        prefetch: int,
+        start_method: str,
+        pin_memory: bool,
+    ) -> None:
+        self._plan = _Plan()
+        # Without a generator of its own torch would draw from the global one, and dropout would depend on num_workers.
+        own_generator = torch.Generator().manual_seed(0)
+        self._loader: TorchDataLoader[Any] = TorchDataLoader(
+            _Share(dataset, collate),  # type: ignore[arg-type]
+            batch_sampler=self._plan,  # type: ignore[arg-type]
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            prefetch_factor=prefetch,
+            persistent_workers=True,
+            multiprocessing_context=start_method,
+            pin_memory=pin_memory,
+            worker_init_fn=_EndsWith(os.getpid(), threading.current_thread() is threading.main_thread()),
+            generator=own_generator,
+        )
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers that were started."""
+        return [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
+
+    def iterate(self, indices: Iterator[npt.NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield one batch per array of sample indices, in order. What an earlier call asked for is thrown away.
+
+        Raises:
+            DataError: A worker ended by itself.
+            Exception: Whatever the dataset raised in a worker.
+        """
+        self._plan.indices = indices
+        with _as_data_error():
+            with _signals_blocked():  # until a worker has set its own handlers, a signal would run the parent's in it
+                batches = iter(self._loader)
+        while True:
+            with _as_data_error():
+                loaded = next(batches, None)
+            if loaded is None:
+                return
+            if isinstance(loaded, Exception):
+                raise loaded
+            yield tuple(loaded)
+
+    def close(self) -> None:
+        """End the processes."""
+        iterator = self._loader._iterator
+        if iterator is None:
+            return
+        self._loader._iterator = None
+        iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in iterator._workers:  # type: ignore[attr-defined]
+            if worker.is_alive():
+                worker.kill()  # terminate() would send a signal that it ignores
+            worker.join(_JOIN_S)
+
+
+class _Plan:
+    """The batch sampler torch's DataLoader asks: what to load next, set anew for each iteration."""
+
+    indices: Iterator[npt.NDArray[np.int64]]
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int64]]:
+        return self.indices
+
+
+class _Share:
+    """The dataset as a worker sees it: whole batches, and errors as values, so that they reach the parent unchanged."""
+
+    def __init__(self, dataset: Any, collate: Callable[[Any], Any]) -> None:
+        self.dataset = dataset
+        self.collate = collate
+
+    def __getitems__(self, indices: npt.NDArray[np.int64]) -> Any:
+        try:
+            return load_batch(self.dataset, self.collate, indices)
+        except Exception as error:
+            return _picklable(error)
+
+
+def _picklable(error: Exception) -> Exception:
+    """The error itself where it survives the way to the parent; the queue would drop any other without a word."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__} in a loader worker: {error}")
+    return error
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class _EndsWith:
+    """Runs first in each worker: ignore the signals meant for the parent, and die with it.
+
+    Args:
+        parent: Process id of the parent.
+        from_main_thread: Whether its main thread starts the workers; Linux ties a child to the *thread* that made it.
+    """
+
+    def __init__(self, parent: int, from_main_thread: bool) -> None:
+        self.parent = parent
+        self.from_main_thread = from_main_thread
+
+    def __call__(self, worker: int) -> None:
+        signal.set_wakeup_fd(-1)  # inherited by fork: writing to it would wake the parent
+        for number in _LEFT_TO_THE_PARENT:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_PARENT)
+        if sys.platform == "linux" and self.from_main_thread:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != self.parent:  # it died before the line above
+                os._exit(1)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_PARENT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _as_data_error() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise DataError(
+            f"a data loader worker ended by itself: {error}; it may have been killed for memory: look at the kernel log, "
+            "or set DataLoader.num_workers = 0"
+        ) from error

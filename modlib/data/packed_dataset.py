@@ -1,0 +1,135 @@
+"""Training windows cut from a packed token file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modlib.components import component
+from modlib.data import corpus
+from modlib.data.packed_file import PackedFile
+from modlib.runtime.errors import ConfigError, DataError
+
+
+@component("dataset", "packed_mem_map_dataset_continuous")
+class PackedDataset:
+    """Windows of seq_len + 1 tokens, one after the other, over all documents of a packed file.
+
+    A window gives seq_len inputs and, shifted by one, seq_len targets.
+
+    With reuse_last_target, windows start seq_len tokens apart: the last target of one is the first input of the next,
+    and of N tokens there are (N - 1) // seq_len windows, in which every token but the first (and up to seq_len - 1
+    tokens at the end) is a target once. Without it, windows start seq_len + 1 apart and share no token: there are
+    N // (seq_len + 1), and the first token of each window is never a target.
+
+    Args:
+        path: A packed token file, or a corpus that modlib makes itself, such as "stdlib:train".
+        seq_len: Inputs per window, at least 1.
+        reuse_last_target: Whether neighbouring windows share one token.
+
+    Raises:
+        ConfigError: seq_len is below 1, or there is no such corpus or file.
+        DataError: The file is damaged, or shorter than one window.
+    """
+
+    def __init__(self, *, path: str, seq_len: int, reuse_last_target: bool = True) -> None:
+        if seq_len < 1:
+            raise ConfigError(f"seq_len ({seq_len}) must be at least 1; set SEQ_LEN")
+        self.name = os.fspath(path)
+        self.seq_len = seq_len
+        self.reuse_last_target = reuse_last_target
+        self.packed = PackedFile(corpus.prepare(path))
+        self.stride = seq_len if reuse_last_target else seq_len + 1
+        tokens = self.packed.tokens
+        if len(tokens) < seq_len + 1:
+            raise DataError(
+                f"tokens in {self.packed.path} ({len(tokens)}) must be at least seq_len + 1 ({seq_len + 1}) for one "
+                "window; use more text or a shorter SEQ_LEN"
+            )
+        count = (len(tokens) - seq_len - 1) // self.stride + 1
+        # Overlapping windows as a view: no table of starts, and one copy per row when gathered.
+        self._windows: npt.NDArray[Any] = np.lib.stride_tricks.as_strided(
+            tokens, (count, seq_len + 1), (self.stride * tokens.itemsize, tokens.itemsize), writeable=False
+        )
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, index: int) -> npt.NDArray[Any]:
+        """Window `index`, (seq_len + 1,), in the file's own integer type."""
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"window ({index}) must be below the {count} windows of {self.name}")
+        return self._windows[index]
+
+    def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+        """Many windows at once, (B, seq_len + 1), copied in the file's own integer type.
+
+        Raises:
+            IndexError: An index is negative or beyond the last window.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"windows ({rows.min()} to {rows.max()}) must be 0 to {len(self) - 1} of {self.name}")
+        return self._windows[rows]
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself
+        return (_reopen, (str(self.packed.path), self.seq_len, self.reuse_last_target))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the tokens or the way they are cut into windows change; the same on every machine."""
+        return f"sha256:{self.packed.sha256}/seq_len={self.seq_len}/stride={self.stride}"
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of source text per token, end-of-document tokens included; 0.0 when the file does not say."""
+        return self.packed.num_bytes_of_text / self.packed.num_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Targets in one epoch."""
+        return len(self) * self.seq_len
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuse data with ids that the model does not have.
+
+        Args:
+            vocab_size: The model's.
+
+        Raises:
+            DataError: An id in the file is not below vocab_size.
+        """
+        if self.packed.max_token_id >= vocab_size:
+            raise DataError(
+                f"largest token id in {self.packed.path} ({self.packed.max_token_id}) must be below the model's vocab_size "
+                f"({vocab_size}); set vocab_size to at least {self.packed.vocab_size}, or pack with the model's tokenizer"
+            )
+
+    def check_tokenizer(self, fingerprint: str) -> None:
+        """Refuse data that another tokenizer made; a file that names no tokenizer passes.
+
+        Args:
+            fingerprint: Of the tokenizer in use.
+
+        Raises:
+            DataError: The fingerprints differ.
+        """
+        own = self.packed.tokenizer_fingerprint
+        if own and own != fingerprint:
+            raise DataError(
+                f"tokenizer of {self.packed.path} ({own[:12]}) must be the tokenizer in use ({fingerprint[:12]}); "
+                "pack the text with this tokenizer, or use the one the file was made with"
+            )
+
+    def check_unchanged(self) -> None:
+        """See `PackedFile.check_unchanged`."""
+        self.packed.check_unchanged()
+
+
+def _reopen(path: str, seq_len: int, reuse_last_target: bool) -> PackedDataset:
+    return PackedDataset(path=path, seq_len=seq_len, reuse_last_target=reuse_last_target)

@@ -1,0 +1,182 @@
+"""A packed token file opened for reading: memory-mapped, every size checked first."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modlib.data.packed_header import HEADER_BYTES, PackedHeader, decode_header
+from modlib.runtime.errors import DataError
+
+TOKEN_DTYPES = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_CHUNK_BYTES = 1 << 24
+_OFFSETS_CHECKED_ON_OPEN = 1_000_000  # 8 MB; more are checked by verify() and, one by one, by document()
+
+
+class PackedFile:
+    """Tokens of many documents, back to back, in one memory-mapped file.
+
+    Opening reads the header and the document offsets only. The file stays mapped as it was opened: replacing it by a
+    rename does not disturb a reader.
+
+    Args:
+        path: A file written by `PackedFileWriter`.
+
+    Raises:
+        DataError: The file is missing, not a packed file, truncated even by a byte, or contradicts itself.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self._file = open(self.path, "rb")  # noqa: SIM115  kept open: its size is watched during the run
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be opened: {error.strerror}; check the path (DATA)") from error
+        try:
+            status = os.fstat(self._file.fileno())
+            self._seen = (status.st_size, status.st_mtime_ns)
+            self.header: PackedHeader = decode_header(self._file.read(HEADER_BYTES), self.path, status.st_size)
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            self._file.close()
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}; check the file") from error
+        except DataError:
+            self._file.close()
+            raise
+        dtype = TOKEN_DTYPES[self.header.token_width]
+        self.tokens: np.ndarray[Any, Any] = self._section("tokens", dtype)
+        self.document_offsets: np.ndarray[Any, Any] = self._section("documents", np.dtype("<i8"))
+        self._check_ends()
+        if self.num_documents <= _OFFSETS_CHECKED_ON_OPEN:
+            self._check_order()
+
+    def _section(self, name: str, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+        offset, length = self.header.sections[name]
+        return np.frombuffer(self._map, dtype, length // dtype.itemsize, offset)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself
+        return (type(self), (self.path,))
+
+    def __repr__(self) -> str:
+        return f"PackedFile({str(self.path)!r}: {self.num_tokens} tokens, {self.num_documents} documents)"
+
+    @property
+    def num_tokens(self) -> int:
+        return self.header.num_tokens
+
+    @property
+    def num_documents(self) -> int:
+        return self.header.num_documents
+
+    @property
+    def num_bytes_of_text(self) -> int:
+        """UTF-8 bytes of the source text; with num_tokens it turns nats per token into bits per byte."""
+        return self.header.num_bytes_of_text
+
+    @property
+    def vocab_size(self) -> int:
+        return self.header.vocab_size
+
+    @property
+    def max_token_id(self) -> int:
+        return self.header.max_token_id
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        return self.header.tokenizer_fingerprint
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything after the header: equal on every machine for equal contents."""
+        return self.header.sha256
+
+    def document(self, index: int) -> np.ndarray[Any, Any]:
+        """The tokens of one document, its end-of-document token included.
+
+        Raises:
+            DataError: There is no such document, or its offsets are damaged.
+        """
+        if not 0 <= index < self.num_documents:
+            raise DataError(f"document ({index}) must be below the {self.num_documents} documents of {self.path}")
+        start, end = self.document_offsets[index : index + 2].tolist()
+        if not 0 <= start <= end <= self.num_tokens:
+            raise DataError(self._offsets_message(index, start, end))
+        return self.tokens[start:end]
+
+    def verify(self) -> None:
+        """Read the whole file and compare it with its hash; ids and offsets are checked too.
+
+        Raises:
+            DataError: Something differs from what was written.
+        """
+        digest = hashlib.sha256()
+        with memoryview(self._map) as view:
+            for start in range(HEADER_BYTES, len(view), _CHUNK_BYTES):
+                digest.update(view[start : start + _CHUNK_BYTES])
+        if digest.hexdigest() != self.sha256:
+            raise DataError(
+                f"SHA-256 of the contents of {self.path} ({digest.hexdigest()}) must equal the one in its header "
+                f"({self.sha256}); the file was changed or damaged: copy it again or pack it again"
+            )
+        self._check_order()
+        per_chunk = _CHUNK_BYTES // self.header.token_width
+        chunks = (self.tokens[start : start + per_chunk] for start in range(0, self.num_tokens, per_chunk))
+        largest = max((int(chunk.max()) for chunk in chunks), default=0)
+        if largest != self.max_token_id:
+            raise DataError(
+                f"max_token_id of {self.path} ({self.max_token_id}) must equal the largest id in it ({largest}); pack it again"
+            )
+
+    def check_unchanged(self) -> None:
+        """Refuse to go on with a file that was changed in place since it was opened; costs microseconds.
+
+        A new time stamp alone is no change: then the whole contents are verified once.
+
+        Raises:
+            DataError: The size or the contents changed.
+        """
+        status = os.fstat(self._file.fileno())
+        seen = (status.st_size, status.st_mtime_ns)
+        if seen == self._seen:
+            return
+        if seen[0] != self._seen[0]:
+            raise DataError(
+                f"size of {self.path} ({seen[0]} bytes) must stay the {self._seen[0]} bytes it had when it was opened; "
+                "the file was changed during the run: restore it, or give the new data a name of its own"
+            )
+        header = decode_header(self._map[:HEADER_BYTES], self.path, seen[0])
+        if header != self.header:
+            raise DataError(
+                f"contents of {self.path} ({header.sha256[:12]}) must stay the ones it was opened with "
+                f"({self.sha256[:12]}); the file was changed during the run: restore it"
+            )
+        self.verify()
+        self._seen = seen
+
+    def _check_ends(self) -> None:
+        first, last = int(self.document_offsets[0]), int(self.document_offsets[-1])
+        if first != 0 or last != self.num_tokens:
+            raise DataError(
+                f"document offsets of {self.path} ({first} to {last}) must run from 0 to its number of tokens "
+                f"({self.num_tokens}); the file is damaged: copy it again or pack it again"
+            )
+
+    def _check_order(self) -> None:
+        per_chunk = _CHUNK_BYTES // 8
+        for start in range(0, self.num_documents, per_chunk):
+            part = self.document_offsets[start : start + per_chunk + 1]
+            falls = np.flatnonzero(part[1:] < part[:-1])
+            if falls.size:
+                index = start + int(falls[0])
+                raise DataError(self._offsets_message(index, *self.document_offsets[index : index + 2].tolist()))
+
+    def _offsets_message(self, index: int, start: int, end: int) -> str:
+        return (
+            f"document {index} of {self.path} (tokens {start} to {end}) must lie in order within its {self.num_tokens} "
+            "tokens; the file is damaged: copy it again or pack it again"
+        )

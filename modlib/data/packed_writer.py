@@ -1,0 +1,190 @@
+"""Writing a packed token file: streamed, complete or not there at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modlib.data.packed_file import TOKEN_DTYPES
+from modlib.data.packed_header import HEADER_BYTES, PackedHeader, encode_header, layout, narrowest_width
+from modlib.runtime import durable
+from modlib.runtime.errors import DataError
+
+
+class PackedFileWriter:
+    """Writes documents of token ids; use as a context manager.
+
+    Tokens are streamed into a file beside the final one whose header is still empty. Leaving the block writes the
+    header last, waits for the disk and renames: at every instant the final path holds the old file, the whole new
+    one, or nothing. An exception inside the block removes what was written.
+
+    Args:
+        path: The file to make; its folder is created.
+        vocab_size: Every id must be below it; also chooses the token width.
+        tokenizer_fingerprint: Of the tokenizer that made the ids; empty when unknown.
+        end_of_document_id: The id that the caller puts at the end of each document, for readers to know.
+        token_width: Bytes per token; None takes the narrowest of 1, 2, 4 that holds vocab_size.
+        info: Anything else worth keeping in the header, as JSON.
+        overwrite: Whether an existing file is replaced.
+
+    Raises:
+        DataError: The file exists, cannot be written, or an id is out of vocabulary.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        vocab_size: int,
+        tokenizer_fingerprint: str = "",
+        end_of_document_id: int | None = None,
+        token_width: int | None = None,
+        info: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        least = narrowest_width(vocab_size)
+        self.token_width = least if token_width is None else token_width
+        if self.token_width not in TOKEN_DTYPES or self.token_width < least:
+            raise DataError(f"token_width ({token_width}) must be 1, 2 or 4 and at least {least} for {vocab_size} ids")
+        if self.path.exists() and not overwrite:
+            raise DataError(f"{self.path} exists; choose another path, remove it, or pass overwrite=True")
+        self.vocab_size = vocab_size
+        self.tokenizer_fingerprint = tokenizer_fingerprint
+        self.end_of_document_id = end_of_document_id
+        self.info = dict(info or {})
+        self.num_tokens = 0
+        self.num_bytes_of_text = 0
+        self.max_token_id = 0
+        self.header: PackedHeader | None = None
+        self._lengths: list[npt.NDArray[np.int64]] = []
+        self._hash = hashlib.sha256()
+        self._aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.fdopen(durable.create_file(self._aside), "wb", buffering=1 << 20)
+            self._file.write(bytes(HEADER_BYTES))
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+
+    @property
+    def num_documents(self) -> int:
+        return sum(len(lengths) for lengths in self._lengths)
+
+    def write(self, tokens: npt.ArrayLike, num_bytes_of_text: int = 0) -> None:
+        """Append one document."""
+        array = np.asarray(tokens)
+        self.write_documents(array, np.array([array.size]), num_bytes_of_text)
+
+    def write_documents(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike, num_bytes_of_text: int = 0) -> None:
+        """Append many documents at once.
+
+        Args:
+            tokens: Ids of all documents, back to back.
+            lengths: Tokens of each document; their sum is the number of ids.
+            num_bytes_of_text: UTF-8 bytes of the text they came from, together.
+
+        Raises:
+            DataError: An id is negative or not below vocab_size; the message names the document.
+        """
+        ids = np.asarray(tokens).reshape(-1)
+        counts = np.asarray(lengths, dtype=np.int64).reshape(-1)
+        if counts.sum() != ids.size or (counts.size and counts.min() < 0):
+            raise DataError(f"lengths (sum {counts.sum()}) must add up to the number of tokens ({ids.size})")
+        if ids.size:
+            self._check_range(ids, counts)
+            self.max_token_id = max(self.max_token_id, int(ids.max()))
+            self._append(np.ascontiguousarray(ids, dtype=TOKEN_DTYPES[self.token_width]))
+        self._lengths.append(counts)
+        self.num_tokens += ids.size
+        self.num_bytes_of_text += num_bytes_of_text
+
+    def _check_range(self, ids: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
+        if ids.dtype.kind not in "iu":
+            raise DataError(f"dtype of the tokens ({ids.dtype}) must be an integer type; pass token ids")
+        if ids.min() >= 0 and ids.max() < self.vocab_size:
+            return
+        place = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
+        document = self.num_documents + int(np.searchsorted(np.cumsum(counts), place, side="right"))
+        raise DataError(
+            f"token id ({ids[place]}) of document {document} must be at least 0 and below vocab_size "
+            f"({self.vocab_size}); check that the ids come from this tokenizer"
+        )
+
+    def _append(self, array: npt.NDArray[Any]) -> None:
+        data = array.view(np.uint8).data
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self._hash.update(data)
+
+    def commit(self) -> None:
+        """Write offsets and header, wait for the disk, and rename to the final path."""
+        counts = np.concatenate([*self._lengths, np.zeros(0, np.int64)])
+        sections = layout(self.num_tokens, counts.size, self.token_width)
+        end_of_tokens = HEADER_BYTES + self.num_tokens * self.token_width
+        self._append(np.zeros(sections["documents"][0] - end_of_tokens, np.uint8))
+        offsets = np.zeros(counts.size + 1, "<u8")
+        np.cumsum(counts, out=offsets[1:], casting="unsafe")
+        self._append(offsets)
+        header = PackedHeader(
+            token_width=self.token_width,
+            num_tokens=self.num_tokens,
+            num_documents=counts.size,
+            num_bytes_of_text=self.num_bytes_of_text,
+            vocab_size=self.vocab_size,
+            max_token_id=self.max_token_id,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+            end_of_document_id=self.end_of_document_id,
+            sha256=self._hash.hexdigest(),
+            sections=sections,
+            info=self.info,
+        )
+        try:
+            self._file.flush()
+            durable.fsync_file(self._file.fileno(), self._aside)  # tokens first: a header never describes lost bytes
+            durable.write_all(self._file.fileno(), memoryview(encode_header(header)), 0, self._aside)
+            durable.fsync_file(self._file.fileno(), self._aside)
+            self._file.close()
+            durable.rename(self._aside, self.path)
+            durable.fsync_directory(self.path.parent)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self.header = header
+
+    def abort(self) -> None:
+        """Throw away what was written; the final path is untouched."""
+        try:
+            self._file.close()
+        except OSError:
+            pass  # the disk may be full: the buffered rest is thrown away with the file
+        finally:
+            self._aside.unlink(missing_ok=True)
+
+    def __enter__(self) -> PackedFileWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            self.commit()
+        except BaseException:
+            self.abort()
+            raise
+
+
+def _cannot_write(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be written: {error.strerror or error}; free space or choose another folder")

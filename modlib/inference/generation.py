@@ -1,0 +1,223 @@
+"""Text from a model: sampling, a static key/value cache, and windows that slide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from modlib.models.gpt2 import KeyValueCache
+from modlib.runtime.errors import ConfigError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer; tokenizers.Tokenizer has it."""
+
+    def encode(self, sequence: str) -> Any: ...
+    def decode(self, ids: list[int]) -> str: ...
+    def token_to_id(self, token: str) -> int | None: ...
+    def get_vocab_size(self) -> int: ...
+
+
+def next_tokens(
+    logits: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Choose one token per row.
+
+    Args:
+        logits: (B, V).
+        temperature: 0 takes the most likely token; 1 samples from the model's distribution.
+        top_k: Sample among this many most likely tokens.
+        top_p: Sample among the fewest most likely tokens whose probabilities reach top_p together; at least one.
+        generator: Source of randomness, on the device of the logits.
+
+    Returns:
+        (B, 1) int64.
+
+    Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, section 3.1 (top_p).
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        smallest = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, float("-inf"))
+    probabilities = logits.softmax(dim=-1)
+    if top_p is not None and top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        likelier = ordered.cumsum(dim=-1) - ordered  # probability of everything before each token
+        probabilities = probabilities.masked_fill((likelier >= top_p).gather(-1, order.argsort(dim=-1)), 0.0)
+    return torch.multinomial(probabilities, 1, generator=generator)
+
+
+def _check(tokens: Tensor, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+    problems = []
+    if tokens.ndim != 2 or tokens.shape[1] < 1:
+        problems.append(
+            f"prompt {tuple(tokens.shape)} must be (batch, tokens) with at least 1 token; use {END_OF_TEXT}"
+        )
+    if max_new_tokens < 0:
+        problems.append(f"max_new_tokens ({max_new_tokens}) must be at least 0")
+    if not temperature >= 0:
+        problems.append(f"temperature ({temperature}) must be at least 0; 0 is greedy")
+    if top_k is not None and top_k < 1:
+        problems.append(f"top_k ({top_k}) must be at least 1; leave it out for all tokens")
+    if top_p is not None and not 0 < top_p <= 1:
+        problems.append(f"top_p ({top_p}) must be in (0, 1]; leave it out for all tokens")
+    if problems:
+        raise ConfigError(problems)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and afterwards every module in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokens: Tensor,
+    max_new_tokens: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+    generator: torch.Generator | None = None,
+    stop_token: int | None = None,
+    vocab_size: int | None = None,
+    use_cache: bool = True,
+) -> Tensor:
+    """Continue every row of tokens.
+
+    The model sees the last seq_len tokens, so prompt and continuation may be longer than its window; once the window
+    slides, each token costs a full forward pass, because all positions shift. The global random state is not touched.
+
+    A model sharded by FSDP works when every rank calls this with the same arguments; it runs without the cache, and
+    rank 0 chooses the tokens.
+
+    Args:
+        model: Called with (B, T) tokens, gives logits (B, T, V); has seq_len. One with GPT2's `decode` uses the cache.
+        tokens: (B, T) int64, T at least 1; rows of equal length.
+        max_new_tokens: Tokens to add.
+        temperature: 0 is greedy.
+        top_k: Sample among the top_k most likely tokens.
+        top_p: Sample among the most likely tokens that together have probability top_p.
+        seed: Of the samples, when no generator is given.
+        generator: Source of randomness on the model's device; advanced.
+        stop_token: A row ends with it and is filled up with it; generation ends when every row has ended.
+        vocab_size: Only ids below it are chosen, for models whose vocabulary was padded beyond the tokenizer's.
+        use_cache: False recomputes the whole window for every token.
+
+    Returns:
+        (B, T + n) with n at most max_new_tokens.
+
+    Raises:
+        ConfigError: An argument out of its range.
+    """
+    _check(tokens, max_new_tokens, temperature, top_k, top_p)
+    parameter = next(model.parameters())
+    is_sharded = hasattr(parameter, "device_mesh")
+    batch_size, prompt_length = tokens.shape
+    end = prompt_length + max_new_tokens
+    result = torch.empty(batch_size, end, dtype=torch.int64, device=parameter.device)
+    result[:, :prompt_length] = tokens
+    if generator is None:
+        generator = torch.Generator(parameter.device).manual_seed(seed)
+    cache = None
+    if use_cache and not is_sharded and hasattr(model, "decode"):
+        cache = KeyValueCache(model, batch_size=batch_size, capacity=min(end, model.seq_len))
+    stopped = torch.zeros(batch_size, 1, dtype=torch.bool, device=parameter.device)
+    with _evaluating(model):
+        for position in range(prompt_length, end):
+            logits = _last_logits(model, result[:, :position], cache)[:, :vocab_size]
+            chosen = next_tokens(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+            if is_sharded and dist.is_initialized():
+                dist.broadcast(chosen, src=0)  # one choice for all, or a rounding difference would part the ranks
+            if stop_token is not None:
+                chosen = chosen.masked_fill(stopped, stop_token)
+                stopped |= chosen == stop_token
+            result[:, position : position + 1] = chosen
+            if stop_token is not None and bool(stopped.all()):
+                return result[:, : position + 1]
+    return result
+
+
+def _last_logits(model: Any, tokens: Tensor, cache: KeyValueCache | None) -> Tensor:
+    """Logits (B, V) of the token that follows."""
+    window = tokens[:, -model.seq_len :]
+    if cache is None:
+        return model(window)[:, -1]
+    if cache.length == 0 or tokens.shape[1] > model.seq_len:
+        cache.length = 0  # the window slid: every cached key has another position now
+        return model.decode(window, cache)
+    return model.decode(window[:, cache.length :], cache)
+
+
+def sample_text(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int = 100,
+    temperature: float = 0.8,
+    top_k: int | None = 50,
+    top_p: float | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> str:
+    """Prompt and continuation as text, up to the end of the document if the model ends it.
+
+    Args:
+        model: As for generate; a sharded one needs every rank to call.
+        tokenizer: Turns text into ids and back. An empty prompt is its end-of-text token, which starts a document.
+        prompt: Text to continue.
+        max_new_tokens: Most tokens to add.
+        temperature: 0 is greedy.
+        top_k: Sample among the top_k most likely tokens.
+        top_p: Sample among the most likely tokens that together have probability top_p.
+        seed: Of the samples.
+        use_cache: As for generate.
+
+    Raises:
+        ConfigError: An argument out of its range, or an empty prompt with a tokenizer without end-of-text token.
+    """
+    stop_token = tokenizer.token_to_id(END_OF_TEXT)
+    ids = list(tokenizer.encode(prompt).ids)
+    if not ids and stop_token is not None:
+        ids = [stop_token]
+    device = next(model.parameters()).device
+    tokens = generate(
+        model,
+        torch.tensor([ids], dtype=torch.int64, device=device),
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_token=stop_token,
+        vocab_size=tokenizer.get_vocab_size(),
+        use_cache=use_cache,
+    )
+    continuation = tokens[0, len(ids) :].tolist()
+    if continuation and continuation[-1] == stop_token:
+        continuation.pop()
+    return prompt + tokenizer.decode(continuation)

@@ -1,0 +1,265 @@
+"""Weights between GPT2 and the checkpoints of transformers' GPT2LMHeadModel and LlamaForCausalLM."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modlib.models.gpt2 import GPT2
+from modlib.nn.attention import join_qkv, split_qkv
+from modlib.runtime.errors import CheckpointError, ConfigError
+
+Architecture = Literal["gpt2", "llama"]
+
+
+class _Match(NamedTuple):
+    """One tensor of ours and what it is called, or what its parts are called, over there."""
+
+    ours: str
+    theirs: tuple[str, ...]
+    transposed: bool = False  # GPT-2's Conv1D stores (in, out)
+
+
+_GPT2_TOP = (
+    _Match("token_embedding.weight", ("transformer.wte.weight",)),
+    _Match("position_embedding.weight", ("transformer.wpe.weight",)),
+    _Match("final_norm.weight", ("transformer.ln_f.weight",)),
+    _Match("final_norm.bias", ("transformer.ln_f.bias",)),
+    _Match("lm_head.weight", ("lm_head.weight",)),
+)
+_GPT2_BLOCK = tuple(
+    _Match(f"{ours}.{leaf}", (f"{theirs}.{leaf}",), transposed=leaf == "weight" and "ln" not in theirs)
+    for ours, theirs in (
+        ("attention_norm", "ln_1"),
+        ("attention.qkv", "attn.c_attn"),
+        ("attention.out", "attn.c_proj"),
+        ("feed_forward_norm", "ln_2"),
+        ("feed_forward.up", "mlp.c_fc"),
+        ("feed_forward.down", "mlp.c_proj"),
+    )
+    for leaf in ("weight", "bias")
+)
+_LLAMA_TOP = (
+    _Match("token_embedding.weight", ("model.embed_tokens.weight",)),
+    _Match("final_norm.weight", ("model.norm.weight",)),
+    _Match("lm_head.weight", ("lm_head.weight",)),
+)
+_LLAMA_BLOCK = (
+    _Match("attention_norm.weight", ("input_layernorm.weight",)),
+    _Match("attention.qkv.weight", tuple(f"self_attn.{part}_proj.weight" for part in "qkv")),
+    _Match("attention.out.weight", ("self_attn.o_proj.weight",)),
+    _Match("feed_forward_norm.weight", ("post_attention_layernorm.weight",)),
+    _Match("feed_forward.gate.weight", ("mlp.gate_proj.weight",)),
+    _Match("feed_forward.up.weight", ("mlp.up_proj.weight",)),
+    _Match("feed_forward.down.weight", ("mlp.down_proj.weight",)),
+)
+_TABLES: dict[str, tuple[tuple[_Match, ...], tuple[_Match, ...], str]] = {
+    "gpt2": (_GPT2_TOP, _GPT2_BLOCK, "transformer.h"),
+    "llama": (_LLAMA_TOP, _LLAMA_BLOCK, "model.layers"),
+}
+# Buffers of old transformers versions that hold no weights.
+_IGNORED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
+
+
+def architecture_of(model: GPT2) -> Architecture:
+    """Which of transformers' two architectures computes the same function as this model.
+
+    Raises:
+        ConfigError: None does; names what is in the way.
+    """
+    bias = any(name.endswith(".bias") for name, _ in model.named_parameters())
+    norm = type(model.final_norm)
+    qk_norm = any(".q_norm." in name for name, _ in model.named_parameters())
+    is_mha = model.num_kv_heads == model.num_heads
+    is_gpt2 = {
+        "position is 'learned'": model.position == "learned",
+        "activation is not 'swiglu'": model.activation != "swiglu",
+        "norm is LayerNorm": issubclass(norm, nn.LayerNorm),
+        "bias is True": bias,
+        "num_kv_heads equals num_heads": is_mha,
+        "qk_norm is False": not qk_norm,
+    }
+    is_llama = {
+        "position is 'rotary'": model.position == "rotary",
+        "rope_fraction is 1": model.rope_fraction == 1.0,
+        "activation is 'swiglu'": model.activation == "swiglu",
+        "norm is RMSNorm": issubclass(norm, nn.RMSNorm),
+        "bias is False": not bias,
+        "qk_norm is False": not qk_norm,
+    }
+    if all(is_gpt2.values()):
+        return "gpt2"
+    if all(is_llama.values()):
+        return "llama"
+    raise ConfigError(
+        "transformers has no architecture for this model: GPT-2 needs that "
+        + ", ".join(what for what, holds in is_gpt2.items() if not holds)
+        + "; Llama needs that "
+        + ", ".join(what for what, holds in is_llama.items() if not holds)
+    )
+
+
+def _matches(model: GPT2) -> list[_Match]:
+    top, block, prefix = _TABLES[architecture_of(model)]
+    matches = [match for match in top if not (match.ours == "lm_head.weight" and model.tie_embeddings)]
+    for layer in range(model.num_layers):
+        for ours, theirs, transposed in block:
+            names = tuple(f"{prefix}.{layer}.{name}" for name in theirs)
+            matches.append(_Match(f"blocks.{layer}.{ours}", names, transposed))
+    return matches
+
+
+def from_transformers(state: Mapping[str, Tensor], model: GPT2) -> dict[str, Tensor]:
+    """The state dict for `model` from one of transformers', tensors shared where nothing had to be rearranged.
+
+    Args:
+        state: Of a GPT2LMHeadModel or LlamaForCausalLM of the same sizes.
+        model: What to load into; may be on meta. Its parameters decide which architecture `state` must be of.
+
+    Raises:
+        CheckpointError: Tensors missing, left over or of another shape; all of them are named.
+        ConfigError: The model has no counterpart in transformers.
+    """
+    source = {name: tensor for name, tensor in state.items() if not _IGNORED.search(name)}
+    if architecture_of(model) == "gpt2" and not any(name.startswith("transformer.") for name in source):
+        source = {f"transformer.{name}" if name != "lm_head.weight" else name: t for name, t in source.items()}
+    if model.tie_embeddings:
+        source.pop("lm_head.weight", None)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    converted: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for ours, theirs, transposed in _matches(model):
+        missing = [name for name in theirs if name not in source]
+        if missing:
+            problems.append(f"{', '.join(missing)} is missing, needed for {ours}")
+            continue
+        parts = [source.pop(name) for name in theirs]
+        if transposed:
+            parts = [part.t() for part in parts]
+        if "attention.qkv" in ours:
+            if len(parts) == 1:
+                parts = list(parts[0].chunk(3))  # GPT-2: three equal thirds
+            rows = sum(part.shape[0] for part in parts)
+            fits = rows == shapes[ours][0]  # where not, the shapes below say so
+            tensor = join_qkv(parts[0], parts[1], parts[2], model.num_kv_heads) if fits else torch.cat(parts)
+        else:
+            tensor = parts[0]
+        if tuple(tensor.shape) != shapes[ours]:
+            problems.append(f"{' + '.join(theirs)} gives {tuple(tensor.shape)}, {ours} is {shapes[ours]}")
+        converted[ours] = tensor.contiguous()
+    problems += [f"{name} is not a parameter of this model" for name in source]
+    if problems:
+        raise CheckpointError("transformers checkpoint does not fit the model:\n  " + "\n  ".join(problems))
+    return converted
+
+
+def to_transformers(state: Mapping[str, Tensor], model: GPT2) -> dict[str, Tensor]:
+    """The inverse of from_transformers: transformers' names for a full state dict of `model`.
+
+    Args:
+        state: Whole (unsharded) tensors under the model's names.
+        model: Says the sizes and the architecture; may be on meta.
+
+    Returns:
+        Contiguous tensors. A tied output projection is left out; transformers ties it by its config.
+
+    Raises:
+        ConfigError: The model has no counterpart in transformers.
+    """
+    converted: dict[str, Tensor] = {}
+    for ours, theirs, transposed in _matches(model):
+        parts: tuple[Tensor, ...] = (state[ours],)
+        if "attention.qkv" in ours:
+            parts = split_qkv(state[ours], model.num_heads, model.num_kv_heads)
+            if len(theirs) == 1:
+                parts = (torch.cat(parts),)
+        for name, part in zip(theirs, parts, strict=True):
+            converted[name] = (part.t() if transposed else part).contiguous()
+    return converted
+
+
+def arguments_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """GPT2's arguments for a transformers config.json of model_type "gpt2" or "llama".
+
+    Raises:
+        ConfigError: Another model_type, or a setting that GPT2 cannot express; all of them are named.
+    """
+    kind = config.get("model_type")
+    if kind == "gpt2":
+        return _gpt2_arguments(config)
+    if kind == "llama":
+        return _llama_arguments(config)
+    raise ConfigError(f"model_type ({kind!r}) must be 'gpt2' or 'llama'")
+
+
+def _refuse(config: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
+    problems = [
+        f"{name} ({config[name]!r}) must be {value!r} to be expressed as GPT2"
+        for name, value in needed.items()
+        if config.get(name) is not None and config[name] != value
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _gpt2_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+    name = config.get("activation_function", "gelu_new")
+    if name not in activations:
+        raise ConfigError(f"activation_function ({name!r}) must be one of {', '.join(map(repr, activations))}")
+    _refuse(
+        config, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+    )
+    drops = {config.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    if len(drops) > 1:
+        raise ConfigError(f"embd_pdrop, attn_pdrop and resid_pdrop ({sorted(drops)}) must be equal to be GPT2.dropout")
+    return {
+        "vocab_size": config["vocab_size"],
+        "seq_len": config["n_positions"],
+        "num_layers": config["n_layer"],
+        "num_heads": config["n_head"],
+        "dim": config["n_embd"],
+        "ffn_dim": config.get("n_inner"),
+        "activation": activations[name],
+        "norm": partial(nn.LayerNorm, eps=config.get("layer_norm_epsilon", 1e-5)),
+        "tie_embeddings": config.get("tie_word_embeddings", True),
+        "dropout": drops.pop(),
+    }
+
+
+def _llama_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    heads, dim = config["num_attention_heads"], config["hidden_size"]
+    checked = {**config, "rope_type": rope_type}
+    _refuse(
+        checked,
+        {
+            "rope_type": "default",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "hidden_act": "silu",
+            "head_dim": dim // heads,
+            "attention_dropout": 0.0,
+        },
+    )
+    return {
+        "vocab_size": config["vocab_size"],
+        "seq_len": config["max_position_embeddings"],
+        "num_layers": config["num_hidden_layers"],
+        "num_heads": heads,
+        "num_kv_heads": config.get("num_key_value_heads") or heads,
+        "dim": dim,
+        "ffn_dim": config["intermediate_size"],
+        "activation": "swiglu",
+        "norm": partial(nn.RMSNorm, eps=config.get("rms_norm_eps", 1e-6)),
+        "position": "rotary",
+        "rope_theta": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+        "bias": False,
+        "tie_embeddings": config.get("tie_word_embeddings", False),
+    }

@@ -1,0 +1,74 @@
+"""Which parameters the optimizer decays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from modlib.components import component
+from modlib.runtime.errors import ConfigError
+
+
+@component("parameter_groups", "decay")
+class DecayGroups:
+    """Weight decay for matrices, none for norms, biases and other vectors.
+
+    A parameter decays when it has at least two axes, is not an embedding that was opted out, and no excluded pattern
+    is found in its name. Decayed parameters take the optimizer's weight_decay, the others 0. Frozen parameters are
+    left out, a parameter with two names is in once, and every trainable parameter is in exactly one group.
+
+    Args:
+        decay_embeddings: Whether nn.Embedding tables decay; a tied output projection is one of them.
+        weight_decay_excluded: Regular expressions searched in parameter names; each must be found at least once.
+
+    Raises:
+        ConfigError: A pattern that is not a regular expression or matches no parameter; nothing to train.
+
+    Source: Radford et al. 2018, GPT, section 4.1 (decay on all non-bias and gain weights).
+    """
+
+    def __init__(self, decay_embeddings: bool = True, weight_decay_excluded: Sequence[str] = ()) -> None:
+        self.decay_embeddings = decay_embeddings
+        problems, self.patterns = [], []
+        for pattern in weight_decay_excluded:
+            try:
+                self.patterns.append(re.compile(pattern))
+            except re.error as error:
+                problems.append(f"weight_decay_excluded ({pattern!r}) must be a regular expression: {error}")
+        if problems:
+            raise ConfigError(problems)
+
+    def __call__(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer: the decayed ones first; a group without parameters is left out.
+
+        Args:
+            model: Plain or sharded by FSDP2; shapes are those of the whole parameter.
+        """
+        names = dict(model.named_parameters())  # torch lists a shared parameter once
+        unmatched = [pattern.pattern for pattern in self.patterns if not any(map(pattern.search, names))]
+        if unmatched:
+            examples = ", ".join(list(names)[:3])
+            raise ConfigError(
+                f"weight_decay_excluded ({', '.join(map(repr, unmatched))}) must match a parameter of "
+                f"{type(model).__name__}; its names look like {examples}"
+            )
+        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        decayed: list[nn.Parameter] = []
+        kept: list[nn.Parameter] = []
+        for name, parameter in names.items():
+            if not parameter.requires_grad:
+                continue
+            excluded = any(pattern.search(name) for pattern in self.patterns)
+            if id(parameter) in embeddings and not self.decay_embeddings:
+                excluded = True
+            (decayed if parameter.ndim >= 2 and not excluded else kept).append(parameter)
+        num_trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        if num_trainable == 0:
+            raise ConfigError(f"{type(model).__name__} must have a trainable parameter; all {len(names)} are frozen")
+        num_grouped = sum(parameter.numel() for parameter in decayed + kept)
+        assert num_grouped == num_trainable, f"groups hold {num_grouped} of {num_trainable} trainable parameters"
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]

@@ -1,0 +1,70 @@
+"""Every error a user can cause, each with the exit code of its class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_OK = 0
+EXIT_CONFIG = 2
+EXIT_DATA = 3
+EXIT_CHECKPOINT = 4
+EXIT_NON_FINITE = 5
+EXIT_HANG = 6
+EXIT_PREEMPTED = 75
+
+
+class ModlibError(Exception):
+    """An error with a message for the user and an exit code for the shell."""
+
+    exit_code = 1
+
+
+class ConfigError(ModlibError, ValueError):
+    """Something in the configuration is wrong; nothing was started or queued.
+
+    Args:
+        problems: One text per problem, or a single text. All are shown together.
+    """
+
+    exit_code = EXIT_CONFIG
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self):  # the default would pass the joined text and lose the list
+        return (type(self), (self.problems,))
+
+
+class DataError(ModlibError, ValueError):
+    """The data is wrong: truncated, changed, out of vocabulary, too short."""
+
+    exit_code = EXIT_DATA
+
+
+class CheckpointError(ModlibError, RuntimeError):
+    """A checkpoint cannot be written, found, verified or applied."""
+
+    exit_code = EXIT_CHECKPOINT
+
+
+class RunFolderError(CheckpointError):
+    """The run folder cannot be used: another process holds it, or it cannot be written."""
+
+
+class NonFiniteError(ModlibError, ArithmeticError):
+    """The loss or the gradients are NaN or Inf; the parameters were not touched."""
+
+    exit_code = EXIT_NON_FINITE
+
+
+class HangError(ModlibError, RuntimeError):
+    """No progress within the limit; stacks of all ranks are in the run folder."""
+
+    exit_code = EXIT_HANG
+
+
+class Preempted(ModlibError):
+    """A signal or the time limit ended this attempt after a checkpoint was saved."""
+
+    exit_code = EXIT_PREEMPTED

@@ -1,0 +1,108 @@
+"""Evaluation: token-weighted loss over held-out windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modlib.components import component
+from modlib.runtime.errors import ConfigError
+from modlib.runtime.units import bits_per_byte, perplexity
+from modlib.training.parts import Parts, sum_over_ranks
+
+
+@component("evaluator", "default", name="Evaluator", not_science=("every",))
+class Evaluator:
+    """Loss, perplexity and bits per byte over the windows of one dataset, in order.
+
+    Give several of a kind by scopes: `train.evaluators = [@val/Evaluator, @code/Evaluator]`.
+
+    Args:
+        name: Metrics are logged as `val/<name>/loss`, `val/<name>/perplexity` and `val/<name>/bits_per_byte`.
+        dataset: Returns the held-out windows.
+        every: Steps between evaluations; the last step is always evaluated.
+        num_batches: At most this many global forward batches; None evaluates every window.
+        micro_batch_size: Sequences per rank per forward; None takes the run's.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str = "validation",
+        dataset: Callable[..., Any],
+        every: int,
+        num_batches: int | None = None,
+        micro_batch_size: int | None = None,
+    ) -> None:
+        if every < 1:
+            raise ConfigError(f"every ({every}) must be at least 1 step; to never evaluate leave the evaluator out")
+        if num_batches is not None and num_batches < 1:
+            raise ConfigError(f"num_batches ({num_batches}) must be at least 1; use None for all windows")
+        self.name = name
+        self.every = every
+        self.num_batches = num_batches
+        self.micro_batch_size = micro_batch_size
+        self.dataset = dataset()
+
+    def due(self, step: int, num_steps: int) -> bool:
+        """Whether to evaluate after optimizer step `step`."""
+        return step % self.every == 0 or step == num_steps
+
+    @torch.no_grad()
+    def evaluate(self, parts: Parts, collate: Callable[..., Any], micro_batch_size: int) -> dict[str, float]:
+        """The metrics over all windows and ranks; a collective call. Dropout is off, and training mode is restored.
+
+        Args:
+            parts: The model and loss.
+            collate: Makes (inputs, targets) from windows.
+            micro_batch_size: The run's, used when this evaluator has none of its own.
+        """
+        totals = torch.zeros(2, dtype=torch.float64, device=parts.world.device)
+        parts.model.eval()
+        try:
+            for inputs, targets in self._batches(parts, collate, self.micro_batch_size or micro_batch_size):
+                with parts.in_precision():
+                    logits = parts.model(inputs.to(parts.world.device))
+                totals[0] += parts.loss(logits, targets.to(parts.world.device)).double()
+                totals[1] += (targets != parts.loss.ignore_index).sum()
+        finally:
+            parts.model.train()
+        loss_sum, tokens = sum_over_ranks(totals, parts.world).tolist()
+        loss = loss_sum / max(tokens, 1.0)
+        return {
+            f"val/{self.name}/loss": loss,
+            f"val/{self.name}/perplexity": perplexity(loss),
+            f"val/{self.name}/bits_per_byte": bits_per_byte(loss, self.dataset.bytes_per_token),
+        }
+
+    def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This rank's share. Every rank gets the same number of equally shaped batches; what is missing is masked."""
+        rank, windows = parts.world.rank, len(self.dataset)
+        rounds = math.ceil(windows / (micro * parts.world.size))
+        for number in range(min(rounds, self.num_batches or rounds)):
+            start = (number * parts.world.size + rank) * micro
+            present = max(0, min(micro, windows - start))
+            indices = [start + i if i < present else 0 for i in range(micro)]
+            inputs, targets = collate(self.dataset.__getitems__(indices))
+            if present < micro:
+                targets = targets.clone()
+                targets[present:] = parts.loss.ignore_index
+            yield inputs, targets
+
+
+def build_evaluators(choices: Any) -> list[Evaluator]:
+    """The run's evaluators, from called or uncalled references.
+
+    Raises:
+        ConfigError: Two evaluators have the same name.
+    """
+    evaluators = [choice() if callable(choice) else choice for choice in choices]
+    names = [evaluator.name for evaluator in evaluators]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"name ('{name}') must differ between evaluators {names}; set e.g. code/Evaluator.name = 'code'")
+    return evaluators

@@ -1,0 +1,82 @@
+"""The settings of a run: what a gin file binds under `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modlib.components import component
+from modlib.runtime.errors import ConfigError
+
+
+@component("run", "train", name="train", not_science=("log_every", "checkpointing", "subscribers", "sample_prompt", "sample_tokens"))
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One whole training run: the components it is made of and its few numbers.
+
+    Components are given uncalled (`train.model = @GPT2`); training calls each once, in order, with what only the
+    running process knows.
+
+    Args:
+        model: Returns the model; its `vocab_size` and `seq_len` are checked against the data.
+        initialization: Called with (model, seed); writes the initial weights in place.
+        loss: Returns a callable (logits (B, T, V), targets (B, T)) -> sum of the loss over unmasked targets.
+        parameter_groups: Called with the model; returns the optimizer's groups.
+        optimizer: Called with the groups.
+        scheduler: Called with the optimizer; stepped once per optimizer step.
+        gradient_clipper: Called with the model; clips before each update. None: measure the norm, do not clip.
+        dataset: Returns the training windows.
+        sampler: Called with the number of windows; fixes their global order.
+        collate: Returns the function that makes (inputs, targets) from windows.
+        data_loader: Called with dataset, sampler, collate and this rank's share.
+        evaluators: Evaluators, each with its own data, name and steps.
+        checkpointing: When to save and what to keep.
+        subscribers: Where metrics go; each called with the run folder, on rank 0.
+        seed: Seed of initial weights, sample order and dropout.
+        num_steps: Optimizer steps in the whole run.
+        micro_batch_size: Sequences per rank per forward.
+        grad_accum_steps: Micro-batches per rank per optimizer step.
+        global_batch_size: Sequences per optimizer step over all ranks. When given, grad_accum_steps is derived from
+            it for the world size at hand; None means micro_batch_size x grad_accum_steps x world size.
+        log_every: Steps between two training log lines.
+        precision: "bfloat16" computes in bfloat16 over float32 weights and optimizer state.
+        compile: torch.compile of the blocks and the loss. "auto": on a GPU; on a CPU when a C++ compiler is there and
+            the run is long enough to earn back the compilation.
+        sample_prompt: A text sample that continues this prompt is made at the end. None: no sample.
+        sample_tokens: Length of that sample, in tokens.
+    """
+
+    model: Callable[..., Any]
+    initialization: Callable[..., Any]
+    loss: Callable[..., Any]
+    parameter_groups: Callable[..., Any]
+    optimizer: Callable[..., Any]
+    scheduler: Callable[..., Any]
+    gradient_clipper: Callable[..., Any] | None = None
+    dataset: Callable[..., Any]
+    sampler: Callable[..., Any]
+    collate: Callable[..., Any]
+    data_loader: Callable[..., Any]
+    evaluators: Sequence[Any] = ()
+    checkpointing: Callable[..., Any]
+    subscribers: Sequence[Callable[..., Any]] = ()
+    seed: int
+    num_steps: int
+    micro_batch_size: int
+    grad_accum_steps: int = 1
+    global_batch_size: int | None = None
+    log_every: int = 10
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: bool | Literal["auto"] = "auto"
+    sample_prompt: str | None = None
+    sample_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} ({getattr(self, name)}) must be at least {least}; set it to {least} or more"
+            for name, least in (("seed", 0), ("num_steps", 1), ("micro_batch_size", 1), ("grad_accum_steps", 1), ("log_every", 1))
+            if getattr(self, name) < least
+        ]
+        if problems:
+            raise ConfigError(problems)

@@ -1,0 +1,29 @@
+"""One attempt at one run, as one process sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modlib.config import Config
+from modlib.distributed.process_group import World
+from modlib.runtime.run_folder import Attempt, RunFolder
+from modlib.runtime.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the running process knows that no gin file can.
+
+    Args:
+        config: The checked configuration.
+        run: The run folder.
+        attempt: This attempt's number and folder.
+        world: This rank's place.
+        stop: Set by a signal or the time limit.
+    """
+
+    config: Config
+    run: RunFolder
+    attempt: Attempt
+    world: World
+    stop: StopRequest

@@ -1,0 +1,118 @@
+"""What a run says about itself: metrics, texts and checkpoints, published on rank 0."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+
+from modlib.checkpointing import SavedCheckpoint
+from modlib.distributed.fsdp import COMPUTE_DTYPES
+from modlib.runtime.hardware import peak_flops
+from modlib.tracking.broker import Broker
+from modlib.tracking.messages import CheckpointSaved, MetricsLogged, RunEnded, RunStarted, StepDone, TextLogged
+from modlib.tracking.plan import Plan
+from modlib.tracking.throughput import Throughput
+from modlib.training.experiment import Experiment
+from modlib.training.job import Job
+from modlib.training.progress import Progress
+from modlib.training.step import StepResult
+
+logger = logging.getLogger("modlib")
+
+
+class RunLog:
+    """The run's voice. Every rank has one; only rank 0's has subscribers.
+
+    Args:
+        experiment: The settings.
+        job: This attempt.
+        plan: What the run was announced as.
+        progress: Where it stands; read at every message.
+    """
+
+    def __init__(self, experiment: Experiment, job: Job, plan: Plan, progress: Progress) -> None:
+        self.job = job
+        self.progress = progress
+        self.last_values: dict[str, float] = {}
+        self.broker = Broker.of(experiment.subscribers if job.world.rank == 0 else (), run_path=job.run.path)
+        peak = peak_flops(job.world.device, COMPUTE_DTYPES[experiment.precision])
+        self.throughput = Throughput(
+            world_size=job.world.size,
+            flops_per_token=plan.flops_per_token,
+            peak_flops=peak.flops,
+            device=str(job.world.device),
+        )
+        self._waited_s = 0.0
+        self.broker.publish(
+            RunStarted(
+                run_name=job.run.name,
+                run_path=job.run.path,
+                attempt=job.attempt.number,
+                start_step=progress.step,
+                num_steps=experiment.num_steps,
+                tokens_per_step=plan.tokens_per_step,
+                config_text=job.config.text,
+                resolved=job.config.resolved,
+                info={"world_size": job.world.size, "device": str(job.world.device), "peak": peak.source},
+            )
+        )
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.broker.publish(RunEnded(f"failed: {error}", self.progress.step, self.last_values))
+        self.broker.close()
+
+    def step_done(self, step: int) -> None:
+        """Count the step's tokens and move the progress line; no collective, no host sync."""
+        self.throughput.step_done(self.progress.layout.global_batch_size * self.progress.seq_len)
+        self.broker.publish(StepDone(step))
+
+    def training(self, step: int, result: StepResult, lr: float, waited_s: float) -> None:
+        """Log one training line. Collective: every rank calls it.
+
+        Args:
+            step: Optimizer steps done.
+            result: Of that step; its loss is the loss of exactly that step's global batch.
+            lr: Learning rate of that step.
+            waited_s: Seconds this rank has waited for data so far.
+        """
+        loss = result.mean_loss(self.job.world.size)
+        self.throughput.waited(waited_s - self._waited_s)
+        self._waited_s = waited_s
+        values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": float(result.grad_norm)}
+        self.metrics(step, values | self.throughput.measure())
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Publish metrics of a step."""
+        self.last_values.update(values)
+        self.broker.publish(
+            MetricsLogged(step, self.progress.tokens, time.time(), self.job.attempt.number, dict(values))
+        )
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Publish a text, such as a sample of the model."""
+        self.broker.publish(TextLogged(step, tag, text))
+
+    def saved(self, checkpoint: SavedCheckpoint) -> None:
+        """Publish that a checkpoint is committed."""
+        self.broker.publish(
+            CheckpointSaved(self.progress.step, checkpoint.path, checkpoint.seconds, checkpoint.bytes)
+        )
+
+    def ended(self, reason: str) -> None:
+        """Publish how the attempt ended."""
+        self.broker.publish(RunEnded(reason, self.progress.step, self.last_values))
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside counts as evaluation or checkpoint, not as training."""
+        with self.throughput.pause():
+            yield

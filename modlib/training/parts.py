@@ -1,0 +1,136 @@
+"""The parts of a run in memory: built once, in the one order that works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from modlib.distributed.clipping import GradientClipper
+from modlib.distributed.compilation import compile_blocks, should_compile
+from modlib.distributed.fsdp import COMPUTE_DTYPES, shard
+from modlib.distributed.process_group import World
+from modlib.training.experiment import Experiment
+
+
+@dataclass
+class Parts:
+    """Everything one update touches.
+
+    Args:
+        model: The model; sharded when the world is larger than one.
+        loss: The loss component, called with (logits, targets).
+        forward_loss: (inputs, targets) -> summed loss, in the run's precision, compiled where asked.
+        optimizer: The optimizer over the model's parameter groups.
+        scheduler: The learning-rate schedule.
+        clipper: Norm and clipping of gradients.
+        world: This rank's place.
+        compiled: Whether torch.compile is in use.
+    """
+
+    model: nn.Module
+    loss: Any
+    forward_loss: Callable[[Tensor, Tensor], Tensor]
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    clipper: GradientClipper
+    world: World
+    compiled: bool
+    precision: str
+
+    def in_precision(self) -> AbstractContextManager[Any]:
+        """The context in which the model computes in the run's precision."""
+        return precision_context(self.precision, self.world)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next update, of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+
+def precision_context(precision: str, world: World) -> AbstractContextManager[Any]:
+    """Autocast for an unsharded bfloat16 model; FSDP casts by itself."""
+    if precision == "float32" or world.size > 1:
+        return nullcontext()
+    return torch.autocast(world.device.type, dtype=COMPUTE_DTYPES[precision])
+
+
+def build_parts(experiment: Experiment, world: World, total_flops: float) -> Parts:
+    """Model on meta, compile, shard, real memory, initial weights; then optimizer and schedule.
+
+    Args:
+        experiment: The settings.
+        world: This rank's place.
+        total_flops: Work of the whole run on one rank; decides whether compiling pays.
+    """
+    compiled = should_compile(experiment.compile, world.device, total_flops)
+    with torch.device("meta"):
+        model = experiment.model()
+    if world.size > 1:
+        if compiled:
+            compile_blocks(getattr(model, "blocks", [model]))
+        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("dp_shard",))
+        units = model.fsdp_units() if hasattr(model, "fsdp_units") else []
+        shard(model, units, mesh, experiment.precision)
+    model.to_empty(device=world.device)
+    experiment.initialization(model, experiment.seed)
+    model.train()
+
+    optimizer = experiment.optimizer(experiment.parameter_groups(model))
+    return assemble(
+        model,
+        experiment.loss(),
+        optimizer,
+        experiment.scheduler(optimizer),
+        experiment.gradient_clipper,
+        world,
+        experiment.precision,
+        compiled,
+    )
+
+
+def assemble(
+    model: nn.Module,
+    loss: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: Any,
+    gradient_clipper: Callable[..., Any] | None,
+    world: World,
+    precision: str,
+    compiled: bool,
+) -> Parts:
+    """Put built parts together; a model that is not sharded is compiled whole, with its loss."""
+
+    def forward_loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        with precision_context(precision, world):
+            logits = model(inputs)
+        return loss(logits, targets)
+
+    return Parts(
+        model=model,
+        loss=loss,
+        forward_loss=torch.compile(forward_loss, dynamic=False) if compiled and world.size == 1 else forward_loss,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        clipper=(gradient_clipper or _norm_only)(model),
+        world=world,
+        compiled=compiled,
+        precision=precision,
+    )
+
+
+def _norm_only(model: nn.Module) -> GradientClipper:
+    return GradientClipper(model, max_norm=None)
+
+
+def sum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """Sum a tensor over all ranks, in place."""
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values

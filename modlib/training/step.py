@@ -1,0 +1,80 @@
+"""One optimizer step: from micro-batches to updated parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from modlib.distributed.fsdp import set_gradient_sync
+from modlib.runtime.errors import NonFiniteError
+from modlib.training.parts import Parts
+
+MicroBatch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step leaves for the log, still on the device.
+
+    Args:
+        loss_sum: This rank's sum of the loss over its unmasked targets, float32 scalar.
+        tokens: Unmasked targets over all ranks, scalar.
+        grad_norm: Total gradient norm before clipping, scalar.
+    """
+
+    loss_sum: Tensor
+    tokens: Tensor
+    grad_norm: Tensor
+
+    def mean_loss(self, world_size: int) -> float:
+        """The token-weighted loss of the global batch. A collective and a host sync: for log steps only."""
+        total = self.loss_sum.clone()
+        if world_size > 1:
+            dist.all_reduce(total)
+        return float(total / self.tokens)
+
+
+def update(parts: Parts, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
+    """Do optimizer step number `step`.
+
+    The loss of every micro-batch is divided by the number of unmasked targets in the whole global batch, so
+    accumulation, masking and world size do not change the objective.
+
+    Raises:
+        NonFiniteError: The gradient norm is NaN or Inf; parameters and optimizer state are as before the step.
+    """
+    tokens = _global_tokens(parts, micro_batches)
+    # FSDP averages gradients over ranks; the objective is a sum over ranks divided by the global token count
+    scale = parts.world.size / tokens
+    loss_sum = torch.zeros((), device=parts.world.device)
+    for index, (inputs, targets) in enumerate(micro_batches):
+        set_gradient_sync(parts.model, index == len(micro_batches) - 1)
+        loss = parts.forward_loss(
+            inputs.to(parts.world.device, non_blocking=True), targets.to(parts.world.device, non_blocking=True)
+        )
+        (loss * scale).backward()
+        loss_sum += loss.detach()
+    grad_norm = parts.clipper.norm()
+    if not torch.isfinite(grad_norm):
+        raise NonFiniteError(
+            f"grad_norm ({float(grad_norm)}) must be finite at step {step} (loss {float(loss_sum / tokens):.6g}); "
+            "the parameters were not updated. Lower the learning rate, lengthen the warm-up, or look at the batch of this step"
+        )
+    parts.clipper.clip(grad_norm)
+    parts.optimizer.step()
+    parts.scheduler.step()
+    parts.optimizer.zero_grad(set_to_none=True)
+    return StepResult(loss_sum, tokens, grad_norm)
+
+
+def _global_tokens(parts: Parts, micro_batches: Sequence[MicroBatch]) -> Tensor:
+    """Unmasked targets of the global batch; at least 1, so that an all-masked batch gives zero gradients."""
+    local = sum(int((targets != parts.loss.ignore_index).sum()) for _, targets in micro_batches)
+    tokens = torch.tensor(float(local), device=parts.world.device)
+    if parts.world.size > 1:
+        dist.all_reduce(tokens)
+    return tokens.clamp_(min=1)

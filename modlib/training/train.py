@@ -1,0 +1,116 @@
+"""The life of a run, on one page."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from modlib.distributed.vote import Vote
+from modlib.runtime.allocator import keep_freed_memory
+from modlib.runtime.errors import CheckpointError
+from modlib.runtime.seeds import derive, seed_everything
+from modlib.training.evaluation import build_evaluators
+from modlib.training.experiment import Experiment
+from modlib.training.job import Job
+from modlib.training.log import RunLog
+from modlib.training.parts import Parts, build_parts
+from modlib.training.plan import make_plan
+from modlib.training.progress import Progress, rank_state, resume
+from modlib.training.sample import sample_of
+from modlib.training.step import update
+
+logger = logging.getLogger("modlib")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    Args:
+        reason: "finished" after the last step, else "stopped" with everything saved.
+        step: Optimizer steps done.
+        values: The last value of every metric.
+        sample: The text sample, where one was asked for.
+    """
+
+    reason: Literal["finished", "stopped"]
+    step: int
+    values: dict[str, float]
+    sample: str | None = None
+
+
+def train(experiment: Experiment, job: Job) -> Outcome:
+    """Train from the newest verified checkpoint, else from scratch, to the last step or the first stop request."""
+    keep_freed_memory()
+    seed_everything(derive(experiment.seed, "rank", job.world.rank))
+    dataset = experiment.dataset()
+    plan = make_plan(experiment, job.config, job.world.size, dataset)
+    collate = experiment.collate()
+    evaluators = build_evaluators(experiment.evaluators)
+    checkpointing = experiment.checkpointing()
+    parts = build_parts(experiment, job.world, plan.flops_per_token * plan.num_tokens / job.world.size)
+    progress = resume(parts, experiment, dataset, job)
+    loader = experiment.data_loader(
+        dataset=dataset,
+        sampler=experiment.sampler(num_samples=len(dataset)),
+        collate=collate,
+        world_size=job.world.size,
+        rank=job.world.rank,
+        micro_batch_size=progress.layout.micro_batch_size,
+        grad_accum_steps=progress.layout.grad_accum_steps,
+    )
+    vote = Vote(job.world.control_group)
+    stopped = False
+
+    with RunLog(experiment, job, plan, progress) as log, loader:
+        batches = loader.iterate(progress.step)
+        while progress.step < experiment.num_steps and not stopped:
+            step = progress.step + 1
+            vote.cast(job.stop.signal is not None)
+            lr = parts.learning_rate
+            result = update(parts, next(batches), step)
+            progress.advance(step)
+            log.step_done(step)
+
+            last = step == experiment.num_steps
+            if step % experiment.log_every == 0 or last:
+                log.training(step, result, lr, loader.wait_s)
+            for evaluator in evaluators:
+                if evaluator.due(step, experiment.num_steps):
+                    with log.pause():
+                        log.metrics(step, evaluator.evaluate(parts, collate, experiment.micro_batch_size))
+            stopped = vote.passed()
+            if checkpointing.due(step) or last or stopped:
+                with log.pause():
+                    _save(checkpointing, parts, progress, job, log, needed=last or stopped)
+
+        finished = progress.step == experiment.num_steps
+        sample = sample_of(parts, dataset, experiment) if finished and experiment.sample_prompt is not None else None
+        if sample is not None:
+            log.text(progress.step, "sample", sample)
+        log.ended("finished" if finished else f"stopped by {job.stop.signal or 'another rank'}")
+        return Outcome("finished" if finished else "stopped", progress.step, log.last_values, sample)
+
+
+def _save(checkpointing: Any, parts: Parts, progress: Progress, job: Job, log: RunLog, *, needed: bool) -> None:
+    """Save a checkpoint; one that fails costs a warning, unless it is the one this attempt ends with."""
+    try:
+        saved = checkpointing.save(
+            job.run.checkpoints_path,
+            step=progress.step,
+            model=parts.model,
+            optimizer=parts.optimizer,
+            scheduler=parts.scheduler,
+            extra=progress.to_json() | {"config_hash": job.config.hash, "attempt": job.attempt.number},
+            rank_state=rank_state(),
+            group=job.world.control_group,
+        )
+    except CheckpointError as error:
+        if needed:
+            raise
+        logger.warning("training goes on without a checkpoint of step %d: %s", progress.step, error)
+        return
+    log.saved(saved)
+    if job.world.rank == 0:
+        job.run.update(step=progress.step)

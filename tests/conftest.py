@@ -1,0 +1,118 @@
+"""What holds for every test: clean gin state, a cache of its own, no process left behind, markers with a reason."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+SESSION_VARIABLE = "MODLIB_TEST_SESSION"  # inherited by every process the tests start: finds those left behind
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run_slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # several test processes share the cores
+    if hasattr(config, "workerinput"):
+        return  # an xdist worker inherits the controller's environment
+    os.environ[SESSION_VARIABLE] = uuid.uuid4().hex
+    if kept := os.environ.get("MODLIB_TEST_CACHE"):  # a cache kept between sessions, for quicker work
+        os.environ["MODLIB_CACHE"] = kept
+    else:
+        config._modlib_cache = os.environ["MODLIB_CACHE"] = tempfile.mkdtemp(prefix="modlib-cache-")  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "_modlib_cache"):
+        shutil.rmtree(config._modlib_cache, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    run_slow = config.getoption("--run_slow") or "slow" in config.getoption("-m")
+    reasons: dict[str, str | None] = {"slow": None if run_slow else "slow; run with -m slow or --run_slow"}
+    for item in items:
+        for marker, reason_of in (("gpu", _no_gpu), ("slurm", _no_slurm)):
+            if item.get_closest_marker(marker) and marker not in reasons:
+                reasons[marker] = reason_of()
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "needs a CUDA device; torch.cuda.is_available() is false here"
+
+
+def _no_slurm() -> str | None:
+    try:
+        if subprocess.run(["sinfo", "-h"], capture_output=True, timeout=10).returncode == 0:
+            return None
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    return "needs a running SLURM cluster; sinfo does not answer here (start slurm/testcluster)"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if "tests.workers" in sys.modules:
+        sys.modules["tests.workers"].stop_pools()
+    if hasattr(session.config, "workerinput"):
+        return  # the controller looks when all its workers are done
+    left = left_behind(os.environ[SESSION_VARIABLE])
+    deadline = time.monotonic() + 5
+    while left and time.monotonic() < deadline:
+        time.sleep(0.1)
+        left = left_behind(os.environ[SESSION_VARIABLE])
+    if left:
+        lines = "".join(f"  {process_line}\n" for process_line in left)
+        sys.stderr.write(f"\ntests left processes behind:\n{lines}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def left_behind(session: str) -> list[str]:
+    """The processes that carry this session's mark, without this one and what Python itself keeps until exit."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            command = " ".join(process.cmdline())
+            kept_by_python = "resource_tracker" in command or "multiprocessing.forkserver" in command
+            if process.environ().get(SESSION_VARIABLE) == session and not kept_by_python:
+                found.append(f"{process.pid} {command[:200]}")
+        except (psutil.Error, OSError):
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _clean_gin() -> Iterator[None]:
+    """No binding of one test is seen by the next."""
+    if "gin" in sys.modules:
+        sys.modules["gin"].clear_config()
+    yield
+    if "gin" in sys.modules:
+        sys.modules["gin"].clear_config()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of shared test data beside the repository; the test is skipped where there is none."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"{path} is not here")
+    return path

@@ -1,0 +1,120 @@
+"""The machine's peak and sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from modlib.runtime import hardware
+from modlib.runtime.hardware import (
+    cache_folder,
+    cpu_name,
+    datasheet_peak,
+    disk_free_bytes,
+    measure_matmul,
+    measured_peak,
+    num_cores,
+    peak_flops,
+    peak_memory_bytes,
+    total_memory_bytes,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835.5),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H200 NVL", 835.5),
+        ("NVIDIA GH200 480GB", 989.4),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA L4", 121),
+        ("NVIDIA L40S", 362),
+        ("AMD Instinct MI250X", 191.5),
+    ],
+)
+def test_datasheet_peaks(name: str, tflops: float) -> None:
+    peak = datasheet_peak(name)
+    assert peak is not None
+    assert peak.flops == tflops * 1e12
+    assert "datasheet" in peak.source
+
+
+@pytest.mark.parametrize("name", ["Tesla T4", "NVIDIA A1000", "NVIDIA GeForce RTX 4090", ""])
+def test_an_unknown_gpu_has_no_datasheet_peak(name: str) -> None:
+    assert datasheet_peak(name) is None
+
+
+def test_measuring_leaves_random_state_and_threads_alone() -> None:
+    torch.manual_seed(0)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    assert measure_matmul("cpu", torch.float32, 1, seconds=0.02) > 1e6
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_best_of_the_first_measurements_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODLIB_CACHE", str(tmp_path))
+    speeds = iter([5e9, 9e9, 7e9])
+    monkeypatch.setattr(hardware, "measure_matmul", lambda *_: next(speeds))  # a fourth call would fail
+    peaks = [measured_peak("cpu", torch.float32, 2).flops for _ in range(5)]
+    assert peaks == [5e9, 9e9, 9e9, 9e9, 9e9]
+    (cached,) = tmp_path.glob("matmul_peak/*.json")
+    assert json.loads(cached.read_text())["measurements"] == 3
+
+
+def test_threads_and_dtype_are_measured_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hardware, "measure_matmul", lambda device, dtype, threads: threads * dtype.itemsize * 1e9)
+    assert measured_peak("cpu", torch.float32, 1).flops == 4e9
+    assert measured_peak("cpu", torch.float32, 2).flops == 8e9
+    peak = peak_flops("cpu", torch.bfloat16, 2)
+    assert peak.flops == 4e9
+    assert peak.source == "measured matmul peak (bfloat16, 2 threads)"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"flops": "x", "measurements": 3}'])
+def test_a_damaged_cache_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    monkeypatch.setenv("MODLIB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hardware, "measure_matmul", lambda *_: 5e9)
+    measured_peak("cpu", torch.float32, 1)
+    (cached,) = tmp_path.glob("matmul_peak/*.json")
+    cached.write_text(content)
+    assert measured_peak("cpu", torch.float32, 1).flops == 5e9
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("MODLIB_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(hardware, "measure_matmul", lambda *_: 5e9)
+    assert measured_peak("cpu", torch.float32, 1).flops == 5e9
+
+
+def test_sizes_of_this_machine(tmp_path: Path) -> None:
+    assert cpu_name()
+    assert 1 <= num_cores() <= (os.cpu_count() or 1)
+    assert total_memory_bytes() > 2**28
+    assert disk_free_bytes(tmp_path / "not" / "yet" / "there") == pytest.approx(disk_free_bytes(tmp_path), rel=0.1)
+
+
+def test_peak_memory_of_a_process_never_shrinks() -> None:
+    before = peak_memory_bytes()
+    block = bytearray(64 * 2**20)
+    block[:: 2**12] = b"x" * len(block[:: 2**12])
+    assert peak_memory_bytes() >= before >= 2**20
+    del block
+
+
+def test_the_cache_folder_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODLIB_CACHE", raising=False)
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/.cache/modlib")
