@@ -114,6 +114,11 @@ def component(
     return register
 
 
+def component_name(choice: Any) -> str:
+    """The gin name of a configured class or function, as a gin file writes it."""
+    return str(getattr(choice, "__name__", type(choice).__name__))
+
+
 def known_components() -> dict[str, Component]:
     """Every component by gin name: shipped (imported or not), torch's, and those of imported user modules."""
     return {**_torch_components(), **shipped_components(), **_alive()}

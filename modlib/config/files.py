@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,11 +27,15 @@ class Reading:
         statements: All statements in the order in which they apply.
         problems: What is wrong with the texts.
         files: Every file read, in order of first reading.
+        mentioned: Names in lines that could not be read.
+        incomplete: Whether a whole file is missing, so that what seems absent may be in there.
     """
 
     statements: list[Statement] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    mentioned: set[str] = field(default_factory=set)
+    incomplete: bool = False
 
 
 def read(gin_files: Sequence[str | Path], gin_params: Sequence[str]) -> Reading:
@@ -41,6 +46,7 @@ def read(gin_files: Sequence[str | Path], gin_params: Sequence[str]) -> Reading:
             path = find(str(name))
         except NotFound as error:
             reading.problems.append(Problem(Origin(f"--gin_file #{number}"), str(error)))
+            reading.incomplete = True
         else:
             _read_file(path, reading, ())
     for number, text in enumerate(gin_params, 1):
@@ -60,9 +66,10 @@ def _read_file(path: Path, reading: Reading, chain: tuple[Path, ...]) -> None:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         reading.problems.append(Problem(Origin(shown(path), 1), f"cannot be read: {reason}; correct the file"))
+        reading.incomplete = True
         return
     statements, problems = parse(text, shown(path))
-    reading.problems += problems
+    _note(problems, text, reading)
     for statement in statements:
         if not isinstance(statement, Include):
             reading.statements.append(statement)
@@ -71,10 +78,12 @@ def _read_file(path: Path, reading: Reading, chain: tuple[Path, ...]) -> None:
             included = find(statement.name, included_from=path)
         except NotFound as error:
             reading.problems.append(Problem(statement.origin, str(error)))
+            reading.incomplete = True
             continue
         whole = (*chain, path)
         if included in whole:
             names = " -> ".join(shown(step) for step in (*whole[whole.index(included) :], included))
+            reading.incomplete = True
             reading.problems.append(Problem(statement.origin, f"include cycle: {names}; remove one of the includes"))
             continue
         _read_file(included, reading, whole)
@@ -86,10 +95,18 @@ def _read_parameter(text: str, source: str, reading: Reading) -> None:
         what = "is empty" if not statements else f"holds {len(statements)} statements"
         problems = [Problem(Origin(source), f"{what}; give one statement in each --gin_param, as in \"AdamW.lr=1e-4\"")]
     reading.statements += statements
+    _note(problems, text, reading)
+
+
+def _note(problems: list[Problem], text: str, reading: Reading) -> None:
+    """Keep the problems, and the names in their lines: what those meant must not be called unused or missing."""
     reading.problems += problems
-
-
-def find(name: str, included_from: Path | None = None) -> Path:
+    lines = text.splitlines()
+    for problem in problems:
+        number = problem.origin.line or 1
+        reading.mentioned |= set(re.findall(r"[A-Za-z_][\w.]*", lines[number - 1] if number <= len(lines) else ""))
+        reading.incomplete |= "is never closed" in problem.text or "indentation" in problem.text
+(name: str, included_from: Path | None = None) -> Path:
     """The file that a name or path means.
 
     A path that starts with `/`, `./`, `../` or `~` is taken as it is; relative to the working directory, or to the

@@ -21,13 +21,12 @@ from modlib.data.loader_workers import LoaderWorkers, load_batch
 from modlib.runtime.errors import ConfigError, DataError
 
 MicroBatches = list[tuple[Tensor, Tensor]]
-_RUNTIME = ("dataset", "sampler", "collate", "world_size", "rank", "micro_batch_size", "grad_accum_steps")
 
 
 @component(
     "data_loader",
     "default",
-    runtime_args=_RUNTIME,
+    runtime_args=("dataset", "sampler", "collate", "world_size", "rank", "micro_batch_size", "grad_accum_steps"),
     not_science=("num_workers", "prefetch", "start_method", "pin_memory"),
 )
 class DataLoader:

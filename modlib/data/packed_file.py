@@ -13,7 +13,7 @@ import numpy as np
 from modlib.data.packed_header import HEADER_BYTES, PackedHeader, decode_header
 from modlib.runtime.errors import DataError
 
-TOKEN_DTYPES = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
+TOKEN_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHUNK_BYTES = 1 << 24
 _OFFSETS_CHECKED_ON_OPEN = 1_000_000  # 8 MB; more are checked by verify() and, one by one, by document()
 
@@ -129,7 +129,8 @@ class PackedFile:
         largest = max((int(chunk.max()) for chunk in chunks), default=0)
         if largest != self.max_token_id:
             raise DataError(
-                f"max_token_id of {self.path} ({self.max_token_id}) must equal the largest id in it ({largest}); pack it again"
+                f"max_token_id of {self.path} ({self.max_token_id}) must equal the largest id in it ({largest}); "
+                "pack it again"
             )
 
     def check_unchanged(self) -> None:

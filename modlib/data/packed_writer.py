@@ -133,9 +133,9 @@ class PackedFileWriter:
         sections = layout(self.num_tokens, counts.size, self.token_width)
         end_of_tokens = HEADER_BYTES + self.num_tokens * self.token_width
         self._append(np.zeros(sections["documents"][0] - end_of_tokens, np.uint8))
-        offsets = np.zeros(counts.size + 1, "<u8")
-        np.cumsum(counts, out=offsets[1:], casting="unsafe")
-        self._append(offsets)
+        offsets = np.zeros(counts.size + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        self._append(offsets.astype("<u8"))
         header = PackedHeader(
             token_width=self.token_width,
             num_tokens=self.num_tokens,
@@ -152,7 +152,7 @@ class PackedFileWriter:
         try:
             self._file.flush()
             durable.fsync_file(self._file.fileno(), self._aside)  # tokens first: a header never describes lost bytes
-            durable.write_all(self._file.fileno(), memoryview(encode_header(header)), 0, self._aside)
+            durable.write_all(self._file.fileno(), [memoryview(encode_header(header))], 0, self._aside)
             durable.fsync_file(self._file.fileno(), self._aside)
             self._file.close()
             durable.rename(self._aside, self.path)

@@ -64,19 +64,20 @@ class _StderrHandler(logging.StreamHandler):
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
+        self.addFilter(lambda record: not getattr(record, "file_only", False))
 
     @property
     def stream(self):  # type: ignore[override]
         return sys.stderr
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+    def handleError(self, record: logging.LogRecord) -> None:
         """A closed or full terminal does not disturb training."""
 
 
 class _FileHandler(logging.FileHandler):
     """Appends to the rank's file; a full disk does not disturb training."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+    def handleError(self, record: logging.LogRecord) -> None:
         """Say nothing: the terminal has the message too."""
 
 
@@ -154,18 +155,9 @@ def report_error(error: BaseException, *, record_path: Path | None = None, rank:
     if code == EXIT_PREEMPTED and isinstance(error, Preempted):
         logger.warning("%s", error)
     elif not isinstance(error, (SystemExit, KeyboardInterrupt)):
-        handlers = list(logger.handlers)
-        if record_path is not None:  # not on the terminal: it would be one of several, in no order
-            for handler in handlers:
-                if isinstance(handler, _StderrHandler):
-                    logger.removeHandler(handler)
-        try:
-            expected = isinstance(error, ModlibError)
-            logger.error("%s", error if expected else "unexpected error", exc_info=error)
-        finally:
-            for handler in handlers:
-                if handler not in logger.handlers:
-                    logger.addHandler(handler)
+        text = error if isinstance(error, ModlibError) else "unexpected error"
+        # with a record the terminal stays silent: it would show several ranks' errors, in no order
+        logger.error("%s", text, exc_info=error, extra={"file_only": record_path is not None})
     if record_path is not None:
         _write_record(record_path, error, code, rank)
     return code

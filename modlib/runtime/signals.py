@@ -186,7 +186,7 @@ _installed: StopRequest | None = None
 
 
 def _forget_in_child() -> None:
-    """A forked child has the parent's handlers and wake-up descriptor: without this its signals would stop the parent."""
+    """A forked child has the parent's handlers and wake-up descriptor; its signals must not stop the parent."""
     global _installed
     if _installed is None:
         return

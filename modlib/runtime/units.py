@@ -80,7 +80,7 @@ def _scaled_parts(value: float, step: float, units: tuple[str, ...]) -> tuple[st
     if not math.isfinite(value):
         return str(value), units[0]
     index, size = 0, float(abs(value))
-    while index < len(units) - 1 and float(f"{size:.3g}") >= step:
+    while index < len(units) - 1 and round(size) >= step:
         size /= step
         index += 1
     sign = "-" if value < 0 else ""

@@ -10,7 +10,7 @@ from modlib.components import component
 from modlib.runtime.errors import ConfigError
 
 
-@component("run", "train", name="train", not_science=("log_every", "checkpointing", "subscribers", "sample_prompt", "sample_tokens"))
+@component("run", "train", name="train", not_science=("log_every", "checkpointing", "subscribers", "sample"))
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One whole training run: the components it is made of and its few numbers.
@@ -43,8 +43,7 @@ class Experiment:
         precision: "bfloat16" computes in bfloat16 over float32 weights and optimizer state.
         compile: torch.compile of the blocks and the loss. "auto": on a GPU; on a CPU when a C++ compiler is there and
             the run is long enough to earn back the compilation.
-        sample_prompt: A text sample that continues this prompt is made at the end. None: no sample.
-        sample_tokens: Length of that sample, in tokens.
+        sample: Called with (model, tokenizer) after the last step; its text is logged. None: no sample.
     """
 
     model: Callable[..., Any]
@@ -69,8 +68,7 @@ class Experiment:
     log_every: int = 10
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool | Literal["auto"] = "auto"
-    sample_prompt: str | None = None
-    sample_tokens: int = 128
+    sample: Callable[..., str] | None = None
 
     def __post_init__(self) -> None:
         problems = [

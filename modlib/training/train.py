@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from modlib.data.corpus import tokenizer_path
 from modlib.distributed.vote import Vote
 from modlib.runtime.allocator import keep_freed_memory
 from modlib.runtime.errors import CheckpointError
@@ -17,7 +18,6 @@ from modlib.training.log import RunLog
 from modlib.training.parts import Parts, build_parts
 from modlib.training.plan import make_plan
 from modlib.training.progress import Progress, rank_state, resume
-from modlib.training.sample import sample_of
 from modlib.training.step import update
 
 logger = logging.getLogger("modlib")
@@ -86,7 +86,7 @@ def train(experiment: Experiment, job: Job) -> Outcome:
                     _save(checkpointing, parts, progress, job, log, needed=last or stopped)
 
         finished = progress.step == experiment.num_steps
-        sample = sample_of(parts, dataset, experiment) if finished and experiment.sample_prompt is not None else None
+        sample = _sample(experiment, parts, dataset) if finished else None
         if sample is not None:
             log.text(progress.step, "sample", sample)
         log.ended("finished" if finished else f"stopped by {job.stop.signal or 'another rank'}")
@@ -114,3 +114,13 @@ def _save(checkpointing: Any, parts: Parts, progress: Progress, job: Job, log: R
     log.saved(saved)
     if job.world.rank == 0:
         job.run.update(step=progress.step)
+
+
+def _sample(experiment: Experiment, parts: Parts, dataset: Any) -> str | None:
+    """The run's text sample; None where it asks for none, or the data comes without its tokenizer."""
+    path = tokenizer_path(dataset.name) if experiment.sample is not None else None
+    if experiment.sample is None or path is None:
+        return None
+    from tokenizers import Tokenizer
+
+    return experiment.sample(parts.model, Tokenizer.from_file(str(path)))

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from modlib.tracking import broker as broker_module
 from modlib.tracking.broker import Broker
 from modlib.tracking.jsonl import JSONL
 from modlib.tracking.messages import MetricsLogged, Notice, RunStarted, StepDone
@@ -110,8 +109,8 @@ def test_a_subscriber_that_exits_ends_neither_thread_nor_process(caplog: pytest.
 
 
 def test_a_full_queue_drops_the_newest_counts_them_and_warns_once(caplog: pytest.LogCaptureFixture) -> None:
-    hanging, good = Hanging(), Recorder()
-    broker = Broker([hanging, good], capacity=10)
+    hanging = Hanging()
+    broker = Broker([hanging], capacity=10)
     broker.publish(metrics(1))
     assert hanging.entered.wait(10)
     start = time.perf_counter()
@@ -126,7 +125,6 @@ def test_a_full_queue_drops_the_newest_counts_them_and_warns_once(caplog: pytest
     broker.close()
     assert [message.step for message in hanging.messages] == list(range(1, 12))
     assert broker.missed["Hanging"].dropped == 990
-    assert len(good.messages) + broker.missed.get("Recorder", broker_module.Missed()).dropped == 1001
 
 
 def test_closing_does_not_wait_for_a_hung_subscriber(caplog: pytest.LogCaptureFixture) -> None:

@@ -74,7 +74,7 @@ def test_not_finite_numbers_are_valid_json(tmp_path: Path) -> None:
 
 
 def test_metrics_named_like_the_fixed_fields_do_not_replace_them(tmp_path: Path) -> None:
-    JSONL(run_path=tmp_path).receive(metrics(7, step=1.0, loss=2.0))
+    JSONL(run_path=tmp_path).receive(MetricsLogged(7, 700, 1.0, 1, {"step": 1.0, "loss": 2.0}))
     (record,) = read_lines(tmp_path / "metrics.jsonl")
     assert (record["step"], record["loss"]) == (7, 2.0)
 

@@ -1,0 +1,212 @@
+"""What gin lets pass in silence and modlib refuses; every function gives all problems of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from modlib.components import Component
+from modlib.config.matching import Mismatch, fit
+from modlib.config.program import REQUIRED, Instance, Program
+from modlib.config.secrets import is_secret, is_secret_name
+from modlib.config.signatures import Parameter, Signature, type_text
+from modlib.config.suggestions import did_you_mean, similar
+from modlib.config.syntax import Binding, Macro, Origin, Problem
+from modlib.config.values import Literal, MacroUse, Required, format_value, type_name, walk
+
+
+def secrets(program: Program) -> Iterator[Problem]:
+    """Strings that look like a key, a token or a password."""
+    statements: list[Binding | Macro] = [item for group in program.bindings.values() for item in group]
+    statements += [item for group in program.macros.values() for item in group]
+    for statement in statements:
+        name = statement.name if isinstance(statement, Macro) else statement.parameter
+        strings = [part.value for part in walk(statement.value) if isinstance(part, Literal)]
+        if any(is_secret(name, value) for value in strings):
+            yield Problem(
+                statement.origin,
+                f"{name} holds a secret, and a config is written to the run folder; remove it and set the "
+                "environment variable that the service reads (WANDB_API_KEY, HF_TOKEN, ...)",
+            )
+
+
+def unused_bindings(program: Program, effective: list[Instance], possible: list[Instance]) -> Iterator[Problem]:
+    """Bindings that no part of the run would read: unreachable component, unknown scope, or hidden by another."""
+    entered = {instance.scope[:end] for instance in possible for end in range(len(instance.scope) + 1)}
+    for name, bindings in program.bindings.items():
+        instances = [instance for instance in possible if instance.name == name]
+        for binding in bindings:
+            if name in program.mentioned or any(scope in program.mentioned for scope in binding.scope):
+                continue
+            mine = [one for one in instances if one.scope[: len(binding.scope)] == binding.scope]
+            if not mine:
+                yield Problem(binding.origin, _unread(program, binding, instances, entered))
+            elif hiding := _hidden(program, binding, mine):
+                yield Problem(
+                    binding.origin,
+                    f"{key(binding)} has no effect: {key(hiding)} is set at {hiding.origin}, and a scope wins; "
+                    f"set {key(hiding)} instead",
+                )
+            elif binding.origin.from_command_line and not any(one in effective for one in mine):
+                yield Problem(binding.origin, f"{key(binding)} has no effect: nothing in this run uses {name}; {_use(name)}")
+
+
+def _unread(
+    program: Program, binding: Binding, instances: list[Instance], entered: set[tuple[str, ...]]
+) -> str:
+    name = binding.selector
+    scopes = sorted({"/".join(one.scope) for one in instances if one.scope})
+    if binding.scope and binding.scope not in entered:
+        everywhere = sorted({"/".join(scope) for scope in entered if scope})
+        scope = "/".join(binding.scope)
+        known = f"Known scopes: {', '.join(everywhere)}" if everywhere else "This run has no scopes"
+        return f"scope {scope!r} is never entered, so {key(binding)} has no effect.{did_you_mean(scope, everywhere)} {known}"
+    if instances and scopes:
+        return (
+            f"{key(binding)} has no effect: {name} is not used in the scope {'/'.join(binding.scope)!r}, "
+            f"only in {', '.join(scopes)}; correct the scope"
+        )
+    if instances:
+        return f"{key(binding)} has no effect: {name} is used without a scope; write {name}.{binding.parameter}"
+    return f"{key(binding)} has no effect: nothing in this run uses {name}; {_use(name)}"
+
+
+def _use(name: str) -> str:
+    return f"refer to it with @{name}, or remove the binding"
+
+
+def _hidden(program: Program, binding: Binding, instances: Iterable[Instance]) -> Binding | None:
+    """The binding that hides this one in every instance although it comes earlier; None when this one counts."""
+    hiding = None
+    for instance in instances:
+        rivals = [other for other in program.candidates(instance) if other.parameter == binding.parameter]
+        hiding = rivals[-1]
+        if hiding is binding or hiding.origin.order > binding.origin.order:
+            return None
+    return hiding
+
+
+def unused_macros(program: Program, effective: list[Instance]) -> Iterator[Problem]:
+    """Macros that nothing uses; on the command line also those that nothing in this run uses."""
+    statements: list[Binding | Macro] = [item for group in program.bindings.values() for item in group]
+    statements += [item for group in program.macros.values() for item in group]
+    written = {part.name for item in statements for part in walk(item.value) if isinstance(part, MacroUse)}
+    counting = {
+        name
+        for instance in effective
+        for binding in program.effective(instance).values()
+        for name in program.macros_in(binding.value)
+    }
+    unknown = {name for name in written if name not in program.macros}
+    for name, definitions in program.macros.items():
+        if name in program.mentioned:
+            continue
+        if name not in written:
+            hint = did_you_mean(name, unknown or (set(program.macros) - {name}))
+            yield Problem(definitions[-1].origin, f"the macro {name} is defined but never used.{hint or ' Remove it'}")
+        elif name not in counting and definitions[-1].origin.from_command_line:
+            yield Problem(definitions[-1].origin, f"{name} has no effect: nothing that this run uses reads %{name}; remove it")
+
+
+def names(program: Program, instance: Instance, signature: Signature, component: Component) -> Iterator[Problem]:
+    """Bindings to parameters that are not there, or that Python passes."""
+    for binding in program.candidates(instance):
+        name = binding.parameter
+        if name in signature.parameters or signature.problem:
+            continue
+        if name in signature.runtime_args:
+            yield Problem(
+                binding.origin,
+                f"{component.name}.{name} is passed at run time and cannot be set in a gin file; remove the binding",
+            )
+            continue
+        close = similar(name, signature.parameters, most=2)
+        hint = " or ".join(f"'{other}' ({signature.parameters[other]})" for other in close)
+        if hint:
+            remedy = f" Did you mean {hint}?"
+        elif signature.swallows:
+            remedy = f" **{signature.swallows} would swallow it; declare it as a parameter of {component.name} ({component.place})"
+        else:
+            remedy = f" It has: {', '.join(signature.parameters) or 'none'}"
+        yield Problem(binding.origin, f"{component.name} has no parameter '{name}'.{remedy}")
+
+
+def missing(program: Program, instance: Instance, signature: Signature, component: Component) -> Iterator[Problem]:
+    """Parameters without a value, all those of one component in one text."""
+    bound = program.effective(instance)
+    absent = [one for one in signature.parameters.values() if one.required and one.name not in bound]
+    unknown = [name for name in bound if name not in signature.parameters]
+    meant = {close for name in unknown for close in similar(name, [one.name for one in absent], most=2)}
+    absent = [one for one in absent if one.name not in meant and f"{component.name}.{one.name}" not in program.mentioned]
+    if not absent:
+        return
+    listed = ", ".join(f"{one.name}{f' ({one.type_text})' if one.type_text else ''}" for one in absent)
+    remedy = f"write {instance}.{absent[0].name} = value"
+    if not component.module.startswith(("modlib.", "torch.")):
+        remedy += f"; an argument that Python passes belongs in runtime_args of @component ({component.place})"
+    origin = first_use(program, instance)
+    yield Problem(origin, f"{instance} needs {listed}, which {'is' if len(absent) == 1 else 'are'} not set; {remedy}")
+
+
+def first_use(program: Program, instance: Instance) -> Origin:
+    """Where a component comes into the run: the first reference to it, else its first binding."""
+    uses = [
+        binding.origin
+        for group in program.bindings.values()
+        for binding in group
+        if any(reference.selector == instance.name for reference in program.references(binding.value))
+    ]
+    own = [binding.origin for binding in program.bindings.get(instance.name, [])]
+    return min(uses or own, key=lambda origin: origin.order, default=Origin("config"))
+
+
+def fitted(
+    program: Program, binding: Binding, parameter: Parameter, value: Any, targets: dict[str, Any], problems: list[Problem]
+) -> Any:
+    """The value in the form of the parameter's type; a problem is added when it does not fit."""
+    if isinstance(value, Required):
+        problems.append(_required(program, binding, parameter))
+        return value
+    if not parameter.required and type(value) is type(parameter.default) and value == parameter.default:
+        return value  # whatever the annotation says, the default is accepted
+    try:
+        return fit(value, parameter.annotation, targets.__getitem__)
+    except Mismatch as mismatch:
+        expected, _, remedy = str(mismatch).partition(";")
+        written = "***" if is_secret_name(binding.parameter) else format_value(value)
+        source = "".join(f" (from %{name}, {program.macros[name][-1].origin})" for name in program.macros_in(binding.value)[:1])
+        at_item = " at [" in expected or " at key " in expected
+        is_what = "does not fit" if at_item else f"is {type_name(value)}"
+        problems.append(
+            Problem(
+                binding.origin,
+                f"{key(binding)} = {written}{source} {is_what}, expected {expected}{f';{remedy}' if remedy else ''}"
+                f"{_overridden(program, binding)}",
+            )
+        )
+        return value
+
+
+def _overridden(program: Program, binding: Binding) -> str:
+    earlier = [
+        other
+        for other in program.bindings[binding.selector]
+        if (other.scope, other.parameter) == (binding.scope, binding.parameter) and other.origin.order < binding.origin.order
+    ]
+    if not earlier or not isinstance(earlier[-1].value, Literal):
+        return ""
+    return f" (overrides {earlier[-1].origin} = {format_value(earlier[-1].value.value)})"
+
+
+def _required(program: Program, binding: Binding, parameter: Parameter) -> Problem:
+    """%gin.REQUIRED is left; named by the macro that holds it."""
+    holders = [name for name in program.macros_in(binding.value) if MacroUse(REQUIRED) in walk(program.macros[name][-1].value)]
+    name = holders[0] if holders else key(binding)
+    origin = program.macros[holders[0]][-1].origin if holders else binding.origin
+    example = f"\"{name}='...'\"" if "str" in type_text(parameter.annotation) else f'"{name}=..."'
+    return Problem(origin, f"{name} is required and not set; set it in a gin file, or with --gin_param {example}")
+
+
+def key(binding: Binding) -> str:
+    """The dotted name of what a binding binds."""
+    return f"{'/'.join((*binding.scope, binding.selector))}.{binding.parameter}"

@@ -1,0 +1,247 @@
+"""A run's bindings and macros as one program: what refers to what, and which binding takes effect where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import gin
+
+from modlib.components import Component, known_components
+from modlib.config.suggestions import did_you_mean, similar
+from modlib.config.syntax import Binding, Macro, Problem, Statement
+from modlib.config.values import (
+    Constant,
+    Items,
+    MacroUse,
+    Node,
+    Operation,
+    Pairs,
+    Reference,
+    Required,
+    ValueProblem,
+    evaluate,
+    is_literal,
+    walk,
+)
+
+REQUIRED = "gin.REQUIRED"
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A component as one place of the run uses it: its scope and name."""
+
+    scope: tuple[str, ...]
+    name: str
+
+    def __str__(self) -> str:
+        return "/".join((*self.scope, self.name))
+
+
+class Program:
+    """Statements with their selectors resolved to components.
+
+    Args:
+        statements: In the order in which they apply.
+        mentioned: Words of lines that could not be read; what they name is not called unused.
+    """
+
+    def __init__(self, statements: Sequence[Statement], mentioned: Iterable[str] = ()) -> None:
+        self.known: dict[str, Component] = known_components()
+        self.problems: list[Problem] = []
+        self.mentioned = set(mentioned)
+        self.macros: dict[str, list[Macro]] = {}
+        self.bindings: dict[str, list[Binding]] = {}
+        self._macro_values: dict[str, Any] = {}
+        self._open_macros: list[str] = []
+        statements = [statement for statement in statements if isinstance(statement, Binding | Macro)]
+        for statement in statements:
+            if isinstance(statement, Macro):
+                self.macros.setdefault(statement.name, []).append(statement)
+        for statement in statements:
+            self._take(statement)
+
+    def _take(self, statement: Binding | Macro) -> None:
+        value = self._resolve(statement.value, statement)
+        if isinstance(statement, Macro):
+            definitions = self.macros[statement.name]
+            definitions[definitions.index(statement)] = replace(statement, value=value)
+            return
+        name = self._component(statement.selector, statement, f"no component {statement.selector}")
+        if name is None:
+            self.mentioned |= {f"{close}.{statement.parameter}" for close in similar(statement.selector, self.known)}
+            return
+        self.bindings.setdefault(name, []).append(replace(statement, selector=name, value=value))
+
+    def _resolve(self, node: Node, statement: Binding | Macro) -> Node:
+        """The node with the components' own names in its references; unknown names are reported."""
+        match node:
+            case Reference(selector=selector):
+                name = self._component(selector, statement, f"no component {selector} for {node}")
+                if name is None:
+                    self.mentioned |= set(similar(selector, self.known))
+                return replace(node, selector=name or selector)
+            case MacroUse(name=name):
+                if name not in self.macros and name != REQUIRED and not is_constant(name) and name not in self.mentioned:
+                    names = [*self.macros, *constant_names()]
+                    text = f"no macro {name} for %{name}.{did_you_mean(name, names)}"
+                    self.problems.append(Problem(statement.origin, f"{text} Define it: {name} = value"))
+                    self.mentioned |= set(similar(name, names))
+            case Items(items=items):
+                return replace(node, items=tuple(self._resolve(item, statement) for item in items))
+            case Pairs(items=items):
+                resolved = ((self._resolve(key, statement), self._resolve(item, statement)) for key, item in items)
+                return Pairs(tuple(resolved))
+            case Operation(operands=operands):
+                return replace(node, operands=tuple(self._resolve(operand, statement) for operand in operands))
+        return node
+
+    def _component(self, selector: str, statement: Binding | Macro, text: str) -> str | None:
+        """The component that a selector names, alone or after its type."""
+        type_name, _, name = selector.rpartition(".")
+        found = self.known.get(name)
+        if found and (not type_name or type_name == found.type):
+            return name
+        if found:
+            hint = f" Did you mean {found.selector}?"
+        elif close := [entry.name for entry in self.known.values() if selector in (entry.variant, entry.selector)]:
+            hint = f" Did you mean {' or '.join(close)}?"
+        else:
+            hint = did_you_mean(name, self.known)
+        remedy = "" if hint else " `modlib list` shows all; a component of your own needs its import in the gin file"
+        self.problems.append(Problem(statement.origin, f"{text}.{hint}{remedy}"))
+        return None
+
+    # values
+
+    def value_of_macro(self, name: str) -> Any:
+        """The value that a macro has in the end.
+
+        Raises:
+            ValueProblem: It cannot be computed, or is defined by itself.
+        """
+        if name == REQUIRED:
+            return Required()
+        if name not in self.macros:
+            return constant_value(name)
+        if name in self._open_macros:
+            chain = " -> ".join((*self._open_macros[self._open_macros.index(name) :], name))
+            raise ValueProblem(f"the macros define each other: {chain}; give one of them a value")
+        if name not in self._macro_values:
+            self._open_macros.append(name)
+            try:
+                self._macro_values[name] = evaluate(self.macros[name][-1].value, self.value_of_macro)
+            finally:
+                self._open_macros.pop()
+        return self._macro_values[name]
+
+    def value_of(self, node: Node) -> Any:
+        """Compute a node; raises ValueProblem."""
+        return evaluate(node, self.value_of_macro)
+
+    def macros_in(self, node: Node, *, every: bool = False) -> list[str]:
+        """The macros that a value depends on, outermost first; with `every`, through overridden definitions too."""
+        found: dict[str, None] = {}
+        waiting = [node]
+        while waiting:
+            for part in walk(waiting.pop(0)):
+                if isinstance(part, MacroUse) and part.name not in found and part.name in self.macros:
+                    found[part.name] = None
+                    definitions = self.macros[part.name]
+                    waiting += [macro.value for macro in (definitions if every else definitions[-1:])]
+        return list(found)
+
+    def references(self, node: Node, *, every: bool = False) -> Iterator[Reference]:
+        """The references in a value, also those that its macros hold."""
+        nodes = [node]
+        for name in self.macros_in(node, every=every):
+            nodes += [macro.value for macro in (self.macros[name] if every else self.macros[name][-1:])]
+        for each in nodes:
+            yield from (part for part in walk(each) if isinstance(part, Reference) and part.selector in self.known)
+
+    # reachability
+
+    def candidates(self, instance: Instance) -> list[Binding]:
+        """The bindings that reach an instance, the one that takes effect last for each parameter."""
+        own = [binding for binding in self.bindings.get(instance.name, []) if _covers(binding.scope, instance.scope)]
+        return sorted(own, key=lambda binding: (len(binding.scope), binding.origin.order))
+
+    def effective(self, instance: Instance) -> dict[str, Binding]:
+        """The binding of each bound parameter of an instance."""
+        return {binding.parameter: binding for binding in self.candidates(instance)}
+
+    def child(self, reference: Reference, parent: Instance) -> Instance:
+        """What a reference means inside an instance: without a scope of its own it inherits the instance's.
+
+        A scope in which nothing below is bound makes no difference and is left out.
+        """
+        if reference.scope:
+            return Instance(reference.scope, reference.selector)
+        below = (binding for name in self._below(reference.selector) for binding in self.bindings.get(name, []))
+        matters = any(binding.scope and _covers(binding.scope, parent.scope) for binding in below)
+        return Instance(parent.scope if matters else (), reference.selector)
+
+    def _below(self, name: str) -> set[str]:
+        """A component and all that it reaches by references without scopes."""
+        found = {name}
+        waiting = [name]
+        while waiting:
+            for binding in self.bindings.get(waiting.pop(), []):
+                for reference in self.references(binding.value, every=True):
+                    if not reference.scope and reference.selector not in found:
+                        found.add(reference.selector)
+                        waiting.append(reference.selector)
+        return found
+
+    @cached_property
+    def roots(self) -> list[Instance]:
+        """Where a run begins: its run component, and the components that launch it."""
+        runs = [name for name, entry in self.known.items() if entry.type == "run"]
+        bound = [name for name in runs if name in self.bindings]
+        launches = [name for name, entry in self.known.items() if entry.type == "launch"]
+        return [Instance((), name) for name in (*(bound or runs[:1]), *launches)]
+
+    def reached(self, *, every: bool) -> list[Instance]:
+        """The instances of the run, parents first; with `every`, also what overridden bindings refer to."""
+        found = dict.fromkeys(self.roots)
+        waiting = list(self.roots)
+        while waiting:
+            parent = waiting.pop(0)
+            bindings = self.candidates(parent) if every else list(self.effective(parent).values())
+            for binding in sorted(bindings, key=lambda binding: binding.origin.order):
+                for reference in self.references(binding.value, every=every):
+                    child = self.child(reference, parent)
+                    if child not in found:
+                        found[child] = None
+                        waiting.append(child)
+        return list(found)
+
+
+def _covers(outer: tuple[str, ...], scope: tuple[str, ...]) -> bool:
+    return scope[: len(outer)] == outer
+
+
+def constant_names() -> list[str]:
+    """The names of gin's constants."""
+    return [name for name, _ in gin.config._CONSTANTS.items()]
+
+
+def is_constant(name: str) -> bool:
+    """Whether a module registered a gin constant of this name."""
+    return bool(gin.config._CONSTANTS.matching_selectors(name))
+
+
+def constant_value(name: str) -> Any:
+    """A constant's value; an object without a literal stays a name.
+
+    Raises:
+        ValueProblem: There is none, or the name fits several.
+    """
+    names = gin.config._CONSTANTS.matching_selectors(name)
+    if len(names) != 1:
+        raise ValueProblem(f"%{name} is ambiguous: {', '.join(names)}; write one of them" if names else f"no macro {name}")
+    value = gin.config._CONSTANTS[names[0]]
+    return value if is_literal(value) else Constant(name)
