@@ -106,7 +106,9 @@ def _note(problems: list[Problem], text: str, reading: Reading) -> None:
         number = problem.origin.line or 1
         reading.mentioned |= set(re.findall(r"[A-Za-z_][\w.]*", lines[number - 1] if number <= len(lines) else ""))
         reading.incomplete |= "is never closed" in problem.text or "indentation" in problem.text
-(name: str, included_from: Path | None = None) -> Path:
+
+
+def find(name: str, included_from: Path | None = None) -> Path:
     """The file that a name or path means.
 
     A path that starts with `/`, `./`, `../` or `~` is taken as it is; relative to the working directory, or to the

@@ -68,7 +68,7 @@ def test_fifty_steps_equal_a_plain_loop() -> None:
     ours = [update(parts, [batch(step)], step).mean_loss(1) for step in range(STEPS)]
     plain = plain_losses(small_model())
     assert max(abs(a - b) for a, b in zip(ours, plain, strict=True)) < 1e-5
-    assert ours[-1] < 0.8 * ours[0]
+    assert ours[-1] < 0.9 * ours[0]
 
 
 def losses_with_accumulation(sizes: list[int], masked: bool) -> list[float]:

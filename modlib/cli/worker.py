@@ -1,0 +1,52 @@
+"""One rank of a run: `python -m modlib.cli.worker RUN_FOLDER`, started by a launcher; or called in this process."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import gin
+
+from modlib.config import Config, load
+from modlib.distributed.process_group import process_group
+from modlib.runtime.errors import Preempted
+from modlib.runtime.logs import report_error, start_logging
+from modlib.runtime.run_folder import Attempt, RunFolder
+from modlib.runtime.signals import StopRequest
+from modlib.training.experiment import Experiment
+from modlib.training.job import Job
+from modlib.training.plan import build
+from modlib.training.train import Outcome, train
+
+
+def work(config: Config, run: RunFolder, attempt: Attempt) -> Outcome:
+    """Train as this rank of the world that the environment describes.
+
+    Raises:
+        ModlibError: Whatever stopped the run.
+    """
+    with process_group() as world:
+        start_logging(rank=world.rank, world_size=world.size, log_file=attempt.log_path(world.rank))
+        config.activate()
+        experiment: Experiment = build(config, gin.get_configurable("train"))
+        with StopRequest(stacks_path=attempt.stacks_path(world.rank)) as stop:
+            return train(experiment, Job(config, run, attempt, world, stop))
+
+
+def main() -> None:
+    """Entry point of a worker process; its exit code tells how the rank ended."""
+    run = RunFolder(Path(sys.argv[1]))
+    attempt = run.current_attempt()
+    try:
+        outcome = work(load([run.config_path]), run, attempt)
+        if outcome.reason == "stopped":
+            raise Preempted(f"stopped at step {outcome.step}, which is saved; the same command continues")
+    except BaseException as error:
+        import os
+
+        rank = int(os.environ.get("RANK", "0"))
+        sys.exit(report_error(error, record_path=attempt.error_path(rank), rank=rank))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""This process's place among the ranks, from the environment that a launcher set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from modlib.runtime.errors import ModlibError
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place.
+
+    Args:
+        rank: 0 to size - 1, over all nodes.
+        local_rank: The same on this node.
+        size: Number of ranks.
+        device: Where this rank computes.
+        control_group: A gloo group of all ranks for what must not touch the device: votes and checkpoints. None in a
+            world of one.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    control_group: dist.ProcessGroup | None = None
+
+
+@contextmanager
+def process_group(timeout_s: float = 600.0) -> Iterator[World]:
+    """Join the ranks that the environment names; leave on exit. A world of one needs no group.
+
+    Reads RANK, LOCAL_RANK, WORLD_SIZE and MODLIB_RENDEZVOUS (an init_method URL such as file:///... or tcp://...).
+
+    Args:
+        timeout_s: How long any collective, and the arrival of all ranks, may take.
+
+    Raises:
+        ModlibError: Not all ranks arrived in time.
+    """
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", rank))
+    device = _device(local_rank)
+    if size == 1:
+        yield World(0, 0, 1, device)
+        return
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=os.environ.get("MODLIB_RENDEZVOUS", "env://"),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ModlibError(
+            f"rank {rank} of {size} did not meet the other ranks within {timeout_s:g} s ({error}); "
+            "look for one that failed before in the logs of this attempt"
+        ) from error
+    try:
+        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        yield World(rank, local_rank, size, device, control)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
