@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from modlib.cli.report import reported
-
-if TYPE_CHECKING:
-    from modlib.config import Config
-    from modlib.tracking.plan import Plan
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
 
@@ -44,7 +40,7 @@ def launch(
         from modlib.cli import local_run
 
         if dry_run:
-            local_run.show_plan(config, as_json=as_json)
+            local_run.show_plan(config, runs_dir, name, as_json=as_json)
             return
         code = local_run.train_here(config, runs_dir=runs_dir, name=name, resume=resume)
     raise typer.Exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import gin
 
 from modlib.config import Config, load
 from modlib.distributed.process_group import process_group
+from modlib.launching.local import die_with_parent
 from modlib.runtime.errors import Preempted
 from modlib.runtime.logs import report_error, start_logging
 from modlib.runtime.run_folder import Attempt, RunFolder
@@ -30,11 +32,15 @@ def work(config: Config, run: RunFolder, attempt: Attempt) -> Outcome:
         config.activate()
         experiment: Experiment = build(config, gin.get_configurable("train"))
         with StopRequest(stacks_path=attempt.stacks_path(world.rank)) as stop:
-            return train(experiment, Job(config, run, attempt, world, stop))
+            outcome = train(experiment, Job(config, run, attempt, world, stop))
+        if world.rank == 0:
+            run.update(step=outcome.step, sample=outcome.sample)
+        return outcome
 
 
 def main() -> None:
     """Entry point of a worker process; its exit code tells how the rank ended."""
+    die_with_parent()
     run = RunFolder(Path(sys.argv[1]))
     attempt = run.current_attempt()
     try:
@@ -42,8 +48,6 @@ def main() -> None:
         if outcome.reason == "stopped":
             raise Preempted(f"stopped at step {outcome.step}, which is saved; the same command continues")
     except BaseException as error:
-        import os
-
         rank = int(os.environ.get("RANK", "0"))
         sys.exit(report_error(error, record_path=attempt.error_path(rank), rank=rank))
 

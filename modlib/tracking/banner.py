@@ -83,6 +83,8 @@ def _facts(plan: Plan) -> Iterable[tuple[str, str]]:
     steps = f"{plan.num_steps:,}"
     yield "steps", steps if not plan.start_step else f"{steps}, of which {plan.start_step:,} are done"
     yield "tokens", _tokens_in_words(plan)
+    if plan.dataset:
+        yield "data", _data_in_words(plan)
     counted = FLOPS_CONVENTIONS.get(plan.flops_convention, plan.flops_convention)
     yield (
         "FLOPs",
@@ -116,9 +118,18 @@ def _batch_in_words(plan: Plan) -> str:
 def _tokens_in_words(plan: Plan) -> str:
     words = f"{plan.num_tokens:,} = {format_count(plan.num_tokens)}"
     if (epochs := plan.num_epochs) is not None:
-        path = plan.dataset.get("path")
-        words += f", {epochs:.3g} epochs of {format_count(plan.dataset['num_tokens'])}" + (f" ({path})" if path else "")
+        words += f", {epochs:.3g} epochs"
     return words + f", {plan.num_tokens / max(1, plan.parameters['total']):.3g} per parameter"
+
+
+def _data_in_words(plan: Plan) -> str:
+    words = [str(plan.dataset["path"])] if "path" in plan.dataset else []
+    for name in ("num_tokens", "num_documents"):
+        if name in plan.dataset:
+            words.append(f"{plan.dataset[name]:,} {name.removeprefix('num_')}")
+    if "note" in plan.dataset:
+        words.append(str(plan.dataset["note"]))
+    return ", ".join(words)
 
 
 def _hardware_in_words(plan: Plan) -> str:

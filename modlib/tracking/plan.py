@@ -30,7 +30,7 @@ class Plan:
         memory_per_rank_bytes: Estimates of "parameters", "gradients", "optimizer", "activations".
         checkpoint_bytes: Of one checkpoint, all ranks together.
         learning_rates: The schedule, sampled evenly from the first step to the last.
-        dataset: "path", "num_tokens" and whatever else describes the training data.
+        dataset: What is known of the training data: "path", "num_tokens", "num_documents", "note".
         start_step: Steps already done by earlier attempts.
         precision: Dtype of the computation.
         device: "cpu", or the GPU's name.

@@ -20,9 +20,9 @@ class Experiment:
 
     Args:
         model: Returns the model; its `vocab_size` and `seq_len` are checked against the data.
-        initialization: Called with (model, seed); writes the initial weights in place.
+        initialization: Returns a callable (model, seed) that writes the initial weights in place.
         loss: Returns a callable (logits (B, T, V), targets (B, T)) -> sum of the loss over unmasked targets.
-        parameter_groups: Called with the model; returns the optimizer's groups.
+        parameter_groups: Returns a callable (model) -> groups of the optimizer.
         optimizer: Called with the groups.
         scheduler: Called with the optimizer; stepped once per optimizer step.
         gradient_clipper: Called with the model; clips before each update. None: measure the norm, do not clip.

@@ -79,10 +79,10 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
         units = model.fsdp_units() if hasattr(model, "fsdp_units") else []
         shard(model, units, mesh, experiment.precision)
     model.to_empty(device=world.device)
-    experiment.initialization(model, experiment.seed)
+    experiment.initialization()(model, experiment.seed)
     model.train()
 
-    optimizer = experiment.optimizer(experiment.parameter_groups(model))
+    optimizer = experiment.optimizer(experiment.parameter_groups()(model))
     return assemble(
         model,
         experiment.loss(),

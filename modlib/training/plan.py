@@ -173,7 +173,7 @@ class _Probe:
     """
 
     def __init__(self, config: Config, experiment: Experiment, model: nn.Module) -> None:
-        groups = build(config, experiment.parameter_groups, model)
+        groups = build(config, experiment.parameter_groups)(model)
         self.sizes: list[tuple[nn.Parameter, int]] = []
         small = [{**group, "params": [self._small(parameter) for parameter in group["params"]]} for group in groups]
         self.optimizer: torch.optim.Optimizer = build(config, experiment.optimizer, small)
