@@ -116,3 +116,17 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"{path} is not here")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed file of 101 windows of 32 tokens, made with the embedded corpus's vocabulary."""
+    import numpy as np
+
+    from modlib.data.packed_writer import PackedFileWriter
+
+    path = tmp_path_factory.mktemp("corpus") / "small.packed"
+    with PackedFileWriter(path, vocab_size=4096, tokenizer_fingerprint="") as writer:
+        tokens = np.random.default_rng(0).integers(0, 4096, 101 * 32 + 1)
+        writer.write(tokens, num_bytes_of_text=4 * len(tokens))
+    return path

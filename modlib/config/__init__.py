@@ -1,6 +1,6 @@
-"""Strict gin: reading, checking, resolving and comparing configurations."""
+"""The only package that parses gin: a strict front end, the resolved configuration, its origins and its hash."""
 
-from modlib.config.comparison import Difference, diff, render_diff
 from modlib.config.config import Config, load
+from modlib.config.diff import Difference, diff, render_diff
 
 __all__ = ["Config", "Difference", "diff", "load", "render_diff"]

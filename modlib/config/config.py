@@ -1,156 +1,184 @@
-"""A checked configuration: complete, with its hash, its text and where each value was set."""
+"""A checked configuration: what a run is, to the last default."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gin
 
-from modlib.config.files import read, shown
+import modlib
+from modlib.components import load_component
+from modlib.config.files import Reading, read
+from modlib.config.imports import import_user_module
+from modlib.config.matching import native
+from modlib.config.rendering import render
 from modlib.config.resolving import Resolution, Setting, resolve, science_lines
-from modlib.config.values import MacroUse, format_value, is_literal, plain
-from modlib.runtime import durable
+from modlib.config.signatures import signature_of
+from modlib.config.values import Constant, Reference, format_value, is_literal, plain
+from modlib.runtime.errors import ConfigError
 
-WIDTH = 120
+CONFIG_FILE = "config.gin"
+PROVENANCE_FILE = "provenance.json"
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run's configuration, every check passed.
+    """Everything that was decided about a run.
 
     Args:
-        resolution: The settings and what they come from.
-        files: The gin files that were read, in order.
+        settings: Every parameter of every component of the run, in the order in which the run reaches them.
+        science: Names of the settings that change its numbers; the others are left out of the hash.
+        text: The complete config.gin; a gin file that gives the same hash and the same run.
+        files: The gin files that were read.
+        imports: The modules that they import.
+        import_paths: Folders that have to be on sys.path for these.
     """
 
-    resolution: Resolution
-    files: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    science: frozenset[str]
+    text: str
+    files: tuple[Path, ...]
+    imports: tuple[str, ...] = ()
+    import_paths: tuple[Path, ...] = ()
+    _resolution: Resolution | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
-        """Every parameter of every component of the run: "AdamW.lr" -> 0.0003, "train.model" -> "@GPT2"."""
-        return {one.name: plain(one.value) for one in self.resolution.settings}
+        """Every value by its dotted name; components and objects by their names ("@GPT2")."""
+        return {setting.name: plain(setting.value) for setting in self.settings}
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256, in hex, of everything that changes the numbers of the run."""
-        lines = science_lines(self.resolution.settings, self.resolution.science)
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        """SHA-256 of everything that changes the numbers of the run, in hex."""
+        return hashlib.sha256("\n".join(science_lines(self.settings, set(self.science))).encode()).hexdigest()
 
     @cached_property
     def provenance(self) -> dict[str, list[str]]:
-        """Dotted name -> where it was set, the place that counts last; empty for defaults."""
-        return {one.name: list(one.origins) for one in self.resolution.settings}
+        """Where each value was set, by dotted name, what counts last; empty for a default."""
+        return {setting.name: list(setting.origins) for setting in self.settings}
 
     @cached_property
     def overridden(self) -> dict[str, list[tuple[str, Any]]]:
-        """Dotted name -> (place, value) of what did not count."""
-        return {one.name: list(one.overridden) for one in self.resolution.settings if one.overridden}
-
-    @property
-    def imports(self) -> list[str]:
-        """Modules that the files import."""
-        return self.resolution.imports
-
-    @cached_property
-    def text(self) -> str:
-        """The complete configuration as a gin file; fed back to launch.py it is the same run."""
-        return "\n".join(self._lines()) + "\n"
+        """Earlier values that another binding replaced, with their origins, by dotted name."""
+        return {setting.name: list(setting.overridden) for setting in self.settings if setting.overridden}
 
     def activate(self) -> None:
-        """Make gin build this configuration's components; replaces what gin held before."""
-        for folder in self.resolution.import_paths:
-            if str(folder) not in sys.path:
-                sys.path.append(str(folder))
+        """Give gin this configuration, in place of any other, and lock it. May be called again."""
+        for module in self.imports:
+            import_user_module(module, self.import_paths)
         gin.clear_config()
-        gin.parse_config(self.text)
+        for setting in self.settings:
+            if is_literal(setting.value):
+                component = load_component(setting.instance.name)
+                annotation = signature_of(component).parameters[setting.parameter].annotation
+                key = ("/".join(setting.instance.scope), component.selector, setting.parameter)
+                gin.bind_parameter(key, self._for_gin(native(setting.value, annotation), setting))
         gin.finalize()
 
+    def _for_gin(self, value: Any, setting: Setting) -> Any:
+        """A value with gin's own references, each with the scope that it was checked for."""
+        match value:
+            case Reference():
+                assert self._resolution is not None
+                instance = self._resolution.program.child(value, setting.instance)
+                selector = load_component(value.selector).selector
+                return gin.config.parse_value(f"@{'/'.join((*instance.scope, selector))}{'()' if value.called else ''}")
+            case Constant(name=name):
+                return gin.config.parse_value(f"%{name}")
+            case dict():
+                return {self._for_gin(key, setting): self._for_gin(item, setting) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self._for_gin(item, setting) for item in value)
+        return value
+
     def explain(self, component_name: str, message: str) -> str:
-        """The message, with where each of the component's parameters that it names was set."""
-        words = set(re.findall(r"\w+", message))
-        places = [
-            f"{one.name} = {format_value(one.value)} was set at {one.origins[-1]}"
-            for one in self.resolution.settings
-            if one.instance.name == component_name and one.parameter in words and one.origins
-        ]
-        return f"{message} ({'; '.join(places)})" if places else message
+        """A message with the origin of every parameter of a component that it names."""
+        lines = [message]
+        for setting in self.settings:
+            if setting.instance.name == component_name and re.search(rf"\b{re.escape(setting.parameter)}\b", message):
+                where = f"was set at {' -> '.join(setting.origins)}" if setting.origins else "is its default"
+                lines.append(f"{setting.name} = {format_value(setting.value)} {where}")
+        return "\n".join(lines)
 
-    def to_run_folder(self, path: Path) -> None:
-        """Write config.gin and provenance.json."""
-        durable.atomic_write_text(path / "config.gin", self.text)
-        record = {
+    def to_run_folder(self, path: str | Path) -> None:
+        """Write config.gin and provenance.json into a folder; each appears whole or not at all."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / PROVENANCE_FILE, json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
+        _write(folder / CONFIG_FILE, self.text)
+
+    def record(self) -> dict[str, Any]:
+        """What provenance.json holds: every value as gin text, its origins, and how to import the user's modules."""
+        return {
+            "format": 1,
+            "modlib": modlib.__version__,
+            "config_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
             "hash": self.hash,
-            "files": list(self.files),
-            "import_paths": [str(folder) for folder in self.resolution.import_paths],
-            "provenance": {name: origins for name, origins in self.provenance.items() if origins},
-            "overridden": {name: [[place, repr(value)] for place, value in values] for name, values in self.overridden.items()},
+            "files": [str(path) for path in self.files],
+            "imports": list(self.imports),
+            "import_paths": [str(path) for path in self.import_paths],
+            "parameters": {
+                setting.name: {
+                    "value": format_value(setting.value),
+                    "origins": list(setting.origins),
+                    "overridden": [[origin, format_value(value)] for origin, value in setting.overridden],
+                    "science": setting.name in self.science,
+                }
+                for setting in self.settings
+            },
         }
-        durable.atomic_write_text(path / "provenance.json", json.dumps(record, indent=1) + "\n")
 
-    def _lines(self) -> Iterator[str]:
-        yield f"# The complete configuration. Science hash {self.hash}"
-        yield from (f"import {module}" for module in self.imports)
-        macros = self._macros()
-        if macros:
-            yield ""
-            yield from (f"{name} = {format_value(value)}" for name, value in macros.items())
-        instance = None
-        for setting in self.resolution.settings:
-            if setting.instance != instance:
-                instance = setting.instance
-                yield ""
-                yield f"# {self.resolution.components[instance.name].selector}"
-            yield _line(setting, macros)
 
-    def _macros(self) -> dict[str, Any]:
-        """The macros that a parameter takes as they are: the knobs that still work on this text."""
-        program = self.resolution.program
-        used = {one.node.name for one in self.resolution.settings if isinstance(one.node, MacroUse)}
-        values = {name: program.value_of_macro(name) for name in program.macros if name in used}
-        return {name: value for name, value in values.items() if is_literal(value)}
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def load(gin_files: Sequence[str | Path], gin_params: Sequence[str] = ()) -> Config:
-    """Read and check gin files and parameters; builds nothing.
+    """Read gin files and parameters, check all of it, and resolve it.
 
     Args:
-        gin_files: By name (in gin_configs/, slurm/, experiments/) or by path; later ones win.
-        gin_params: Bindings such as "AdamW.lr=1e-4"; they win over files.
+        gin_files: Names in gin_configs/, slurm/ or experiments/, or paths; later ones win.
+        gin_params: Single bindings such as "AdamW.lr=1e-4"; they win over files.
 
     Raises:
-        ConfigError: With every problem that was found.
+        ConfigError: With every problem found; nothing was changed.
     """
+    if isinstance(gin_files, str | Path):
+        gin_files = [gin_files]
+    if not gin_files and not gin_params:
+        raise ConfigError("no gin file is given; name one with --gin_file, as in --gin_file quickstart.gin")
     reading = read(gin_files, gin_params)
-    folders = list(dict.fromkeys([*(path.parent for path in reading.files), *_remembered(reading.files), Path.cwd()]))
-    resolution = resolve(reading, folders)
-    return Config(resolution, tuple(shown(path) for path in reading.files))
+    resolution = resolve(reading, _import_folders(reading))
+    text = render(resolution.settings, resolution.program, resolution.imports)
+    return Config(
+        tuple(resolution.settings),
+        frozenset(resolution.science),
+        text,
+        tuple(reading.files),
+        tuple(resolution.imports),
+        tuple(resolution.import_paths),
+        resolution,
+    )
 
 
-def _remembered(files: Sequence[Path]) -> list[Path]:
-    """Folders of user modules that a run folder's config was made with."""
-    found = []
-    for path in files:
-        try:
-            found += [Path(folder) for folder in json.loads((path.parent / "provenance.json").read_text())["import_paths"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
-
-
-def _line(setting: Setting, macros: dict[str, Any]) -> str:
-    if isinstance(setting.node, MacroUse) and setting.node.name in macros:
-        # the value in the form of its parameter's type must come out again, so a macro is kept only where it does
-        if format_value(macros[setting.node.name]) == format_value(setting.value):
-            return f"{setting.name} = %{setting.node.name}"
-    if is_literal(setting.value):
-        return f"{setting.name} = {format_value(setting.value)}"
-    return f"# {setting.name} = {format_value(setting.value)}  (default)"
+def _import_folders(reading: Reading) -> list[Path]:
+    """Where users' modules are looked for after sys.path: what a run folder recorded, the files' folders, the CWD."""
+    folders: list[Path] = []
+    for path in reading.files:
+        if path.name == CONFIG_FILE and (path.parent / PROVENANCE_FILE).is_file():
+            try:
+                recorded = json.loads((path.parent / PROVENANCE_FILE).read_text(encoding="utf-8"))["import_paths"]
+            except (OSError, ValueError, KeyError):
+                continue
+            folders += map(Path, recorded)
+    return list(dict.fromkeys([*folders, *(path.parent for path in reading.files), Path.cwd()]))

@@ -105,6 +105,7 @@ def _note(problems: list[Problem], text: str, reading: Reading) -> None:
     for problem in problems:
         number = problem.origin.line or 1
         reading.mentioned |= set(re.findall(r"[A-Za-z_][\w.]*", lines[number - 1] if number <= len(lines) else ""))
+        reading.mentioned.add(problem.key.rpartition("/")[2])
         reading.incomplete |= "is never closed" in problem.text or "indentation" in problem.text
 
 

@@ -247,3 +247,19 @@ def _unquoted(value: Any) -> str:
             return ""
         return f"; write {value.strip()}"
     return ""
+
+
+def native(value: Any, annotation: Any) -> Any:
+    """The object that Python code of this type expects for a gin value: a Path for a string, an enum's member."""
+    annotation = _plain_type(annotation)
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return value
+    choices = typing.get_args(annotation) if is_union(annotation) else (annotation,)
+    if any(_plain_type(choice) is type(value) or _takes_anything(_plain_type(choice)) for choice in choices):
+        return value
+    for choice in choices:
+        if inspect.isclass(choice) and issubclass(choice, os.PathLike) and isinstance(value, str):
+            return choice(value) if not inspect.isabstract(choice) else value
+        if inspect.isclass(choice) and issubclass(choice, Enum):
+            return choice(value)
+    return value

@@ -206,8 +206,11 @@ class Program:
 
     def reached(self, *, every: bool) -> list[Instance]:
         """The instances of the run, parents first; with `every`, also what overridden bindings refer to."""
-        found = dict.fromkeys(self.roots)
-        waiting = list(self.roots)
+        roots = list(self.roots)
+        if every:
+            roots += [Instance((), name) for name in sorted(self.mentioned) if name in self.known]
+        found = dict.fromkeys(roots)
+        waiting = list(roots)
         while waiting:
             parent = waiting.pop(0)
             bindings = self.candidates(parent) if every else list(self.effective(parent).values())

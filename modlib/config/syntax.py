@@ -82,10 +82,11 @@ class Include:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, and where."""
+    """One thing that is wrong, and where; `key` is what the broken statement would have bound."""
 
     origin: Origin
     text: str
+    key: str = ""
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.text}"
@@ -172,7 +173,7 @@ class _Reader:
             try:
                 self._statement()
             except _Wrong as wrong:
-                self.problems.append(Problem(self.origin(wrong.line), str(wrong)))
+                self.problems.append(Problem(self.origin(wrong.line), str(wrong), self.key))
                 self._recover(before)
 
     def _recover(self, before: int) -> None:
@@ -230,7 +231,7 @@ class _Reader:
             try:
                 self._block_line(scope, selector)
             except _Wrong as wrong:
-                self.problems.append(Problem(self.origin(wrong.line), str(wrong)))
+                self.problems.append(Problem(self.origin(wrong.line), str(wrong), self.key))
                 self._recover(before)
         if self.current.type == tokenize.DEDENT:
             self.position += 1

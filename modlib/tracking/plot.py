@@ -50,9 +50,13 @@ def plot(
 
 
 def _resampled(values: Sequence[float], count: int) -> list[float]:
-    """`count` values with the first and last of the given ones at the ends."""
-    step = (len(values) - 1) / max(1, count - 1)
-    return [values[round(index * step)] for index in range(count)]
+    """`count` values: the largest finite one of every column's share, so that no peak is lost."""
+    columns = []
+    for column in range(count):
+        first = column * len(values) // count
+        share = values[first : max(first + 1, (column + 1) * len(values) // count)]
+        columns.append(max((value for value in share if math.isfinite(value)), default=math.nan))
+    return columns
 
 
 def _level(value: float, top: float, levels: int) -> int:

@@ -144,10 +144,12 @@ class _Live:
     def _stop(self) -> None:
         if self._live is not None:
             live, self._live = self._live, None
-            live.stop()
-            for handler, stream in self._moved_handlers:
-                handler.setStream(stream)
-            self._moved_handlers.clear()
+            try:
+                live.stop()
+            finally:
+                for handler, stream in self._moved_handlers:
+                    handler.setStream(stream)
+                self._moved_handlers.clear()
 
     def _move_log_handlers(self, before: TextIO, now: TextIO) -> None:
         """Log lines go above the live line: handlers made earlier still hold the stream that it took over."""
@@ -187,7 +189,7 @@ def progress_lines(name: str, clock: Clock, values: dict[str, float], now: float
     for ratio in (None, 1, None, None, None):
         bar.add_column(ratio=ratio, no_wrap=True, overflow="crop")
     bar.add_row(
-        Text(name[: width // 3], style="bold"),
+        Text(name[: width // 3] if width >= 60 else "", style="bold"),
         ProgressBar(total=max(total, 1), completed=done),
         Text(f"{done}/{total}", style="cyan"),
         Text(f"{share:3.0f}%"),

@@ -1,0 +1,151 @@
+"""TensorBoard: the same numbers as metrics.jsonl, one run over all attempts."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+from modlib.tracking.broker import Broker
+from modlib.tracking.jsonl import JSONL, read_lines
+from modlib.tracking.messages import CheckpointSaved, MetricsLogged, RunEnded, RunStarted, TextLogged
+from modlib.tracking.tensorboard import TensorBoard, as_code
+
+RESOLVED = {"AdamW.lr": 3e-4, "AdamW.betas": (0.9, 0.95), "train.model": "@GPT2", "GPT2.bias": True, "x.none": None}
+CONFIG = "train.model = @GPT2\nAdamW.lr = 3e-4\n# a ``` fence\n"
+
+
+def started(path: Path, step: int, attempt: int = 1) -> RunStarted:
+    return RunStarted("run", path, attempt, step, 10, 100, CONFIG, RESOLVED)
+
+
+def metrics(step: int, attempt: int = 1) -> MetricsLogged:
+    values = {"train/loss": 10 / 3 / (step + attempt), "train/lr": 3e-4 * math.pi / step}
+    if step % 5 == 0:
+        values["val/validation/loss"] = math.e / step
+    return MetricsLogged(step, step * 100, 1767225600.0 + step + attempt / 10, attempt, values)
+
+
+def read(path: Path) -> EventAccumulator:
+    events = EventAccumulator(str(path / "tb"), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def text_of(events: EventAccumulator, tag: str) -> list[tuple[int, str]]:
+    tensors = events.Tensors(f"{tag}/text_summary")
+    return [(event.step, event.tensor_proto.string_val[0].decode()) for event in tensors]
+
+
+def assert_same_numbers(path: Path) -> None:
+    """Every number of metrics.jsonl is in TensorBoard at its step and time, in float32, and no other."""
+    expected: dict[str, list[tuple[int, float, float]]] = {}
+    for record in read_lines(path / "metrics.jsonl"):
+        for name, value in record.items():
+            if "/" in name:
+                expected.setdefault(name, []).append((record["step"], record["time"], float(np.float32(value))))
+    events = read(path)
+    found = {tag: [(e.step, e.wall_time, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found == expected
+
+
+def test_scalars_equal_metrics_jsonl_and_texts_and_hparams_are_there(tmp_path: Path) -> None:
+    broker = Broker.of([TensorBoard, JSONL], run_path=tmp_path)
+    broker.publish(started(tmp_path, 0))
+    for step in range(1, 11):
+        broker.publish(metrics(step))
+    broker.publish(TextLogged(10, "sample", "def main():\n    pass"))
+    broker.publish(RunEnded("finished", 10, {"train/loss": 0.5}))
+    broker.close()
+    assert broker.missed == {}
+    assert_same_numbers(tmp_path)
+
+    events = read(tmp_path)
+    assert text_of(events, "config") == [(0, f"````\n{CONFIG}\n````")]
+    assert text_of(events, "sample") == [(10, "```\ndef main():\n    pass\n```")]
+
+    assert [path.name for path in tmp_path.rglob("*") if path.is_dir()] == ["tb"]  # no second run for hparams
+    plugin = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(plugin["_hparams_/session_start_info"]).session_start_info
+    assert start.hparams["AdamW.lr"].number_value == 3e-4
+    assert start.hparams["AdamW.betas"].string_value == "(0.9, 0.95)"
+    assert start.hparams["GPT2.bias"].string_value == "True"
+    assert start.hparams["x.none"].string_value == "None"
+    experiment = HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
+    assert {info.name.tag for info in experiment.metric_infos} == {"train/loss", "train/lr", "val/validation/loss"}
+    assert "_hparams_/session_end_info" in plugin
+
+
+def test_a_killed_run_goes_on_without_the_steps_that_did_not_count(tmp_path: Path) -> None:
+    """Three attempts: killed at 7 (its event file torn), resumed at 5; stopped at 8; resumed there."""
+    first, lines = TensorBoard(run_path=tmp_path), JSONL(run_path=tmp_path)
+    for message in [started(tmp_path, 0), *map(metrics, range(1, 8)), CheckpointSaved(7, tmp_path, 0.1, 1)]:
+        first.receive(message)
+        lines.receive(message)
+    (file,) = (tmp_path / "tb").iterdir()
+    file.write_bytes(file.read_bytes()[:-5])
+
+    for attempt, (begin, end) in enumerate([(5, 8), (8, 10)], start=2):
+        broker = Broker.of([TensorBoard, JSONL], run_path=tmp_path)
+        broker.publish(started(tmp_path, begin, attempt))
+        for step in range(begin + 1, end + 1):
+            broker.publish(metrics(step, attempt))
+        broker.publish(RunEnded("finished" if end == 10 else "stopped", end))
+        broker.close()
+        assert broker.missed == {}
+    first.close()
+    assert_same_numbers(tmp_path)
+    events = read(tmp_path)
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")][5:8] == [
+        (step, float(np.float32(10 / 3 / (step + 2)))) for step in (6, 7, 8)
+    ]
+    assert [step for step, _ in text_of(events, "config")] == [0, 5, 8]
+
+
+def test_a_run_that_starts_over_from_scratch_replaces_all(tmp_path: Path) -> None:
+    for attempt in (1, 2):
+        broker = Broker.of([TensorBoard, JSONL], run_path=tmp_path)
+        broker.publish(started(tmp_path, 0, attempt))
+        for step in (1, 2):
+            broker.publish(metrics(step, attempt))
+        broker.close()
+    assert_same_numbers(tmp_path)
+
+
+def test_an_incomplete_run_writes_no_hparams(tmp_path: Path) -> None:
+    tensorboard = TensorBoard(run_path=tmp_path)
+    tensorboard.receive(started(tmp_path, 0))
+    tensorboard.receive(metrics(1))
+    tensorboard.receive(RunEnded("stopped by SIGTERM", 1))
+    tensorboard.close()
+    with pytest.raises(KeyError):
+        read(tmp_path).PluginTagToContent("hparams")
+
+
+def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "tb").write_text("a file is in the way")
+    broker = Broker.of([TensorBoard, JSONL], run_path=tmp_path)
+    broker.publish(started(tmp_path, 0))
+    for step in range(1, 11):
+        broker.publish(metrics(step))
+    broker.publish(RunEnded("finished", 10))
+    broker.close()
+    (warning,) = [record.getMessage() for record in caplog.records if record.name == "modlib"]
+    assert warning.startswith("subscriber TensorBoard failed on RunStarted (FileExistsError:")
+    assert len(list(read_lines(tmp_path / "metrics.jsonl"))) == 10
+
+
+def test_tensorboard_is_imported_only_when_a_subscriber_is_made() -> None:
+    code = "import sys, modlib.tracking.tensorboard; sys.exit('torch' in sys.modules or 'tensorboard' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(("text", "fence"), [("a", "```"), ("`a`", "```"), ("```", "````"), ("`````", "``````")])
+def test_a_code_block_holds_any_text(text: str, fence: str) -> None:
+    assert as_code(text) == f"{fence}\n{text}\n{fence}"
