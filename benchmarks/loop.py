@@ -60,7 +60,7 @@ def hand_written(steps: int) -> float:
 
 def with_modlib(steps: int, folder: Path) -> float:
     """Tokens per second of launch.py, from its own metrics.jsonl."""
-    parameters = [f"NUM_STEPS={steps}", f"CHECKPOINT_EVERY={steps}", f"EVAL_EVERY={steps}", "validation/Evaluator.num_batches=1"]
+    parameters = [f"NUM_STEPS={steps}", f"CHECKPOINT_EVERY={steps}", f"EVAL_EVERY={steps}", "validation/Evaluator.num_sequences=8"]
     flags = [word for parameter in parameters for word in ("--gin_param", parameter)]
     command = [sys.executable, "launch.py", "--gin_file", "quickstart.gin", "--runs_dir", str(folder), *flags]
     subprocess.run([*command, "--name", f"loop-{time.time_ns()}"], cwd=ROOT, check=True, capture_output=True)

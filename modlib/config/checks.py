@@ -10,9 +10,9 @@ from modlib.config.matching import Mismatch, fit
 from modlib.config.program import REQUIRED, Instance, Program
 from modlib.config.secrets import is_secret, is_secret_name
 from modlib.config.signatures import Parameter, Signature, type_text
+from modlib.config.statements import Binding, Macro, Origin, Problem
 from modlib.config.suggestions import did_you_mean, similar
-from modlib.config.syntax import Binding, Macro, Origin, Problem
-from modlib.config.values import Literal, MacroUse, Required, format_value, type_name, walk
+from modlib.config.values import Literal, MacroUse, Required, format_value, is_literal, type_name, walk
 
 
 def secrets(program: Program) -> Iterator[Problem]:
@@ -48,19 +48,20 @@ def unused_bindings(program: Program, effective: list[Instance], possible: list[
                     f"set {key(hiding)} instead",
                 )
             elif binding.origin.from_command_line and not any(one in effective for one in mine):
-                yield Problem(binding.origin, f"{key(binding)} has no effect: nothing in this run uses {name}; {_use(name)}")
+                yield Problem(
+                    binding.origin, f"{key(binding)} has no effect: nothing in this run uses {name}; {_use(name)}"
+                )
 
 
-def _unread(
-    program: Program, binding: Binding, instances: list[Instance], entered: set[tuple[str, ...]]
-) -> str:
+def _unread(program: Program, binding: Binding, instances: list[Instance], entered: set[tuple[str, ...]]) -> str:
     name = binding.selector
     scopes = sorted({"/".join(one.scope) for one in instances if one.scope})
     if binding.scope and binding.scope not in entered:
         everywhere = sorted({"/".join(scope) for scope in entered if scope})
         scope = "/".join(binding.scope)
         known = f"Known scopes: {', '.join(everywhere)}" if everywhere else "This run has no scopes"
-        return f"scope {scope!r} is never entered, so {key(binding)} has no effect.{did_you_mean(scope, everywhere)} {known}"
+        hint = did_you_mean(scope, everywhere)
+        return f"scope {scope!r} is never entered, so {key(binding)} has no effect.{hint} {known}"
     if instances and scopes:
         return (
             f"{key(binding)} has no effect: {name} is not used in the scope {'/'.join(binding.scope)!r}, "
@@ -102,10 +103,14 @@ def unused_macros(program: Program, effective: list[Instance]) -> Iterator[Probl
         if name in program.mentioned:
             continue
         if name not in written:
-            hint = did_you_mean(name, unknown or (set(program.macros) - {name}))
+            close = similar(name, unknown or (set(program.macros) - {name}), most=1)
+            place = f" ({program.macros[close[0]][-1].origin})" if close and close[0] in program.macros else ""
+            hint = f" Did you mean {close[0]}{place}?" if close else ""
             yield Problem(definitions[-1].origin, f"the macro {name} is defined but never used.{hint or ' Remove it'}")
         elif name not in counting and definitions[-1].origin.from_command_line:
-            yield Problem(definitions[-1].origin, f"{name} has no effect: nothing that this run uses reads %{name}; remove it")
+            yield Problem(
+                definitions[-1].origin, f"{name} has no effect: nothing that this run uses reads %{name}; remove it"
+            )
 
 
 def names(program: Program, instance: Instance, signature: Signature, component: Component) -> Iterator[Problem]:
@@ -125,7 +130,7 @@ def names(program: Program, instance: Instance, signature: Signature, component:
         if hint:
             remedy = f" Did you mean {hint}?"
         elif signature.swallows:
-            remedy = f" **{signature.swallows} would swallow it; declare it as a parameter of {component.name} ({component.place})"
+            remedy = f" **{signature.swallows} would swallow it; declare it in the signature ({component.place})"
         else:
             remedy = f" It has: {', '.join(signature.parameters) or 'none'}"
         yield Problem(binding.origin, f"{component.name} has no parameter '{name}'.{remedy}")
@@ -137,7 +142,9 @@ def missing(program: Program, instance: Instance, signature: Signature, componen
     absent = [one for one in signature.parameters.values() if one.required and one.name not in bound]
     unknown = [name for name in bound if name not in signature.parameters]
     meant = {close for name in unknown for close in similar(name, [one.name for one in absent], most=2)}
-    absent = [one for one in absent if one.name not in meant and f"{component.name}.{one.name}" not in program.mentioned]
+    absent = [
+        one for one in absent if one.name not in meant and f"{component.name}.{one.name}" not in program.mentioned
+    ]
     if not absent:
         return
     listed = ", ".join(f"{one.name}{f' ({one.type_text})' if one.type_text else ''}" for one in absent)
@@ -161,20 +168,27 @@ def first_use(program: Program, instance: Instance) -> Origin:
 
 
 def fitted(
-    program: Program, binding: Binding, parameter: Parameter, value: Any, targets: dict[str, Any], problems: list[Problem]
+    program: Program,
+    binding: Binding,
+    parameter: Parameter,
+    value: Any,
+    targets: dict[str, Any],
+    problems: list[Problem],
 ) -> Any:
     """The value in the form of the parameter's type; a problem is added when it does not fit."""
-    if isinstance(value, Required):
+    if _holds_required(value):
         problems.append(_required(program, binding, parameter))
         return value
-    if not parameter.required and type(value) is type(parameter.default) and value == parameter.default:
-        return value  # whatever the annotation says, the default is accepted
     try:
         return fit(value, parameter.annotation, targets.__getitem__)
     except Mismatch as mismatch:
+        if not parameter.required and type(value) is type(parameter.default) and value == parameter.default:
+            return value  # whatever the annotation says, the default is accepted
         expected, _, remedy = str(mismatch).partition(";")
         written = "***" if is_secret_name(binding.parameter) else format_value(value)
-        source = "".join(f" (from %{name}, {program.macros[name][-1].origin})" for name in program.macros_in(binding.value)[:1])
+        source = "".join(
+            f" (from %{name}, {program.macros[name][-1].origin})" for name in program.macros_in(binding.value)[:1]
+        )
         at_item = " at [" in expected or " at key " in expected
         is_what = "does not fit" if at_item else f"is {type_name(value)}"
         problems.append(
@@ -187,11 +201,32 @@ def fitted(
         return value
 
 
+def _holds_required(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_required, [*value, *value.values()]))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_required, value))
+    return isinstance(value, Required)
+
+
+def default_value(parameter: Parameter) -> Any:
+    """The default in the form of its type, so that `1` and an explicit `1.0` for a float mean the same."""
+    try:
+        return (
+            fit(parameter.default, parameter.annotation, lambda name: None)
+            if is_literal(parameter.default)
+            else parameter.default
+        )
+    except Mismatch:
+        return parameter.default
+
+
 def _overridden(program: Program, binding: Binding) -> str:
     earlier = [
         other
         for other in program.bindings[binding.selector]
-        if (other.scope, other.parameter) == (binding.scope, binding.parameter) and other.origin.order < binding.origin.order
+        if (other.scope, other.parameter) == (binding.scope, binding.parameter)
+        and other.origin.order < binding.origin.order
     ]
     if not earlier or not isinstance(earlier[-1].value, Literal):
         return ""
@@ -200,7 +235,9 @@ def _overridden(program: Program, binding: Binding) -> str:
 
 def _required(program: Program, binding: Binding, parameter: Parameter) -> Problem:
     """%gin.REQUIRED is left; named by the macro that holds it."""
-    holders = [name for name in program.macros_in(binding.value) if MacroUse(REQUIRED) in walk(program.macros[name][-1].value)]
+    holders = [
+        name for name in program.macros_in(binding.value) if MacroUse(REQUIRED) in walk(program.macros[name][-1].value)
+    ]
     name = holders[0] if holders else key(binding)
     origin = program.macros[holders[0]][-1].origin if holders else binding.origin
     example = f"\"{name}='...'\"" if "str" in type_text(parameter.annotation) else f'"{name}=..."'

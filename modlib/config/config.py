@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +18,12 @@ from modlib.components import load_component
 from modlib.config.files import Reading, read
 from modlib.config.imports import import_user_module
 from modlib.config.matching import native
+from modlib.config.program import Program
 from modlib.config.rendering import render
-from modlib.config.resolving import Resolution, Setting, resolve, science_lines
+from modlib.config.resolving import Setting, resolve, science_lines
 from modlib.config.signatures import signature_of
 from modlib.config.values import Constant, Reference, format_value, is_literal, plain
+from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError
 
 CONFIG_FILE = "config.gin"
@@ -40,15 +41,16 @@ class Config:
         files: The gin files that were read.
         imports: The modules that they import.
         import_paths: Folders that have to be on sys.path for these.
+        program: The statements that it comes from.
     """
 
     settings: tuple[Setting, ...]
     science: frozenset[str]
     text: str
     files: tuple[Path, ...]
-    imports: tuple[str, ...] = ()
-    import_paths: tuple[Path, ...] = ()
-    _resolution: Resolution | None = field(default=None, repr=False, compare=False)
+    imports: tuple[str, ...]
+    import_paths: tuple[Path, ...]
+    program: Program = field(repr=False, compare=False)
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
@@ -87,8 +89,7 @@ class Config:
         """A value with gin's own references, each with the scope that it was checked for."""
         match value:
             case Reference():
-                assert self._resolution is not None
-                instance = self._resolution.program.child(value, setting.instance)
+                instance = self.program.child(value, setting.instance)
                 selector = load_component(value.selector).selector
                 return gin.config.parse_value(f"@{'/'.join((*instance.scope, selector))}{'()' if value.called else ''}")
             case Constant(name=name):
@@ -112,8 +113,8 @@ class Config:
         """Write config.gin and provenance.json into a folder; each appears whole or not at all."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / PROVENANCE_FILE, json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
-        _write(folder / CONFIG_FILE, self.text)
+        atomic_write_text(folder / PROVENANCE_FILE, json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
+        atomic_write_text(folder / CONFIG_FILE, self.text)
 
     def record(self) -> dict[str, Any]:
         """What provenance.json holds: every value as gin text, its origins, and how to import the user's modules."""
@@ -135,12 +136,6 @@ class Config:
                 for setting in self.settings
             },
         }
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def load(gin_files: Sequence[str | Path], gin_params: Sequence[str] = ()) -> Config:
@@ -167,7 +162,7 @@ def load(gin_files: Sequence[str | Path], gin_params: Sequence[str] = ()) -> Con
         tuple(reading.files),
         tuple(resolution.imports),
         tuple(resolution.import_paths),
-        resolution,
+        resolution.program,
     )
 
 

@@ -89,5 +89,3 @@ def recorded(source: Config | str | Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         pass
     return None  # config.gin was written or changed by hand
-
-

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from modlib.components import PACKAGE
+from modlib.config.statements import Include, Origin, Problem, Statement
 from modlib.config.suggestions import similar
-from modlib.config.syntax import Include, Origin, Problem, Statement, parse
+from modlib.config.syntax import parse
 
 REPOSITORY = PACKAGE.parent
 ROOTS = ("gin_configs", "slurm", "experiments")
@@ -93,7 +94,7 @@ def _read_parameter(text: str, source: str, reading: Reading) -> None:
     statements, problems = parse(text, source, is_file=False)
     if not problems and len(statements) != 1:
         what = "is empty" if not statements else f"holds {len(statements)} statements"
-        problems = [Problem(Origin(source), f"{what}; give one statement in each --gin_param, as in \"AdamW.lr=1e-4\"")]
+        problems = [Problem(Origin(source), f'{what}; give one statement in each --gin_param, as in "AdamW.lr=1e-4"')]
     reading.statements += statements
     _note(problems, text, reading)
 
@@ -142,7 +143,9 @@ def find(name: str, included_from: Path | None = None) -> Path:
                 f"directory; write ./{name} for that one, or {found[0]}"
             )
         if len(path.parts) == 1:
-            raise NotFound(f"{_looked(name, packaged)}; a file of this name is in the working directory: write ./{name}")
+            raise NotFound(
+                f"{_looked(name, packaged)}; a file of this name is in the working directory: write ./{name}"
+            )
         return stray
     if len(found) > 1:
         raise NotFound(f"{name} is in {' and in '.join(str(path.parent) for path in found)}; write the path of one")

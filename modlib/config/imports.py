@@ -42,8 +42,8 @@ def import_user_module(name: str, folders: Sequence[Path]) -> Path | None:
         if name == missing or name.startswith(missing + "."):
             looked = ", ".join(dict.fromkeys(str(folder) for folder in folders))
             raise ImportProblem(
-                f"cannot find the module {missing} (import {name}); looked on sys.path and in {looked}; put it in one of "
-                "these, or its folder on PYTHONPATH"
+                f"cannot find the module {missing} (import {name}); looked on sys.path and in {looked}; "
+                "put it in one of these, or its folder on PYTHONPATH"
             ) from error
         raise ImportProblem(f"cannot import {name}: {_told(error)}") from error
     except ConfigError as error:

@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from modlib.config.signatures import NOTHING, is_callable_type, is_union, return_type, type_text
@@ -17,8 +18,15 @@ from modlib.config.values import Constant, Reference, format_value, type_name
 
 ANYTHING = (Any, object, NOTHING, typing.Hashable, collections.abc.Hashable)
 LITERAL_TYPES = (int, float, bool, str, bytes, complex, type(None), list, tuple, dict, set, frozenset)
-SEQUENCES = (list, collections.abc.Sequence, collections.abc.MutableSequence, collections.abc.Iterable)
-SEQUENCES += (collections.abc.Collection, collections.abc.Container, collections.abc.Reversible)
+SEQUENCES: tuple[Any, ...] = (
+    list,
+    collections.abc.Sequence,
+    collections.abc.MutableSequence,
+    collections.abc.Iterable,
+    collections.abc.Collection,
+    collections.abc.Container,
+    collections.abc.Reversible,
+)
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
@@ -133,7 +141,11 @@ def _fit_reference(value: Reference, annotation: Any, target_of: Callable[[str],
     if _takes_anything(made):
         return value
     made = typing.get_origin(made) or made
-    if inspect.isclass(made) and origin in LITERAL_TYPES and not issubclass(made, (origin, int) if origin is float else origin):
+    if (
+        inspect.isclass(made)
+        and origin in LITERAL_TYPES
+        and not issubclass(made, (origin, int) if origin is float else origin)
+    ):
         raise Mismatch(expected)
     return value
 
@@ -141,13 +153,11 @@ def _fit_reference(value: Reference, annotation: Any, target_of: Callable[[str],
 def _fit_component(value: Reference, annotation: Any, target_of: Callable[[str], Any]) -> Any:
     if value.called:
         made = return_type(target_of(value.selector))
-        if inspect.isclass(made) and not callable(getattr(made, "__call__", None)):  # noqa: B004
-            raise Mismatch(f"a component; write {str(value)[:-2]} without ()")
         if inspect.isclass(made) and "__call__" not in {name for owner in made.__mro__ for name in vars(owner)}:
             raise Mismatch(f"a component, not what it makes; write {str(value)[:-2]} without ()")
         return value
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (type, typing.Type) and arguments and inspect.isclass(arguments[0]):
+    if origin is type and arguments and inspect.isclass(arguments[0]):
         target = target_of(value.selector)
         if inspect.isclass(target) and not getattr(arguments[0], "_is_protocol", False):
             _require(issubclass(target, arguments[0]), value, f"a kind of {type_text(arguments[0])}")
@@ -176,7 +186,11 @@ def _fit_tuple(value: Any, arguments: tuple[Any, ...], annotation: Any, target_o
 
 def _fit_sequence(value: Any, kind: Any, annotation: Any, target_of: Callable[[str], Any]) -> Any:
     origin = typing.get_origin(annotation) or annotation
-    if isinstance(value, dict) and origin in (collections.abc.Iterable, collections.abc.Collection, collections.abc.Container):
+    if isinstance(value, dict) and origin in (
+        collections.abc.Iterable,
+        collections.abc.Collection,
+        collections.abc.Container,
+    ):
         return value
     items = [_fit_item(item, kind, index, target_of) for index, item in enumerate(_items(value, annotation))]
     return items if origin in (list, collections.abc.MutableSequence) else type(value)(items)
@@ -259,7 +273,7 @@ def native(value: Any, annotation: Any) -> Any:
         return value
     for choice in choices:
         if inspect.isclass(choice) and issubclass(choice, os.PathLike) and isinstance(value, str):
-            return choice(value) if not inspect.isabstract(choice) else value
+            return value if inspect.isabstract(choice) else Path(value)
         if inspect.isclass(choice) and issubclass(choice, Enum):
             return choice(value)
     return value

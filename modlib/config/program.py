@@ -10,8 +10,8 @@ from typing import Any
 import gin
 
 from modlib.components import Component, known_components
+from modlib.config.statements import Binding, Macro, Problem, Statement
 from modlib.config.suggestions import did_you_mean, similar
-from modlib.config.syntax import Binding, Macro, Problem, Statement
 from modlib.config.values import (
     Constant,
     Items,
@@ -57,11 +57,11 @@ class Program:
         self.bindings: dict[str, list[Binding]] = {}
         self._macro_values: dict[str, Any] = {}
         self._open_macros: list[str] = []
-        statements = [statement for statement in statements if isinstance(statement, Binding | Macro)]
-        for statement in statements:
+        bound = [statement for statement in statements if isinstance(statement, Binding | Macro)]
+        for statement in bound:
             if isinstance(statement, Macro):
                 self.macros.setdefault(statement.name, []).append(statement)
-        for statement in statements:
+        for statement in bound:
             self._take(statement)
 
     def _take(self, statement: Binding | Macro) -> None:
@@ -85,7 +85,12 @@ class Program:
                     self.mentioned |= set(similar(selector, self.known))
                 return replace(node, selector=name or selector)
             case MacroUse(name=name):
-                if name not in self.macros and name != REQUIRED and not is_constant(name) and name not in self.mentioned:
+                if (
+                    name not in self.macros
+                    and name != REQUIRED
+                    and not is_constant(name)
+                    and name not in self.mentioned
+                ):
                     names = [*self.macros, *constant_names()]
                     text = f"no macro {name} for %{name}.{did_you_mean(name, names)}"
                     self.problems.append(Problem(statement.origin, f"{text} Define it: {name} = value"))
@@ -111,6 +116,8 @@ class Program:
             hint = f" Did you mean {' or '.join(close)}?"
         else:
             hint = did_you_mean(name, self.known)
+        if not hint and gin.config._REGISTRY.matching_selectors(selector):
+            hint = " It is registered with gin alone; register it with @component of modlib.components"
         remedy = "" if hint else " `modlib list` shows all; a component of your own needs its import in the gin file"
         self.problems.append(Problem(statement.origin, f"{text}.{hint}{remedy}"))
         return None
@@ -245,6 +252,8 @@ def constant_value(name: str) -> Any:
     """
     names = gin.config._CONSTANTS.matching_selectors(name)
     if len(names) != 1:
-        raise ValueProblem(f"%{name} is ambiguous: {', '.join(names)}; write one of them" if names else f"no macro {name}")
+        raise ValueProblem(
+            f"%{name} is ambiguous: {', '.join(names)}; write one of them" if names else f"no macro {name}"
+        )
     value = gin.config._CONSTANTS[names[0]]
     return value if is_literal(value) else Constant(name)

@@ -38,7 +38,9 @@ def render(settings: Sequence[Setting], program: Program, imports: Iterable[str]
     if imports:
         parts.append("".join(f"import {module}\n" for module in imports))
     if kept:
-        parts.append("".join(f"{name} = {_node_text(program.macros[name][-1].value, program, kept)}\n" for name in kept))
+        parts.append(
+            "".join(f"{name} = {_node_text(program.macros[name][-1].value, program, kept)}\n" for name in kept)
+        )
     for instance, group in groupby(settings, key=lambda setting: setting.instance):
         parts.append(_block(str(instance), list(group), program, kept))
     return "\n".join(parts)
@@ -54,7 +56,9 @@ def _block(instance: str, settings: Sequence[Setting], program: Program, kept: S
         else:
             lines.append(f"    # {setting.parameter} = {object_name(setting.value)} (default; not a gin value)\n")
     if all(line.lstrip().startswith("#") for line in lines):
-        return f"# {instance}:\n" + "".join(f"#{line[1:]}" if line.startswith("    #") else line for line in lines).replace("#   # ", "#     ")
+        return f"# {instance}:\n" + "".join(
+            f"#{line[1:]}" if line.startswith("    #") else line for line in lines
+        ).replace("#   # ", "#     ")
     return f"{instance}:\n" + "".join(lines)
 
 
@@ -86,10 +90,6 @@ def _knobs(settings: Iterable[Setting], program: Program) -> list[str]:
     used = {name for node in nodes for name in program.macros_in(node)}
     nodes += [program.macros[name][-1].value for name in used]
     computed = {
-        name
-        for node in nodes
-        for part in walk(node)
-        if isinstance(part, Operation)
-        for name in program.macros_in(part)
+        name for node in nodes for part in walk(node) if isinstance(part, Operation) for name in program.macros_in(part)
     }
     return [name for name in program.macros if name in used - computed]

@@ -13,7 +13,7 @@ from modlib.config.files import Reading
 from modlib.config.imports import ImportProblem, import_user_module
 from modlib.config.program import Instance, Program
 from modlib.config.signatures import Signature, signature_of
-from modlib.config.syntax import Binding, Import, Problem
+from modlib.config.statements import Binding, Import, Problem
 from modlib.config.values import Node, ValueProblem, format_value, plain
 from modlib.runtime.errors import ConfigError
 
@@ -87,7 +87,11 @@ def resolve(reading: Reading, folders: Sequence[Path]) -> Resolution:
     program = Program(reading.statements, reading.mentioned)
     found = list(program.problems)
     if not imported:  # what the module would have registered is not the user's mistake
-        found = [problem for problem in found if not problem.text.startswith("no component") or "Did you mean" in problem.text]
+        found = [
+            problem
+            for problem in found
+            if not problem.text.startswith("no component") or "Did you mean" in problem.text
+        ]
     problems += found
     problems += checks.secrets(program)
     effective, possible = program.reached(every=False), program.reached(every=True)
@@ -104,6 +108,7 @@ def resolve(reading: Reading, folders: Sequence[Path]) -> Resolution:
     settings += _settings(program, idle, components, True, problems)
     if problems:
         raise ConfigError(_told(problems, reading))
+    settings = _in_order(settings, program, components)
     return Resolution(settings, _science(program, components), program, components, imports, import_paths)
 
 
@@ -118,9 +123,7 @@ def _told(problems: Iterable[Problem], reading: Reading) -> list[str]:
     return list(dict.fromkeys(map(str, sorted(problems, key=place))))
 
 
-def _import(
-    reading: Reading, folders: Sequence[Path], problems: list[Problem]
-) -> tuple[list[str], list[Path], bool]:
+def _import(reading: Reading, folders: Sequence[Path], problems: list[Problem]) -> tuple[list[str], list[Path], bool]:
     imports: dict[str, None] = {}
     paths: dict[Path, None] = {}
     whole = True
@@ -188,7 +191,7 @@ def _instance_settings(
         binding = bound.get(name)
         if binding is None:
             if not parameter.required:
-                made.append(Setting(instance, name, parameter.default))
+                made.append(Setting(instance, name, checks.default_value(parameter)))
             continue
         try:
             value = program.value_of(binding.value)
@@ -198,6 +201,26 @@ def _instance_settings(
         value = checks.fitted(program, binding, parameter, value, targets, problems)
         made.append(_setting(program, instance, binding, value))
     return made
+
+
+def _in_order(settings: list[Setting], program: Program, components: dict[str, Component]) -> list[Setting]:
+    """Settings by component, parents first, parameters as in the signature: however the files were written."""
+    waiting = list(program.roots)
+    order: dict[Instance, int] = {}
+    while waiting:
+        instance = waiting.pop(0)
+        if instance in order:
+            continue
+        order[instance] = len(order)
+        bound = program.effective(instance)
+        for name in signature_of(components[instance.name]).parameters:
+            if name in bound:
+                waiting += [program.child(reference, instance) for reference in program.references(bound[name].value)]
+
+    def place(setting: Setting) -> tuple[bool, int]:
+        return program.known[setting.instance.name].type == "launch", order[setting.instance]
+
+    return sorted(settings, key=place)
 
 
 class _Targets(dict[str, Any]):
@@ -262,4 +285,3 @@ def _canonical(value: Any) -> str:
 def origin_of(setting: Setting) -> str:
     """The whole way of a value: `gpt2.gin:12 -> --gin_param #1`, or `default`."""
     return " -> ".join(setting.origins) or "default"
-

@@ -6,7 +6,10 @@ import re
 from typing import Any
 
 # `tokenizer`, `num_tokens`, `eos_token` and `sample_key` are ordinary names; `hf_token` and `api_key` are not.
-_OWNER = r"(?:api|access|auth|oauth|bearer|session|refresh|secret|private|ssh|service|account|hf|hub|huggingface|wandb|github|gitlab|slack|openai|aws)"
+_OWNER = (
+    "(?:api|access|auth|oauth|bearer|session|refresh|secret|private|ssh|service|account"
+    "|hf|hub|huggingface|wandb|github|gitlab|slack|openai|aws)"
+)
 SECRET_NAME = re.compile(
     rf"(?:^|_)(?:{_OWNER}_?key|{_OWNER}_?token|secrets?|passw(?:or)?d|passphrase|credentials?)(?:_|$)|^(?:token|apikey)$"
 )

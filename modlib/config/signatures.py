@@ -84,11 +84,10 @@ def signature_of(component: Component) -> Signature:
     for name, parameter in declared.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             swallows = name
-        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            if name not in component.runtime_args:
-                written = parameter.annotation if isinstance(parameter.annotation, str) else ""
-                default = factories.get(name, parameter.default)
-                parameters[name] = Parameter(name, hints.get(name, NOTHING), default, written)
+        elif parameter.kind is not parameter.VAR_POSITIONAL and name not in component.runtime_args:
+            written = parameter.annotation if isinstance(parameter.annotation, str) else ""
+            default = factories.get(name, parameter.default)
+            parameters[name] = Parameter(name, hints.get(name, NOTHING), default, written)
     return Signature(parameters, component.runtime_args, swallows)
 
 
@@ -110,7 +109,7 @@ def _constructor(target: Any) -> Any:
         for name in ("__init__", "__new__"):
             if name in owner.__dict__ and owner is not object:
                 return owner.__dict__[name]
-    return target.__init__
+    return object.__init__
 
 
 def _hints(target: Any) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def is_callable_type(annotation: Any) -> bool:
     import collections.abc
 
     origin = typing.get_origin(annotation) or annotation
-    return origin in (Callable, collections.abc.Callable, type, typing.Type)
+    return origin in (Callable, collections.abc.Callable, type)
 
 
 def default_text(default: Any) -> str:

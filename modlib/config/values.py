@@ -1,4 +1,4 @@
-"""Values of a gin file: the small expressions that may be written, what they evaluate to, and how to write them back."""
+"""Values of a gin file: the expressions that may be written, what they evaluate to, and how to write them back."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _compute(symbol: str, operands: list[Any]) -> Any:
-    written = f" {symbol} ".join(map(format_value, operands)) if len(operands) > 1 else symbol + format_value(operands[0])
+    written = (
+        f" {symbol} ".join(map(format_value, operands)) if len(operands) > 1 else symbol + format_value(operands[0])
+    )
     joined = symbol == "+" and len(operands) == 2 and type(operands[0]) is type(operands[1]) in (str, list, tuple)
     if any(isinstance(operand, Required) for operand in operands):
         return Required()
@@ -170,7 +172,7 @@ def _compute(symbol: str, operands: list[Any]) -> Any:
         wrong = next(operand for operand in operands if not _is_number(operand))
         raise ValueProblem(f"{written}: arithmetic needs numbers, and {format_value(wrong)} is {type_name(wrong)}")
     if symbol == "**":
-        _check_power(*operands, written)
+        _check_power(operands[0], operands[1], written)
     try:
         result = UNARY[symbol](*operands) if len(operands) == 1 else BINARY[symbol](*operands)
     except ZeroDivisionError:
@@ -187,8 +189,9 @@ def _compute(symbol: str, operands: list[Any]) -> Any:
 
 
 def _check_power(base: int | float, exponent: int | float, written: str) -> None:
-    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1:
-        if exponent > 0 and base.bit_length() * exponent > MAX_POWER_BITS:
+    if isinstance(base, int) and isinstance(exponent, int) and abs(base) > 1 and exponent > 0:
+        bits = base.bit_length() * exponent
+        if bits > MAX_POWER_BITS:
             raise ValueProblem(f"{written} has more than {MAX_POWER_BITS} bits; use smaller numbers")
 
 
@@ -261,6 +264,8 @@ def object_name(value: Any) -> str:
         return f"{type(value).__module__}.{type(value).__qualname__}.{value.name}"
     if hasattr(value, "__qualname__") and hasattr(value, "__module__"):
         return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, set | frozenset):  # their order changes from process to process
+        return f"{type(value).__name__}([{', '.join(sorted(map(format_value, value)))}])"
     written = repr(value)
     if re.search(r" at 0x[0-9a-fA-F]+", written) or len(written) > 200:
         return f"{type(value).__module__}.{type(value).__qualname__} object"

@@ -95,9 +95,9 @@ class DataLoader:
         self.global_batch_size = world_size * micro_batch_size * grad_accum_steps
         if len(dataset) < self.global_batch_size:
             raise DataError(
-                f"windows in the dataset ({len(dataset)}) must be at least one global batch ({self.global_batch_size} = "
-                f"micro_batch_size {micro_batch_size} x grad_accum_steps {grad_accum_steps} x {world_size} processes); "
-                "use more text, a shorter SEQ_LEN or a smaller batch"
+                f"windows in the dataset ({len(dataset)}) must be at least one global batch "
+                f"({self.global_batch_size} = micro_batch_size {micro_batch_size} x grad_accum_steps {grad_accum_steps} "
+                f"x {world_size} processes); use more text, a shorter SEQ_LEN or a smaller batch"
             )
         self.num_workers = num_workers
         self.prefetch = prefetch
@@ -122,7 +122,7 @@ class DataLoader:
         return len(self.dataset) / self.global_batch_size
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
-        """This rank's samples of one step, (grad_accum_steps x micro_batch_size,), micro-batches one after the other."""
+        """This rank's samples of one step, (grad_accum_steps x micro_batch_size,), micro-batch after micro-batch."""
         start = step * self.global_batch_size + self.rank * self.micro_batch_size
         per_forward = self.world_size * self.micro_batch_size
         parts = [

@@ -84,9 +84,9 @@ class LoaderWorkers:
             Exception: Whatever the dataset raised in a worker.
         """
         self._plan.indices = indices
-        with _as_data_error():
-            with _signals_blocked():  # until a worker has set its own handlers, a signal would run the parent's in it
-                batches = iter(self._loader)
+        # Signals are blocked until a worker has set its own handlers: one would run the parent's handler in it.
+        with _as_data_error(), _signals_blocked():
+            batches = iter(self._loader)
         while True:
             with _as_data_error():
                 loaded = next(batches, None)
@@ -185,6 +185,6 @@ def _as_data_error() -> Iterator[None]:
         if "worker" not in str(error):
             raise
         raise DataError(
-            f"a data loader worker ended by itself: {error}; it may have been killed for memory: look at the kernel log, "
-            "or set DataLoader.num_workers = 0"
+            f"a data loader worker ended by itself: {error}; it may have been killed for memory: look at the "
+            "kernel log, or set DataLoader.num_workers = 0"
         ) from error

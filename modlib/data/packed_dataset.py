@@ -14,6 +14,8 @@ from modlib.data import corpus
 from modlib.data.packed_file import PackedFile
 from modlib.runtime.errors import ConfigError, DataError
 
+_VERIFIED_ON_OPEN_BYTES = 1 << 26  # below 0.1 s to hash; larger files are hashed by PackedFile.verify() when asked
+
 
 @component("dataset", "packed_mem_map_dataset_continuous")
 class PackedDataset:
@@ -25,6 +27,8 @@ class PackedDataset:
     and of N tokens there are (N - 1) // seq_len windows, in which every token but the first (and up to seq_len - 1
     tokens at the end) is a target once. Without it, windows start seq_len + 1 apart and share no token: there are
     N // (seq_len + 1), and the first token of each window is never a target.
+
+    The contents of files up to 64 MiB are verified against their hash on opening.
 
     Args:
         path: A packed token file, or a corpus that modlib makes itself, such as "stdlib:train".
@@ -43,6 +47,8 @@ class PackedDataset:
         self.seq_len = seq_len
         self.reuse_last_target = reuse_last_target
         self.packed = PackedFile(corpus.prepare(path))
+        if self.packed.header.file_bytes <= _VERIFIED_ON_OPEN_BYTES:
+            self.packed.verify()
         self.stride = seq_len if reuse_last_target else seq_len + 1
         tokens = self.packed.tokens
         if len(tokens) < seq_len + 1:
@@ -106,8 +112,9 @@ class PackedDataset:
         """
         if self.packed.max_token_id >= vocab_size:
             raise DataError(
-                f"largest token id in {self.packed.path} ({self.packed.max_token_id}) must be below the model's vocab_size "
-                f"({vocab_size}); set vocab_size to at least {self.packed.vocab_size}, or pack with the model's tokenizer"
+                f"largest token id in {self.packed.path} ({self.packed.max_token_id}) must be below the model's "
+                f"vocab_size ({vocab_size}); set vocab_size to at least {self.packed.vocab_size}, or pack with the "
+                "model's tokenizer"
             )
 
     def check_tokenizer(self, fingerprint: str) -> None:

@@ -171,6 +171,7 @@ def _from_json(text: bytes, path: Path) -> PackedHeader:
         if header.sections.get(name) != place:
             raise DataError(
                 f"section {name} of {path} ({header.sections.get(name)}) must lie at (offset, bytes) {place} for "
-                f"{header.num_tokens} tokens of {header.token_width} bytes and {header.num_documents} documents; {_AGAIN}"
+                f"{header.num_tokens} tokens of {header.token_width} bytes and {header.num_documents} documents; "
+                f"{_AGAIN}"
             )
     return header

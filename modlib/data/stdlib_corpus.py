@@ -25,24 +25,11 @@ SPLITS = ("train", "validation")
 
 # Left out: what distributions leave out or install apart (so the corpus is there on every installation), what is not
 # part of the library, and tables that a program wrote (a model would spend itself on them).
-_LEFT_OUT = frozenset(
-    [
-        "site-packages",
-        "dist-packages",
-        "__pycache__",
-        "test",
-        "tests",
-        "idle_test",
-        "idlelib",
-        "tkinter",
-        "turtledemo",
-        "lib2to3",
-        "distutils",
-        "ensurepip",
-        "encodings",
-        "pydoc_data",
-    ]
-)
+_LEFT_OUT = {
+    *("site-packages", "dist-packages", "__pycache__"),
+    *("test", "tests", "idle_test", "idlelib", "tkinter", "turtledemo", "lib2to3", "distutils", "ensurepip"),
+    *("encodings", "pydoc_data"),
+}
 
 
 @dataclass(frozen=True)

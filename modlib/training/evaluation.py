@@ -25,7 +25,7 @@ class Evaluator:
         name: Metrics are logged as `val/<name>/loss`, `val/<name>/perplexity` and `val/<name>/bits_per_byte`.
         dataset: Returns the held-out windows.
         every: Steps between evaluations; the last step is always evaluated.
-        num_batches: At most this many global forward batches; None evaluates every window.
+        num_sequences: The first so many windows, over all ranks; None evaluates every window.
         micro_batch_size: Sequences per rank per forward; None takes the run's.
     """
 
@@ -35,16 +35,16 @@ class Evaluator:
         name: str = "validation",
         dataset: Callable[..., Any],
         every: int,
-        num_batches: int | None = None,
+        num_sequences: int | None = None,
         micro_batch_size: int | None = None,
     ) -> None:
         if every < 1:
             raise ConfigError(f"every ({every}) must be at least 1 step; to never evaluate leave the evaluator out")
-        if num_batches is not None and num_batches < 1:
-            raise ConfigError(f"num_batches ({num_batches}) must be at least 1; use None for all windows")
+        if num_sequences is not None and num_sequences < 1:
+            raise ConfigError(f"num_sequences ({num_sequences}) must be at least 1; use None for all windows")
         self.name = name
         self.every = every
-        self.num_batches = num_batches
+        self.num_sequences = num_sequences
         self.micro_batch_size = micro_batch_size
         self.dataset = dataset()
 
@@ -81,9 +81,8 @@ class Evaluator:
 
     def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share. Every rank gets the same number of equally shaped batches; what is missing is masked."""
-        rank, windows = parts.world.rank, len(self.dataset)
-        rounds = math.ceil(windows / (micro * parts.world.size))
-        for number in range(min(rounds, self.num_batches or rounds)):
+        rank, windows = parts.world.rank, min(len(self.dataset), self.num_sequences or len(self.dataset))
+        for number in range(math.ceil(windows / (micro * parts.world.size))):
             start = (number * parts.world.size + rank) * micro
             present = max(0, min(micro, windows - start))
             indices = [start + i if i < present else 0 for i in range(micro)]

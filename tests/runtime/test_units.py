@@ -22,14 +22,16 @@ from modlib.runtime.units import (
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (950, "950"), (1000, "1k"), (1234, "1.23k"), (12345.6, "12.3k"), (999_999, "1M"), (124_439_808, "124M"),
-     (3.4e9, "3.4B"), (15e12, "15T"), (15e16, "150000T"), (-1500, "-1.5k"), (0.25, "0.25"), (math.nan, "nan"), (math.inf, "inf")],
+     (3.4e9, "3.4B"), (15e12, "15T"), (15e16, "150000T"), (-1500, "-1.5k"), (0.25, "0.25"),
+     (math.nan, "nan"), (math.inf, "inf")],
 )  # fmt: skip
 def test_counts(value: float, text: str) -> None:
     assert format_count(value) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(3.4e15, "3.4 PFLOP"), (0, "0 FLOP"), (312e12, "312 TFLOP"), (6e23, "600 ZFLOP"), (999.6e9, "1 TFLOP")]
+    ("value", "text"),
+    [(3.4e15, "3.4 PFLOP"), (0, "0 FLOP"), (312e12, "312 TFLOP"), (6e23, "600 ZFLOP"), (999.6e9, "1 TFLOP")],
 )  # fmt: skip
 def test_flops(value: float, text: str) -> None:
     assert format_flops(value) == text
@@ -37,7 +39,8 @@ def test_flops(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0 B"), (512, "512 B"), (1024, "1 KiB"), (1.2 * 2**30, "1.2 GiB"), (2**20 - 1, "1 MiB"), (5 * 2**40, "5 TiB")]
+    ("value", "text"),
+    [(0, "0 B"), (512, "512 B"), (1024, "1 KiB"), (1.2 * 2**30, "1.2 GiB"), (2**20 - 1, "1 MiB"), (5 * 2**40, "5 TiB")],
 )  # fmt: skip
 def test_bytes(value: float, text: str) -> None:
     assert format_bytes(value) == text
@@ -46,8 +49,8 @@ def test_bytes(value: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.001, "0.00s"), (0.42, "0.42s"), (9.94, "9.9s"), (9.96, "10s"), (59.4, "59s"), (59.6, "1m 00s"), (192, "3m 12s"),
-     (3599.6, "1h 00m"), (5 * 3600 + 7 * 60, "5h 07m"), (12 * 86400 + 3 * 3600, "12d 03h"), (-192, "-3m 12s"), (math.inf, "?"),
-     (math.nan, "?")],
+     (3599.6, "1h 00m"), (5 * 3600 + 7 * 60, "5h 07m"), (12 * 86400 + 3 * 3600, "12d 03h"), (-192, "-3m 12s"),
+     (math.inf, "?"), (math.nan, "?")],
 )  # fmt: skip
 def test_seconds(value: float, text: str) -> None:
     assert format_seconds(value) == text

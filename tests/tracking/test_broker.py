@@ -84,7 +84,9 @@ def test_every_subscriber_gets_every_message_in_order_on_its_own_thread() -> Non
     assert broker.missed == {}
 
 
-def test_a_raising_subscriber_warns_once_and_the_others_get_all(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_raising_subscriber_warns_once_and_the_others_get_all(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     good = Recorder()
     broker = Broker([Raising(), good, JSONL(run_path=tmp_path)])
     for step in range(1, 51):

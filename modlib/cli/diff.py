@@ -1,0 +1,32 @@
+"""`modlib diff`: what differs between two configurations, by meaning."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from modlib.cli.report import reported
+from modlib.cli.table import print_table
+
+
+def command(
+    a: Annotated[str, typer.Argument(metavar="A", help="A gin file, by name or path, or a run folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Compare two configurations by what they mean; exit code 0 when they agree, 1 when they differ."""
+    with reported():
+        from modlib.config import diff
+
+        differences = diff(a, b)
+    if as_json:
+        print(json.dumps([one._asdict() for one in differences], indent=1, ensure_ascii=False))
+    elif differences:
+        rows = [[one.name, one.a_value, one.b_value, f"{one.a_origin}; {one.b_origin}"] for one in differences]
+        print_table(["parameter", "A", "B", "set at (A; B)"], rows)
+    else:
+        print("the two configurations mean the same", file=sys.stderr)
+    raise typer.Exit(1 if differences else 0)

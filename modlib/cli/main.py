@@ -1,0 +1,74 @@
+"""`modlib`: the commands around a run. A command's module is imported when it is used, not to print the help."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+import modlib
+
+# name: (module with a function `command` or a typer app `app`, what the help says). To add a command, add a line.
+COMMANDS = {
+    "diff": ("modlib.cli.diff", "Compare two configurations by what they mean."),
+    "list": ("modlib.cli.list", "List the components that a gin file can choose."),
+    "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
+}
+
+
+class LazyCommands(TyperGroup):
+    """The commands of the table."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A stand-in with the help's line; the command itself is imported by resolve_command."""
+        if cmd_name not in COMMANDS:
+            return None
+        return TyperCommand(cmd_name, help=COMMANDS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, load_command(name) if name in COMMANDS else command, rest
+
+
+def load_command(name: str) -> Any:
+    """Import a command."""
+    module = importlib.import_module(COMMANDS[name][0])
+    command_app = getattr(module, "app", None)
+    if command_app is None:
+        command_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        command_app.command(name, help=COMMANDS[name][1])(module.command)
+    command = typer.main.get_command(command_app)
+    command.name = name
+    return command
+
+
+app = typer.Typer(
+    name="modlib",
+    cls=LazyCommands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Look at components, configurations and runs of modlib.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(modlib.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point of the console command `modlib`."""
+    app()
