@@ -60,7 +60,12 @@ def hand_written(steps: int) -> float:
 
 def with_modlib(steps: int, folder: Path) -> float:
     """Tokens per second of launch.py, from its own metrics.jsonl."""
-    parameters = [f"NUM_STEPS={steps}", f"CHECKPOINT_EVERY={steps}", f"EVAL_EVERY={steps}", "validation/Evaluator.num_sequences=8"]
+    parameters = [
+        f"NUM_STEPS={steps}",
+        f"CHECKPOINT_EVERY={steps}",
+        f"EVAL_EVERY={steps}",
+        "validation/Evaluator.num_sequences=8",
+    ]
     flags = [word for parameter in parameters for word in ("--gin_param", parameter)]
     command = [sys.executable, "launch.py", "--gin_file", "quickstart.gin", "--runs_dir", str(folder), *flags]
     subprocess.run([*command, "--name", f"loop-{time.time_ns()}"], cwd=ROOT, check=True, capture_output=True)
@@ -86,7 +91,9 @@ def main() -> None:
             output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
             hand, ours = float(output), with_modlib(options.steps, Path(folder))
             pairs.append((hand, ours))
-            print(f"round {number + 1}: hand-written {hand:,.0f} tokens/s, modlib {ours:,.0f} tokens/s, ratio {ours / hand:.3f}")
+            print(
+                f"round {number + 1}: hand-written {hand:,.0f} tokens/s, modlib {ours:,.0f} tokens/s, ratio {ours / hand:.3f}"
+            )
     print(f"median ratio {statistics.median(ours / hand for hand, ours in pairs):.3f} (goal: at least 0.97)")
 
 

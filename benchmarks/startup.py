@@ -1,6 +1,6 @@
 """Start-up: `--help` and a config error, against `python -c "import gin, typer"` in the same rounds.
 
-    python benchmarks/startup.py [--rounds 15]
+python benchmarks/startup.py [--rounds 15]
 """
 
 from __future__ import annotations

@@ -71,7 +71,12 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
 
 
-def peer_step(model: nn.Module, loss_of: Callable[[Tensor, Tensor], Tensor], batch: tuple[Tensor, Tensor], options: argparse.Namespace) -> Step:
+def peer_step(
+    model: nn.Module,
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    batch: tuple[Tensor, Tensor],
+    options: argparse.Namespace,
+) -> Step:
     """The usual loop body around a peer's model: autocast, backward, clip, step."""
     optimizer = adamw(model)
     compiled = torch.compile(loss_of) if options.compile else loss_of
@@ -142,7 +147,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--default_allocator", action="store_true", help="do not raise malloc's thresholds, for any variant")
+    parser.add_argument(
+        "--default_allocator", action="store_true", help="do not raise malloc's thresholds, for any variant"
+    )
     options = parser.parse_args()
     if not options.default_allocator:
         from modlib.runtime.allocator import keep_freed_memory
@@ -158,9 +165,14 @@ def main() -> None:
         except ImportError as error:
             print(f"{build.__name__} left out: {error}")
     seconds = interleave(variants, options.rounds, warmup=3)
-    best = max((name for name in variants if name != "modlib"), key=lambda name: -sorted(seconds[name])[len(seconds[name]) // 2])
+    best = max(
+        (name for name in variants if name != "modlib"),
+        key=lambda name: -sorted(seconds[name])[len(seconds[name]) // 2],
+    )
     title = f"train step, {options.dtype}, {'compiled' if options.compile else 'eager'}, {BATCH} x {SEQ_LEN} tokens"
-    report(title, seconds, best, f"reference: the best peer; {torch.get_num_threads()} threads, torch {torch.__version__}")
+    report(
+        title, seconds, best, f"reference: the best peer; {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
 
 
 if __name__ == "__main__":

@@ -79,4 +79,6 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def numbers(run: Path) -> list[tuple[Any, ...]]:
     """What a run must repeat to the bit: (step, tokens, name, value) of every line, in order."""
-    return [(line["step"], line["tokens"], name, line[name]) for line in metrics(run) for name in NUMBERS if name in line]
+    return [
+        (line["step"], line["tokens"], name, line[name]) for line in metrics(run) for name in NUMBERS if name in line
+    ]

@@ -14,9 +14,11 @@ app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
 
 @app.command()
 def launch(
-    gin_file: Annotated[list[str], typer.Option("--gin_file", help="Gin file, by name or path; repeatable, later wins.")],
+    gin_file: Annotated[
+        list[str], typer.Option("--gin_file", help="Gin file, by name or path; repeatable, later wins.")
+    ],
     gin_param: Annotated[
-        list[str] | None, typer.Option("--gin_param", help="One binding, e.g. \"LR=1e-4\"; repeatable, wins over files.")
+        list[str] | None, typer.Option("--gin_param", help='One binding, e.g. "LR=1e-4"; repeatable, wins over files.')
     ] = None,
     name: Annotated[
         str | None, typer.Option(help="The run's identity: its folder. Default: <file>-<hash of the resolved config>.")
@@ -26,7 +28,8 @@ def launch(
         Literal["auto", "never", "must"], typer.Option(help="auto: continue the run if it exists.")
     ] = "auto",
     dry_run: Annotated[
-        bool, typer.Option("--dry_run", help="Check and build for the target world size, print the plan, write nothing.")
+        bool,
+        typer.Option("--dry_run", help="Check and build for the target world size, print the plan, write nothing."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry_run: the plan as JSON on stdout.")] = False,
 ) -> None:

@@ -24,8 +24,9 @@ from modlib.tracking.banner import start_banner
 from modlib.tracking.jsonl import read_lines
 from modlib.tracking.plan import Plan
 from modlib.tracking.summary import RunSummary, end_summary
+from modlib.training.evaluation import build_evaluators
 from modlib.training.experiment import Experiment
-from modlib.training.plan import build, data_is_ready, make_plan
+from modlib.training.plan import build, data_is_ready, device_peak, make_plan
 
 WORKER = (sys.executable, "-m", "modlib.cli.worker")
 
@@ -68,9 +69,13 @@ def _planned(config: Config, runs_dir: Path, name: str | None, *, make_data: boo
     config.activate()
     local: Local = build(config, gin.get_configurable("Local"))
     experiment: Experiment = build(config, gin.get_configurable("train"))
-    dataset = build(config, experiment.dataset) if make_data or data_is_ready(config) else None
-    plan = make_plan(experiment, config, local.num_processes, dataset)
-    path = Path(runs_dir) / (name or default_name(config))
+    dataset, evaluators = None, []
+    if make_data or data_is_ready(config):
+        dataset = build(config, experiment.dataset)
+        evaluators = build(config, build_evaluators, experiment.evaluators)
+    peak = device_peak(experiment, remember=make_data)
+    plan = make_plan(experiment, config, local.num_processes, dataset, evaluators, peak)
+    path = Path(runs_dir) / (default_name(config) if name is None else name)
     outputs = {
         "run folder": path,
         "metrics": path / "metrics.jsonl",
@@ -101,7 +106,11 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
         rates += [line["throughput/tokens_per_s"]] if "throughput/tokens_per_s" in line else []
     step = int(state.get("step", 0))
     mean_rate = len(rates) / sum(1 / rate for rate in rates) if rates else None
-    mfu = plan.flops_per_token * mean_rate / (plan.peak_flops * plan.world_size) if mean_rate and plan.peak_flops else None
+    mfu = (
+        plan.flops_per_token * mean_rate / (plan.peak_flops * plan.world_size)
+        if mean_rate and plan.peak_flops
+        else None
+    )
     return RunSummary(
         run_name=run.name,
         run_path=run.path,

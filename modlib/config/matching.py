@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modlib.config.signatures import NOTHING, is_callable_type, is_union, return_type, type_text
+from modlib.config.suggestions import similar
 from modlib.config.values import Constant, Reference, format_value, type_name
 
 ANYTHING = (Any, object, NOTHING, typing.Hashable, collections.abc.Hashable)
@@ -106,6 +107,9 @@ def _fit_union(value: Any, choices: tuple[Any, ...], target_of: Callable[[str], 
             return fit(value, choice, target_of)
         except Mismatch as mismatch:
             mismatches.append(str(mismatch))
+    deeper = [text for text in mismatches if ", where " in text]
+    if deeper:  # the container is right, one item is not: say only that
+        raise Mismatch(deeper[0])
     inner = [text for text in mismatches if ";" in text]
     expected = " or ".join(dict.fromkeys(text.partition(";")[0] for text in mismatches))
     raise Mismatch(expected + (f";{inner[0].partition(';')[2]}" if inner else ""))
@@ -115,13 +119,11 @@ def _fit_choice(value: Any, choices: tuple[Any, ...]) -> Any:
     for choice in choices:
         if type(value) is type(choice) and value == choice:
             return value
-    from modlib.config.suggestions import did_you_mean
-
     words = [choice for choice in choices if isinstance(choice, str)]
-    hint = did_you_mean(value, words) if isinstance(value, str) else ""
+    close = similar(value, words, most=1) if isinstance(value, str) else []
     written = [format_value(choice) for choice in choices]
     expected = written[0] if len(written) == 1 else f"{', '.join(written[:-1])} or {written[-1]}"
-    raise Mismatch(expected + (f";{hint}" if hint else ""))
+    raise Mismatch(expected + (f"; write {close[0]!r}" if close else ""))
 
 
 def _fit_reference(value: Reference, annotation: Any, target_of: Callable[[str], Any]) -> Any:

@@ -21,6 +21,7 @@ from modlib.config.values import (
     Pairs,
     Reference,
     Required,
+    UnknownMacro,
     ValueProblem,
     evaluate,
     is_literal,
@@ -251,9 +252,9 @@ def constant_value(name: str) -> Any:
         ValueProblem: There is none, or the name fits several.
     """
     names = gin.config._CONSTANTS.matching_selectors(name)
-    if len(names) != 1:
-        raise ValueProblem(
-            f"%{name} is ambiguous: {', '.join(names)}; write one of them" if names else f"no macro {name}"
-        )
+    if not names:
+        raise UnknownMacro(name)
+    if len(names) > 1:
+        raise ValueProblem(f"%{name} is ambiguous: {', '.join(names)}; write one of them")
     value = gin.config._CONSTANTS[names[0]]
     return value if is_literal(value) else Constant(name)

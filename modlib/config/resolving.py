@@ -12,9 +12,10 @@ from modlib.config import checks
 from modlib.config.files import Reading
 from modlib.config.imports import ImportProblem, import_user_module
 from modlib.config.program import Instance, Program
+from modlib.config.secrets import redact
 from modlib.config.signatures import Signature, signature_of
 from modlib.config.statements import Binding, Import, Problem
-from modlib.config.values import Node, ValueProblem, format_value, plain
+from modlib.config.values import Node, UnknownMacro, ValueProblem, format_value, plain
 from modlib.runtime.errors import ConfigError
 
 NOT_SCIENCE_TYPES = ("launch", "progress_subscriber", "results_subscriber")
@@ -86,6 +87,8 @@ def resolve(reading: Reading, folders: Sequence[Path]) -> Resolution:
     imports, import_paths, imported = _import(reading, folders, problems)
     program = Program(reading.statements, reading.mentioned)
     found = list(program.problems)
+    if reading.incomplete:  # the file that is missing may define it
+        found = [problem for problem in found if not problem.text.startswith("no macro")]
     if not imported:  # what the module would have registered is not the user's mistake
         found = [
             problem
@@ -120,7 +123,7 @@ def _told(problems: Iterable[Problem], reading: Reading) -> list[str]:
         origin = problem.origin
         return origin.from_command_line, order.get(origin.source, 0), origin.source, origin.line or 0
 
-    return list(dict.fromkeys(map(str, sorted(problems, key=place))))
+    return list(dict.fromkeys(redact(str(problem)) for problem in sorted(problems, key=place)))
 
 
 def _import(reading: Reading, folders: Sequence[Path], problems: list[Problem]) -> tuple[list[str], list[Path], bool]:
@@ -195,6 +198,8 @@ def _instance_settings(
             continue
         try:
             value = program.value_of(binding.value)
+        except UnknownMacro:
+            continue
         except ValueProblem as error:
             problems.append(Problem(binding.origin, f"{checks.key(binding)}: {error}"))
             continue

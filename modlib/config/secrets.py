@@ -14,8 +14,8 @@ SECRET_NAME = re.compile(
     rf"(?:^|_)(?:{_OWNER}_?key|{_OWNER}_?token|secrets?|passw(?:or)?d|passphrase|credentials?)(?:_|$)|^(?:token|apikey)$"
 )
 SECRET_VALUE = re.compile(
-    r"^(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
-    r"|AKIA[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}|glpat-[A-Za-z0-9_-]{16,})$"
+    r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}"
+    r"|AKIA[0-9A-Z]{16}|xox[abprs]-[A-Za-z0-9-]{10,}|glpat-[A-Za-z0-9_-]{16,})(?![A-Za-z0-9])"
 )
 
 
@@ -30,4 +30,9 @@ def is_secret(name: str, value: Any) -> bool:
     """Whether binding this value to this name would write a secret down."""
     if not isinstance(value, str | bytes) or not value:
         return False
-    return is_secret_name(name) or (isinstance(value, str) and bool(SECRET_VALUE.match(value)))
+    return is_secret_name(name) or (isinstance(value, str) and bool(SECRET_VALUE.search(value)))
+
+
+def redact(text: str) -> str:
+    """A text without the strings that look like a key or a token."""
+    return SECRET_VALUE.sub("***", text)

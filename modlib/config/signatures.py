@@ -114,7 +114,7 @@ def _constructor(target: Any) -> Any:
 
 def _hints(target: Any) -> dict[str, Any]:
     """Types by parameter; a type that cannot be resolved (imported for type checkers only) is left out."""
-    sources = [target.__init__, target] if dataclasses.is_dataclass(target) else [_constructor(target)]
+    sources = [_constructor(target), target] if dataclasses.is_dataclass(target) else [_constructor(target)]
     found: dict[str, Any] = {}
     for source in sources:
         try:

@@ -138,7 +138,8 @@ class Cursor:
             return "; a value is a literal, @Component, %MACRO or arithmetic"
         written = "***" if is_secret_name(self.key) else written
         if self.is_file:
-            return f"; strings need quotes: {self.key.rsplit('.', 1)[-1] if line[:1].isspace() else self.key} = '{written}'"
+            name = self.key.rpartition(".")[2] if line[:1].isspace() else self.key
+            return f"; strings need quotes: {name} = '{written}'"
         return f"; strings need quotes: --gin_param \"{self.key}='{written}'\""
 
 

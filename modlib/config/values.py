@@ -88,6 +88,10 @@ class ValueProblem(Exception):
     """A value that cannot be computed; the text says why, without its place."""
 
 
+class UnknownMacro(ValueProblem):
+    """A macro that nobody defines; reported where it is used."""
+
+
 UNARY: dict[str, Callable[[Any], Any]] = {"-": operator.neg, "+": operator.pos}
 BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,

@@ -9,7 +9,10 @@ from modlib.inference.generation import Tokenizer, sample_text
 
 
 @component(
-    "sample", "text", runtime_args=("model", "tokenizer"), not_science=("prompt", "max_new_tokens", "temperature", "top_k")
+    "sample",
+    "text",
+    runtime_args=("model", "tokenizer"),
+    not_science=("prompt", "max_new_tokens", "temperature", "top_k"),
 )
 def TextSample(
     model: Any,
@@ -30,6 +33,4 @@ def TextSample(
         temperature: 0 takes the most likely token each time.
         top_k: Sample among this many most likely tokens; None among all.
     """
-    return sample_text(
-        model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k
-    )
+    return sample_text(model, tokenizer, prompt, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k)

@@ -48,7 +48,9 @@ class Local:
 
     def environment(self, rank: int, rendezvous: str) -> dict[str, str]:
         """The environment of one rank: this one's without what another launcher left, plus its place and threads."""
-        clean = {name: value for name, value in os.environ.items() if name not in LEAKING and not name.startswith("SLURM_")}
+        clean = {
+            name: value for name, value in os.environ.items() if name not in LEAKING and not name.startswith("SLURM_")
+        }
         return clean | {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -201,7 +203,9 @@ def _first_failed(attempt: Attempt, processes: Sequence[subprocess.Popen[bytes]]
     """The rank whose error came first: by its own record, else one killed by a signal, else the one seen first."""
     times = {rank: _record(attempt, rank).get("time") for rank in range(len(processes))}
     recorded = [(when, rank) for rank, when in times.items() if when is not None and processes[rank].returncode != 0]
-    killed = [rank for rank, process in enumerate(processes) if process.returncode in (-9, -11, -6, -7) and rank == seen]
+    killed = [
+        rank for rank, process in enumerate(processes) if process.returncode in (-9, -11, -6, -7) and rank == seen
+    ]
     if killed:
         return killed[0]
     return min(recorded)[1] if recorded else seen

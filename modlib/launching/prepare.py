@@ -42,7 +42,7 @@ def prepare(
         ConfigError: The name is no name, or the run exists with another configuration.
         RunFolderError: The folder cannot be written, the disk is too small, or `resume` forbids.
     """
-    run = RunFolder(Path(runs_dir) / check_name(name or default_name(config)))
+    run = RunFolder(Path(runs_dir) / check_name(default_name(config) if name is None else name))
     has_checkpoints = run.checkpoints_path.is_dir() and any(run.checkpoints_path.glob("step-*"))
     if resume == "never" and has_checkpoints:
         raise RunFolderError(
@@ -112,5 +112,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
     return done.stdout
-
-

@@ -50,13 +50,16 @@ class Peak:
     source: str
 
 
-def peak_flops(device: torch.device | str, dtype: torch.dtype, num_threads: int | None = None) -> Peak:
+def peak_flops(
+    device: torch.device | str, dtype: torch.dtype, num_threads: int | None = None, *, remember: bool = True
+) -> Peak:
     """The peak of one device: its datasheet where it is known, else the fastest matmul measured here.
 
     Args:
         device: The device of one rank.
         dtype: The dtype of the matrix multiplications in training.
         num_threads: CPU threads of one rank; default torch.get_num_threads().
+        remember: Whether a measurement is written to the cache folder.
     """
     import torch
 
@@ -65,7 +68,7 @@ def peak_flops(device: torch.device | str, dtype: torch.dtype, num_threads: int 
         known = datasheet_peak(torch.cuda.get_device_name(device))
         if known is not None:
             return known
-    return measured_peak(device, dtype, num_threads)
+    return measured_peak(device, dtype, num_threads, remember=remember)
 
 
 def datasheet_peak(device_name: str) -> Peak | None:
@@ -80,7 +83,9 @@ def datasheet_peak(device_name: str) -> Peak | None:
     return None
 
 
-def measured_peak(device: torch.device | str, dtype: torch.dtype, num_threads: int | None = None) -> Peak:
+def measured_peak(
+    device: torch.device | str, dtype: torch.dtype, num_threads: int | None = None, *, remember: bool = True
+) -> Peak:
     """The fastest torch.matmul seen on this machine; measured in about 0.3 s and remembered in the cache folder.
 
     The first few calls on a machine measure again and keep the best, so that one busy moment does not stay.
@@ -98,7 +103,8 @@ def measured_peak(device: torch.device | str, dtype: torch.dtype, num_threads: i
     best, count = _read_cached(path)
     if count < MEASUREMENTS_KEPT:
         best = max(best, measure_matmul(device, dtype, threads))
-        _write_cached(path, {"flops": best, "measurements": count + 1, "of": key})
+        if remember:
+            _write_cached(path, {"flops": best, "measurements": count + 1, "of": key})
     return Peak(best, f"measured matmul peak ({dtype_name}, {where})")
 
 

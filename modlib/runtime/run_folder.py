@@ -192,7 +192,12 @@ class RunFolder:
                 raise RunFolderError(self._held_by(holder))
             if holder:
                 logger.info("taking over from process %s on %s, which is gone", holder.get("pid"), holder.get("host"))
-            lease = {"host": socket.gethostname(), "pid": os.getpid(), "started": _start_time(os.getpid()), "since": time.time()}
+            lease = {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "started": _start_time(os.getpid()),
+                "since": time.time(),
+            }
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(lease).encode(), 0)
             os.fsync(descriptor)

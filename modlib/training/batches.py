@@ -26,7 +26,9 @@ class BatchLayout:
         return self.micro_batch_size * self.grad_accum_steps * self.world_size
 
 
-def batch_layout(micro_batch_size: int, grad_accum_steps: int, global_batch_size: int | None, world_size: int) -> BatchLayout:
+def batch_layout(
+    micro_batch_size: int, grad_accum_steps: int, global_batch_size: int | None, world_size: int
+) -> BatchLayout:
     """Lay out one optimizer step over the ranks.
 
     Args:

@@ -103,5 +103,7 @@ def build_evaluators(choices: Any) -> list[Evaluator]:
     names = [evaluator.name for evaluator in evaluators]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"name ('{name}') must differ between evaluators {names}; set e.g. code/Evaluator.name = 'code'")
+            raise ConfigError(
+                f"name ('{name}') must differ between evaluators {names}; set e.g. code/Evaluator.name = 'code'"
+            )
     return evaluators

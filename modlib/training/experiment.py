@@ -73,7 +73,13 @@ class Experiment:
     def __post_init__(self) -> None:
         problems = [
             f"{name} ({getattr(self, name)}) must be at least {least}; set it to {least} or more"
-            for name, least in (("seed", 0), ("num_steps", 1), ("micro_batch_size", 1), ("grad_accum_steps", 1), ("log_every", 1))
+            for name, least in (
+                ("seed", 0),
+                ("num_steps", 1),
+                ("micro_batch_size", 1),
+                ("grad_accum_steps", 1),
+                ("log_every", 1),
+            )
             if getattr(self, name) < least
         ]
         if problems:

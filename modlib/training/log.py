@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from modlib.checkpointing import SavedCheckpoint
-from modlib.distributed.fsdp import COMPUTE_DTYPES
-from modlib.runtime.hardware import peak_flops
 from modlib.tracking.broker import Broker
 from modlib.tracking.messages import CheckpointSaved, MetricsLogged, RunEnded, RunStarted, StepDone, TextLogged
 from modlib.tracking.plan import Plan
 from modlib.tracking.throughput import Throughput
 from modlib.training.experiment import Experiment
 from modlib.training.job import Job
+from modlib.training.plan import device_peak
 from modlib.training.progress import Progress
 from modlib.training.step import StepResult
 
@@ -38,11 +37,12 @@ class RunLog:
         self.progress = progress
         self.last_values: dict[str, float] = {}
         self.broker = Broker.of(experiment.subscribers if job.world.rank == 0 else (), run_path=job.run.path)
-        peak = peak_flops(job.world.device, COMPUTE_DTYPES[experiment.precision])
+        # only rank 0 reports it, and ranks that measure at once would measure each other
+        peak = device_peak(experiment, remember=True) if job.world.rank == 0 else None
         self.throughput = Throughput(
             world_size=job.world.size,
             flops_per_token=plan.flops_per_token,
-            peak_flops=peak.flops,
+            peak_flops=peak.flops if peak else None,
             device=str(job.world.device),
         )
         self._waited_s = 0.0
@@ -56,7 +56,11 @@ class RunLog:
                 tokens_per_step=plan.tokens_per_step,
                 config_text=job.config.text,
                 resolved=job.config.resolved,
-                info={"world_size": job.world.size, "device": str(job.world.device), "peak": peak.source},
+                info={
+                    "world_size": job.world.size,
+                    "device": str(job.world.device),
+                    "peak": peak.source if peak else "",
+                },
             )
         )
 
@@ -103,9 +107,7 @@ class RunLog:
 
     def saved(self, checkpoint: SavedCheckpoint) -> None:
         """Publish that a checkpoint is committed."""
-        self.broker.publish(
-            CheckpointSaved(self.progress.step, checkpoint.path, checkpoint.seconds, checkpoint.bytes)
-        )
+        self.broker.publish(CheckpointSaved(self.progress.step, checkpoint.path, checkpoint.seconds, checkpoint.bytes))
 
     def ended(self, reason: str) -> None:
         """Publish how the attempt ended."""

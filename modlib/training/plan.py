@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +13,11 @@ from modlib.config import Config
 from modlib.data import corpus
 from modlib.distributed.fsdp import COMPUTE_DTYPES
 from modlib.runtime.errors import ConfigError, DataError, ModlibError
-from modlib.runtime.hardware import peak_flops
+from modlib.runtime.hardware import Peak, peak_flops
+from modlib.runtime.run_folder import versions
 from modlib.tracking.plan import Plan
 from modlib.training.batches import BatchLayout, batch_layout
+from modlib.training.evaluation import Evaluator
 from modlib.training.experiment import Experiment
 
 CURVE_POINTS = 200
@@ -40,7 +41,12 @@ def build(config: Config, choice: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def make_plan(
-    experiment: Experiment, config: Config, world_size: int, dataset: Any = None, layout: BatchLayout | None = None
+    experiment: Experiment,
+    config: Config,
+    world_size: int,
+    dataset: Any = None,
+    evaluators: Sequence[Evaluator] = (),
+    peak: Peak | None = None,
 ) -> Plan:
     """Check the parts against each other and compute what the run will cost.
 
@@ -51,13 +57,14 @@ def make_plan(
         config: Where they come from.
         world_size: Ranks of the run that is planned; need not be this process's world.
         dataset: The training data; None when it is not made yet.
-        layout: How a step is laid out; None computes it from the settings.
+        evaluators: Evaluators whose data is checked too.
+        peak: What one rank's device can do; None leaves time and MFU out.
 
     Raises:
         ConfigError: Parts that do not fit, with where they were set.
         DataError: Data that does not fit the model.
     """
-    layout = layout or batch_layout(
+    layout = batch_layout(
         experiment.micro_batch_size, experiment.grad_accum_steps, experiment.global_batch_size, world_size
     )
     with torch.device("meta"):
@@ -65,11 +72,12 @@ def make_plan(
     seq_len = model.seq_len if dataset is None else dataset.seq_len
     if dataset is not None:
         check_data(model, dataset, layout)
+        for evaluator in evaluators:
+            check_evaluation_data(model, dataset, evaluator.dataset)
     probe = _Probe(config, experiment, model)
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     state_bytes = probe.state_bytes()
-    peak = peak_flops("cuda" if torch.cuda.is_available() else "cpu", COMPUTE_DTYPES[experiment.precision])
     bytes_per_value = COMPUTE_DTYPES[experiment.precision].itemsize
     activations = (
         model.activation_bytes(layout.micro_batch_size, seq_len, bytes_per_value)
@@ -101,16 +109,16 @@ def make_plan(
         precision=experiment.precision,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         num_threads=torch.get_num_threads(),
-        peak_flops=peak.flops,
-        peak_source=peak.source,
+        peak_flops=peak.flops if peak else None,
+        peak_source=peak.source if peak else "",
         versions=versions(),
     )
 
 
-def versions() -> dict[str, str]:
-    """The versions that decide what a run computes."""
-    packages = {name: importlib.metadata.version(name) for name in ("modlib", "torch", "numpy", "gin-config")}
-    return {"python": platform.python_version(), **packages}
+def device_peak(experiment: Experiment, *, remember: bool) -> Peak:
+    """What one rank's device can do in the run's precision: its datasheet, or a short measurement."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return peak_flops(device, COMPUTE_DTYPES[experiment.precision], remember=remember)
 
 
 def flops_per_token(model: nn.Module, seq_len: int) -> float:
@@ -139,6 +147,17 @@ def check_data(model: Any, dataset: Any, layout: BatchLayout) -> None:
             f"micro_batch_size {layout.micro_batch_size} x grad_accum_steps {layout.grad_accum_steps} x "
             f"{layout.world_size} processes); use more text, a shorter SEQ_LEN or a smaller batch"
         )
+
+
+def check_evaluation_data(model: Any, dataset: Any, held_out: Any) -> None:
+    """Refuse held-out data of another tokenizer than the training data's, or with ids that the model does not have.
+
+    Raises:
+        DataError: Either of them.
+    """
+    if dataset.packed.tokenizer_fingerprint:
+        held_out.check_tokenizer(dataset.packed.tokenizer_fingerprint)
+    held_out.check_vocabulary(model.vocab_size)
 
 
 def data_is_ready(config: Config) -> bool:

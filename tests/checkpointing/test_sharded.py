@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
-from modlib.checkpointing import CheckpointSaving, load, newest, restore_newest, save
-from modlib.runtime import faults
-from modlib.runtime.errors import CheckpointError
+from modlib.checkpointing import restore_newest, save
 from tests.checkpointing.training import Run, fingerprint
 from tests.workers import run_ranks
 

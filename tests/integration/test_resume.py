@@ -74,7 +74,12 @@ def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_three_segments_across_an_epoch_boundary(tmp_path: Path, workers: int, small_corpus: Path) -> None:
-    params = [f"DATA='{small_corpus}'", f"VAL_DATA='{small_corpus}'", "NUM_STEPS=60", f"DataLoader.num_workers={workers}"]
+    params = [
+        f"DATA='{small_corpus}'",
+        f"VAL_DATA='{small_corpus}'",
+        "NUM_STEPS=60",
+        f"DataLoader.num_workers={workers}",
+    ]
     whole = launch(TINY, params, "--runs_dir", str(tmp_path), "--name", "whole")
     assert whole.returncode == 0, whole.stderr
     arguments = (TINY, params, "--runs_dir", str(tmp_path), "--name", "parts")

@@ -23,7 +23,9 @@ from tests.workers import run_ranks
 STEPS = 4
 
 
-def train_on_ranks(accumulate: int, masked: bool, precision: str = "float32") -> tuple[list[tuple[float, float]], torch.Tensor]:
+def train_on_ranks(
+    accumulate: int, masked: bool, precision: str = "float32"
+) -> tuple[list[tuple[float, float]], torch.Tensor]:
     """(loss, norm) of each step and all parameters in one vector, of a global batch of 12 sequences."""
     rank = dist.get_rank() if dist.is_initialized() else 0
     size = dist.get_world_size() if dist.is_initialized() else 1

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modlib.data.packed_file import PackedFile
+from modlib.data.packed_header import HEADER_BYTES, MAGIC
+from modlib.data.packed_writer import PackedFileWriter
+from modlib.runtime.errors import EXIT_DATA, DataError
+from tests.data.conftest import MakePacked
+
+DOCUMENTS = st.lists(st.lists(st.integers(0, 2**32 - 1), max_size=20), max_size=12)
+
+
+@given(DOCUMENTS, st.sampled_from([2**8, 2**16, 2**32]))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_any_documents_come_back_from_any_width(tmp_path: Path, documents: list[list[int]], vocab_size: int) -> None:
+    documents = [[token % vocab_size for token in document] for document in documents]
+    path = tmp_path / "any.packed"
+    with PackedFileWriter(path, vocab_size=vocab_size, overwrite=True) as writer:
+        for document in documents:
+            writer.write(np.array(document, np.int64), num_bytes_of_text=2)
+    packed = PackedFile(path)
+    packed.verify()
+    assert [packed.document(i).tolist() for i in range(packed.num_documents)] == documents
+    assert packed.tokens.tolist() == [token for document in documents for token in document]
+    assert packed.num_bytes_of_text == 2 * len(documents)
+    assert packed.max_token_id == max((token for document in documents for token in document), default=0)
+    assert packed.tokens.itemsize == {2**8: 1, 2**16: 2, 2**32: 4}[vocab_size]
+
+
+def test_reader_survives_replacement_and_pickling(make_packed: MakePacked) -> None:
+    packed = PackedFile(make_packed(100))
+    make_packed(5000)  # the same name: written aside and renamed over it
+    assert packed.tokens.tolist() == list(range(100))
+    packed.check_unchanged()
+    assert pickle.loads(pickle.dumps(packed)).num_tokens == 5000
+    assert "5000 tokens" in repr(PackedFile(packed.path))
+
+
+def test_tokens_cannot_be_written(make_packed: MakePacked) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        PackedFile(make_packed(10)).tokens[0] = 1
+
+
+def test_one_missing_byte_is_refused_with_file_and_bytes(make_packed: MakePacked) -> None:
+    path = make_packed(1000)
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    with pytest.raises(DataError) as caught:
+        PackedFile(path)
+    assert str(caught.value) == (
+        f"size of {path} ({size - 1} bytes) must equal what its header promises ({size} bytes: 1000 tokens of 2 bytes, "
+        "1 documents); the file is truncated: copy the file again or pack it again"
+    )
+    assert caught.value.exit_code == EXIT_DATA
+
+
+def test_added_bytes_are_refused(make_packed: MakePacked) -> None:
+    path = make_packed(1000)
+    with open(path, "ab") as file:
+        file.write(b"\0\0")
+    with pytest.raises(DataError, match="2 bytes too many were added"):
+        PackedFile(path)
+
+
+@pytest.mark.parametrize("kept", [4, 100, HEADER_BYTES - 1])
+def test_cut_inside_the_header_is_refused(make_packed: MakePacked, kept: int) -> None:
+    path = make_packed(1000)
+    os.truncate(path, kept)
+    with pytest.raises(DataError, match=rf"\({kept} bytes\) must be at least 4096 bytes; the file is truncated"):
+        PackedFile(path)
+
+
+def overwrite(path: Path, offset: int, data: bytes) -> None:
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("once upon a time" * 1000)
+    with pytest.raises(DataError, match=r"first 8 bytes of .*text.txt \(b'once upo'\) must be .*not a packed token file"):
+        PackedFile(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"\(b''\) must be"):
+        PackedFile(path)
+    path.write_bytes(bytes(10_000))
+    with pytest.raises(DataError, match="never finished"):
+        PackedFile(path)
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nothing.packed cannot be opened: No such file or directory; check the path"):
+        PackedFile(tmp_path / "nothing.packed")
+    with pytest.raises(DataError, match="Is a directory"):
+        PackedFile(tmp_path)
+
+
+def test_text_mode_copy_is_refused(make_packed: MakePacked) -> None:
+    path = make_packed(10)
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n"))
+    with pytest.raises(DataError, match="must be " + re.escape(repr(MAGIC))):
+        PackedFile(path)
+
+
+def test_other_version_is_refused(make_packed: MakePacked) -> None:
+    path = make_packed(10)
+    overwrite(path, 8, b"\x02")
+    with pytest.raises(DataError, match=r"format version of .* \(2\) must be 1; read it with a modlib that knows it"):
+        PackedFile(path)
+
+
+def test_flipped_header_byte_is_refused(make_packed: MakePacked) -> None:
+    path = make_packed(10)
+    overwrite(path, 60, b"\x7f")
+    with pytest.raises(DataError, match="is damaged: its SHA-256 does not match"):
+        PackedFile(path)
+
+
+def test_flipped_token_is_found_by_verify(make_packed: MakePacked) -> None:
+    path = make_packed(1000)
+    overwrite(path, HEADER_BYTES + 500, b"\xff")
+    packed = PackedFile(path)
+    with pytest.raises(DataError, match=r"SHA-256 of the contents of .* must equal the one in its header .* damaged"):
+        packed.verify()
+
+
+@pytest.mark.parametrize(("index", "value"), [(0, 1), (2, 10_000), (1, 2000)])
+def test_document_offsets_past_the_end_are_refused(tmp_path: Path, index: int, value: int) -> None:
+    path = tmp_path / "documents.packed"
+    with PackedFileWriter(path, vocab_size=300) as writer:
+        writer.write_documents(np.arange(300).repeat(3), [400, 500])
+    overwrite(path, PackedFile(path).header.sections["documents"][0] + 8 * index, value.to_bytes(8, "little"))
+    with pytest.raises(DataError, match=r"document offsets of .* must run from 0|document 1 of .* must lie in order"):
+        PackedFile(path)
+
+
+def test_documents_that_are_not_there(make_packed: MakePacked) -> None:
+    with pytest.raises(DataError, match=r"document \(1\) must be below the 1 documents"):
+        PackedFile(make_packed(10)).document(1)
+
+
+def test_change_in_place_is_found_and_a_touch_is_not_a_change(make_packed: MakePacked) -> None:
+    path = make_packed(1000)
+    packed = PackedFile(path)
+    os.utime(path, ns=(1, 1))
+    packed.check_unchanged()
+    overwrite(path, HEADER_BYTES + 10, b"\x55")
+    os.utime(path, ns=(2, 2))
+    with pytest.raises(DataError, match="SHA-256"):
+        packed.check_unchanged()
+    other = make_packed(1000, vocab_size=500, name="other.packed").read_bytes()
+    overwrite(path, 0, other)
+    os.utime(path, ns=(3, 3))
+    with pytest.raises(DataError, match="changed during the run: restore it"):
+        packed.check_unchanged()
+    with open(path, "ab") as file:
+        file.write(b"more")
+    with pytest.raises(DataError, match=r"size of .* must stay the .* bytes it had"):
+        packed.check_unchanged()
