@@ -88,7 +88,9 @@ def overwrite(path: Path, offset: int, data: bytes) -> None:
 def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("once upon a time" * 1000)
-    with pytest.raises(DataError, match=r"first 8 bytes of .*text.txt \(b'once upo'\) must be .*not a packed token file"):
+    with pytest.raises(
+        DataError, match=r"first 8 bytes of .*text.txt \(b'once upo'\) must be .*not a packed token file"
+    ):
         PackedFile(path)
     path.write_bytes(b"")
     with pytest.raises(DataError, match=r"\(b''\) must be"):

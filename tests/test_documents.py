@@ -1,0 +1,73 @@
+"""What README.md and CONTRIBUTING.md say is true."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.launching_command import ROOT, launch, metrics
+
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```\w*\n(.*?)```", text, re.DOTALL)
+
+
+def test_readme_has_exactly_the_two_set_up_commands() -> None:
+    indented = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+    assert indented == [
+        "pip install -e . -c constraints.txt && python launch.py --gin_file quickstart.gin",
+        "pip install -e '.[test]' -c constraints.txt && pytest",
+    ]
+
+
+@pytest.mark.parametrize("command", re.findall(r"`python launch.py (--gin_file [^`]*)`", README))
+def test_readme_launch_commands_are_valid(command: str, tmp_path: Path) -> None:
+    import shlex
+
+    from typer.testing import CliRunner
+
+    from modlib.cli.launch import app
+
+    words = shlex.split(command)
+    result = CliRunner().invoke(app, [*words, *(() if "--dry_run" in words else ("--dry_run",))])
+    assert result.exit_code == 0, result.output
+
+
+def test_files_that_the_documents_name_exist() -> None:
+    for text in (README, CONTRIBUTING):
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert (ROOT / target).exists(), target
+
+
+@pytest.fixture
+def users_project(tmp_path: Path) -> Path:
+    """CONTRIBUTING.md's example, typed into a folder outside the repository."""
+    model, config = blocks(CONTRIBUTING)[:2]
+    (tmp_path / "my_project").mkdir()
+    (tmp_path / "my_project" / "my_model.py").write_text(model)
+    (tmp_path / "my.gin").write_text(config.replace("quickstart.gin", "debug/tiny.gin"))
+    return tmp_path
+
+
+def test_a_users_own_model_trains_from_outside_the_repository(users_project: Path) -> None:
+    done = launch("./my.gin", ["NUM_STEPS=4", "CHECKPOINT_EVERY=2"], "--name", "own", cwd=users_project)
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in metrics(users_project / "runs" / "own") if "train/loss" in line] == [1, 2, 3, 4]
+    plan = launch("./my.gin", [], "--dry_run", "--json", cwd=users_project)
+    assert json.loads(plan.stdout)["parameters"]["total"] == 4096 * 4096
+
+
+def test_a_wrong_parameter_of_a_users_model_is_caught_before_anything_runs(users_project: Path) -> None:
+    done = launch("./my.gin", ["Bigram.vocab_sizes=4"], "--name", "own", cwd=users_project)
+    assert done.returncode == 2
+    assert "--gin_param #1: Bigram has no parameter 'vocab_sizes'. Did you mean 'vocab_size'" in done.stderr
+    assert not (users_project / "runs").exists()
+    wrong_type = launch("./my.gin", ["Bigram.vocab_size='many'"], "--name", "own", cwd=users_project)
+    assert wrong_type.returncode == 2
+    assert "Bigram.vocab_size" in wrong_type.stderr

@@ -1,0 +1,55 @@
+"""Every shipped gin file is read, checked, and built on the meta device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from modlib.cli.launch import app
+from modlib.config import load
+
+ROOT = Path(__file__).parents[1] / "gin_configs"
+KNOBS = (
+    "SEED DATA VAL_DATA SEQ_LEN MICRO_BATCH_SIZE GRAD_ACCUM_STEPS NUM_STEPS LR WARMUP_STEPS LOG_EVERY EVAL_EVERY "
+    "CHECKPOINT_EVERY"
+).split()
+
+
+def is_whole_run(path: Path) -> bool:
+    return "SEED = " in path.read_text() or path.parent.name == "debug"
+
+
+WHOLE = sorted(path for path in ROOT.rglob("*.gin") if is_whole_run(path))
+PARTS = sorted(path for path in ROOT.rglob("*.gin") if not is_whole_run(path))
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_whole_run_builds_on_meta(path: Path) -> None:
+    result = CliRunner().invoke(app, ["--gin_file", str(path.relative_to(ROOT)), "--dry_run", "--json"])
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_whole_run_exposes_the_knobs(path: Path) -> None:
+    before = load([path])
+    values = {"DATA": "'stdlib:validation'", "VAL_DATA": "'stdlib:train'", "LR": "1.25e-3"}
+    for knob in KNOBS:
+        after = load([path], [f"{knob}={values.get(knob, 17)}"])
+        assert after.resolved != before.resolved, f"{knob} changes nothing in {path.name}"
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_part_is_used_by_a_whole_run(path: Path) -> None:
+    assert any(path in load([whole]).files for whole in WHOLE)
+
+
+def test_resolved_config_fed_back_is_the_same_run(tmp_path: Path) -> None:
+    for path in WHOLE:
+        config = load([path], ["LR=3.5e-4"])
+        (tmp_path / "config.gin").write_text(config.text)
+        again = load([tmp_path / "config.gin"])
+        assert again.hash == config.hash
+        assert again.resolved == config.resolved
+        assert again.text == config.text
