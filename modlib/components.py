@@ -170,12 +170,18 @@ def _register(entry: Component) -> None:
 
 def _refuse_duplicate(entry: Component) -> None:
     known = _alive().get(entry.name) or shipped_components().get(entry.name) or _torch_components().get(entry.name)
-    if known is None or known.module == entry.module:
+    if known is None:
         return
+    if known.module == entry.module and (known.target is None or _qualname(known) == _qualname(entry)):
+        return  # the same one: a module that was only searched is imported now, or one is imported again
     raise ConfigError(
         f"component name {entry.name} ({entry.place}) is taken by {known.place}; "
         f'give one of them another: @component("{entry.type}", "{entry.variant}", name=...)'
     )
+
+
+def _qualname(entry: Component) -> str:
+    return getattr(entry.target, "__qualname__", "")
 
 
 def _alive() -> dict[str, Component]:

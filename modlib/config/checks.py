@@ -147,11 +147,15 @@ def missing(program: Program, instance: Instance, signature: Signature, componen
     ]
     if not absent:
         return
+    origin = first_use(program, instance)
     listed = ", ".join(f"{one.name}{f' ({one.type_text})' if one.type_text else ''}" for one in absent)
     remedy = f"write {instance}.{absent[0].name} = value"
     if not component.module.startswith(("modlib.", "torch.")):
         remedy += f"; an argument that Python passes belongs in runtime_args of @component ({component.place})"
-    origin = first_use(program, instance)
+    if instance in program.roots and instance.name not in program.bindings:
+        text = f"no line binds {instance}, the run itself, which needs {listed}; include 'train.gin', or bind these"
+        yield Problem(origin, text)
+        return
     yield Problem(origin, f"{instance} needs {listed}, which {'is' if len(absent) == 1 else 'are'} not set; {remedy}")
 
 
@@ -164,7 +168,7 @@ def first_use(program: Program, instance: Instance) -> Origin:
         if any(reference.selector == instance.name for reference in program.references(binding.value))
     ]
     own = [binding.origin for binding in program.bindings.get(instance.name, [])]
-    return min(uses or own, key=lambda origin: origin.order, default=Origin("config"))
+    return min(uses or own, key=lambda origin: origin.order, default=program.start)
 
 
 def fitted(

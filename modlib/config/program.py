@@ -10,7 +10,7 @@ from typing import Any
 import gin
 
 from modlib.components import Component, known_components
-from modlib.config.statements import Binding, Macro, Problem, Statement
+from modlib.config.statements import Binding, Macro, Origin, Problem, Statement
 from modlib.config.suggestions import did_you_mean, similar
 from modlib.config.values import (
     Constant,
@@ -56,6 +56,7 @@ class Program:
         self.mentioned = set(mentioned)
         self.macros: dict[str, list[Macro]] = {}
         self.bindings: dict[str, list[Binding]] = {}
+        self.start = Origin(statements[0].origin.source, 1) if statements else Origin("config", 1)
         self._macro_values: dict[str, Any] = {}
         self._open_macros: list[str] = []
         bound = [statement for statement in statements if isinstance(statement, Binding | Macro)]

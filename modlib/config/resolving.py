@@ -103,7 +103,7 @@ def resolve(reading: Reading, folders: Sequence[Path]) -> Resolution:
         problems += checks.unused_macros(program, effective)
     used = [one for one in effective if program.known[one.name].type != "launch" or one.name in program.bindings]
     components = _load(program, used, problems)
-    settings = _settings(program, used, components, reading.incomplete, problems)
+    settings = _settings(program, used, components, reading.incomplete or not imported, problems)
     if problems:
         raise ConfigError(_told(problems, reading))
     idle = [one for one in effective if one not in used]  # launch components at their defaults, loaded when all is well

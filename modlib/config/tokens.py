@@ -44,14 +44,14 @@ class Cursor:
                     continue  # spaces before a character that Python does not know
                 tokens.append(token)
         except (tokenize.TokenError, SyntaxError) as error:
-            line = self._where(error)
-            text = self._token_problem(error)
-            if "bracket" in text:
-                line = _open_bracket(tokens) or line
-            self.problems.append(Problem(self.origin(line), text))
-            # an open bracket swallowed the rest: keep the statements before it
-            while tokens and tokens[-1].type != tokenize.NEWLINE:
-                tokens.pop()
+            line, text, opened = self._where(error), self._token_problem(error), _open_bracket(tokens)
+            if opened or "bracket" not in text:
+                self.problems.append(Problem(self.origin(opened or line), text))
+                # what an open bracket or string swallowed cannot be read: keep the statements before it
+                while tokens and tokens[-1].type != tokenize.NEWLINE:
+                    tokens.pop()
+            else:  # a bracket too many; the statement that has it will tell
+                tokens.append(tokenize.TokenInfo(tokenize.NEWLINE, "", (line, 0), (line, 0), ""))
             tokens.append(tokenize.TokenInfo(tokenize.ENDMARKER, "", (line, 0), (line, 0), ""))
         return tokens
 

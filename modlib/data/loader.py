@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -73,31 +72,23 @@ class DataLoader:
         micro_batch_size: int,
         grad_accum_steps: int = 1,
     ) -> None:
-        least_prefetch = 1 if num_workers else 0
-        limits = {
-            "num_workers": (num_workers, 0),
-            "prefetch": (prefetch, least_prefetch),
-            "world_size": (world_size, 1),
-            "micro_batch_size": (micro_batch_size, 1),
-            "grad_accum_steps": (grad_accum_steps, 1),
-        }
-        problems = [
-            f"{name} ({value}) must be at least {least}; set it to {least} or more"
-            for name, (value, least) in limits.items()
-            if value < least
-        ]
-        if not 0 <= rank < max(world_size, 1):
-            problems.append(f"rank ({rank}) must be at least 0 and below world_size ({world_size}); check the launcher")
-        if start_method not in ("fork", "spawn"):
-            problems.append(f"start_method ({start_method!r}) must be 'fork' or 'spawn'; choose one of them")
-        if problems:
-            raise ConfigError(problems)
+        _check_numbers(
+            at_least={
+                "num_workers": (num_workers, 0),
+                "prefetch": (prefetch, 1 if num_workers else 0),
+                "world_size": (world_size, 1),
+                "micro_batch_size": (micro_batch_size, 1),
+                "grad_accum_steps": (grad_accum_steps, 1),
+            },
+            rank=rank,
+            start_method=start_method,
+        )
         self.global_batch_size = world_size * micro_batch_size * grad_accum_steps
         if len(dataset) < self.global_batch_size:
             raise DataError(
-                f"windows in the dataset ({len(dataset)}) must be at least one global batch "
-                f"({self.global_batch_size} = micro_batch_size {micro_batch_size} x grad_accum_steps {grad_accum_steps} "
-                f"x {world_size} processes); use more text, a shorter SEQ_LEN or a smaller batch"
+                f"windows in the dataset ({len(dataset)}) must be at least one global batch ({self.global_batch_size} "
+                f"= micro_batch_size {micro_batch_size} x grad_accum_steps {grad_accum_steps} x {world_size} "
+                "processes); use more text, a shorter SEQ_LEN or a smaller batch"
             )
         self.num_workers = num_workers
         self.prefetch = prefetch
@@ -175,6 +166,9 @@ class DataLoader:
 
     def _load(self, step: int) -> tuple[Tensor, Tensor]:
         inputs, targets = load_batch(self.dataset, self.collate, self._checked_indices(step))
+        return self._pinned(inputs, targets)
+
+    def _pinned(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return (inputs.pin_memory(), targets.pin_memory()) if self.pin_memory else (inputs, targets)
 
     def _checked_indices(self, step: int) -> npt.NDArray[np.int64]:
@@ -203,9 +197,10 @@ class DataLoader:
     def _from_workers(self, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
         if self._workers is None:
             self._workers = LoaderWorkers(
-                self.dataset, self.collate, self.num_workers, self.prefetch, self.start_method, self.pin_memory
+                self.dataset, self.collate, self.num_workers, self.prefetch, self.start_method
             )
-        yield from self._workers.iterate(self._checked_indices(step) for step in _count(start_step))
+        for pair in self._workers.iterate(self._checked_indices(step) for step in _count(start_step)):
+            yield self._pinned(*pair)
 
     def _stop_thread(self) -> None:
         if self._pool is not None:
@@ -229,6 +224,21 @@ class DataLoader:
         self.close()
 
 
+def _check_numbers(at_least: dict[str, tuple[int, int]], rank: int, start_method: str) -> None:
+    problems = [
+        f"{name} ({value}) must be at least {least}; set it to {least} or more"
+        for name, (value, least) in at_least.items()
+        if value < least
+    ]
+    world_size = at_least["world_size"][0]
+    if not 0 <= rank < max(world_size, 1):
+        problems.append(f"rank ({rank}) must be at least 0 and below world_size ({world_size}); check the launcher")
+    if start_method not in ("fork", "spawn"):
+        problems.append(f"start_method ({start_method!r}) must be 'fork' or 'spawn'; choose one of them")
+    if problems:
+        raise ConfigError(problems)
+
+
 def batch_fingerprint(micro_batches: Sequence[tuple[Tensor, Tensor]]) -> str:
     """16 hex digits that are equal for equal batches: same tokens, shapes and order of micro-batches."""
     digest = hashlib.sha256()
@@ -238,11 +248,6 @@ def batch_fingerprint(micro_batches: Sequence[tuple[Tensor, Tensor]]) -> str:
             digest.update(f"{array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()[:16]
-
-
-def steps_for_epochs(epochs: float, num_samples: int, global_batch_size: int) -> int:
-    """Optimizer steps that show every window at least this many times."""
-    return math.ceil(epochs * num_samples / global_batch_size)
 
 
 def _count(start: int) -> Iterator[int]:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from modlib.runtime.errors import DataError
 _PR_SET_PDEATHSIG = 1
 _LEFT_TO_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _JOIN_S = 5.0
+_NOTICED_S = 1.0
 
 
 def load_batch(dataset: Any, collate: Callable[[Any], Any], indices: npt.NDArray[np.int64]) -> Any:
@@ -43,7 +45,6 @@ class LoaderWorkers:
         num_workers: Processes.
         prefetch: Batches each loads ahead.
         start_method: "fork" or "spawn".
-        pin_memory: Whether batches are put into page-locked memory, by a thread of the parent.
     """
 
     def __init__(
@@ -53,7 +54,6 @@ class LoaderWorkers:
         num_workers: int,
         prefetch: int,
         start_method: str,
-        pin_memory: bool,
     ) -> None:
         self._plan = _Plan()
         # Without a generator of its own torch would draw from the global one, and dropout would depend on num_workers.
@@ -66,7 +66,6 @@ class LoaderWorkers:
             prefetch_factor=prefetch,
             persistent_workers=True,
             multiprocessing_context=start_method,
-            pin_memory=pin_memory,
             worker_init_fn=_EndsWith(os.getpid(), threading.current_thread() is threading.main_thread()),
             generator=own_generator,
         )
@@ -85,16 +84,33 @@ class LoaderWorkers:
         """
         self._plan.indices = indices
         # Signals are blocked until a worker has set its own handlers: one would run the parent's handler in it.
-        with _as_data_error(), _signals_blocked():
+        with self._death_is_a_data_error(), _signals_blocked():
             batches = iter(self._loader)
         while True:
-            with _as_data_error():
+            with self._death_is_a_data_error():
                 loaded = next(batches, None)
             if loaded is None:
                 return
             if isinstance(loaded, Exception):
                 raise loaded
-            yield tuple(loaded)
+            inputs, targets = map(torch.from_numpy, loaded)
+            yield inputs, targets
+
+    @contextmanager
+    def _death_is_a_data_error(self) -> Iterator[None]:
+        """A dead worker shows as one of many errors, of torch or of a broken pipe: make them one, with its pid."""
+        try:
+            yield
+        except Exception as error:
+            workers = getattr(self._loader._iterator, "_workers", [])
+            wait([worker.sentinel for worker in workers], _NOTICED_S)  # the pipe may break before the process is gone
+            dead = [f"{worker.pid} (exit code {worker.exitcode})" for worker in workers if not worker.is_alive()]
+            if not dead:
+                raise
+            raise DataError(
+                f"data loader worker {', '.join(dead)} ended by itself; it may have been killed for memory: look at the "
+                "kernel log, or set DataLoader.num_workers = 0"
+            ) from error
 
     def close(self) -> None:
         """End the processes."""
@@ -127,7 +143,9 @@ class _Share:
 
     def __getitems__(self, indices: npt.NDArray[np.int64]) -> Any:
         try:
-            return load_batch(self.dataset, self.collate, indices)
+            # As arrays: torch would send tensors as file descriptors, which takes longer at these sizes, and which
+            # cannot be fetched from a worker that died after it answered.
+            return tuple(tensor.numpy() for tensor in load_batch(self.dataset, self.collate, indices))
         except Exception as error:
             return _picklable(error)
 
@@ -175,16 +193,3 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _as_data_error() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        raise DataError(
-            f"a data loader worker ended by itself: {error}; it may have been killed for memory: look at the "
-            "kernel log, or set DataLoader.num_workers = 0"
-        ) from error

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from modlib.components import component
 
 
-@component("run", "{m}", name="{m}_run", not_science=("log_every",))
+@component("run", "{m}", name="{m}_run", not_science=("log_every", "subscribers"))
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run of the test."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from modlib.config import load
@@ -305,3 +307,13 @@ def test_missing_file_causes_no_further_problems(project: Project) -> None:
 def test_no_gin_file() -> None:
     with pytest.raises(ConfigError, match="no gin file is given; name one with --gin_file"):
         load([])
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a.gin"
+    path.write_text("Local.num_processes = 2\n")
+    with pytest.raises(ConfigError) as caught:
+        load([path])
+    (text,) = caught.value.problems
+    assert text.startswith(f"{path}:1: no line binds train, the run itself, which needs model (a component), ")
+    assert text.endswith("; include 'train.gin', or bind these")

@@ -50,9 +50,9 @@ def test_existing_file_is_kept_until_the_rename(tmp_path: Path) -> None:
 def test_whatever_operation_a_crash_precedes_no_file_looks_complete(tmp_path: Path) -> None:
     path = tmp_path / "a"
     operations: list[str] = []
-    with faults.installed("fs.operation", lambda name, detail: operations.append(detail)):
-        with PackedFileWriter(path, vocab_size=10) as writer:
-            writer.write([1, 2, 3])
+    record = faults.installed("fs.operation", lambda name, detail: operations.append(detail))
+    with record, PackedFileWriter(path, vocab_size=10) as writer:
+        writer.write([1, 2, 3])
     path.unlink()
     rename = next(number for number, operation in enumerate(operations) if operation.startswith("rename"))
     assert sum(operation.startswith("fsync") for operation in operations[:rename]) == 2  # tokens, then the header
@@ -66,10 +66,9 @@ def test_whatever_operation_a_crash_precedes_no_file_looks_complete(tmp_path: Pa
             if seen > stop:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        with faults.installed("fs.operation", crash):
-            with pytest.raises(DataError, match="a cannot be written: No space left on device; free space"):
-                with PackedFileWriter(path, vocab_size=10) as writer:
-                    writer.write([1, 2, 3])
+        refused = pytest.raises(DataError, match="a cannot be written: No space left on device; free space")
+        with faults.installed("fs.operation", crash), refused, PackedFileWriter(path, vocab_size=10) as writer:
+            writer.write([1, 2, 3])
         assert list(tmp_path.iterdir()) == []
 
 

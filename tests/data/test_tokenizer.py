@@ -92,7 +92,7 @@ def test_bad_files_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Tokenizer(tmp_path)
     for text in ("not json", "[1]", '{"model": 5}'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(DataError, match=r"bad.json must be a tokenizer.json of `tokenizers`; "):
+        with pytest.raises(DataError, match=r"bad.json must be a tokenizer.json of the tokenizers library; "):
             Tokenizer(tmp_path / "bad.json")
     with pytest.raises(DataError) as caught:
         tokenizer.end_of_document_id("<|end|>")

@@ -1,0 +1,78 @@
+"""`modlib` itself: quick, complete, and free of what only a command needs."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modlib.cli.main import COMMANDS
+
+HEAVY = "torch", "numpy", "tokenizers", "tensorboard", "transformers"
+
+
+def modlib(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; the last line of stderr lists the heavy modules that it imported."""
+    code = (
+        "import sys\nfrom modlib.cli.main import main\ntry:\n    main()\n"
+        f"finally:\n    print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=cwd)
+
+
+def imported(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), *((name, "--help") for name in COMMANDS)])
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    done = modlib(*words)
+    assert done.returncode == 0, done.stderr
+    assert imported(done) == "[]"
+
+
+def test_help_lists_every_command() -> None:
+    text = modlib("--help").stdout
+    for name, (module, line) in COMMANDS.items():
+        assert name in text
+        assert line.split(".")[0][:30] in text
+        assert importlib.import_module(module)
+    assert "--install-completion" in text
+
+
+def test_unknown_command() -> None:
+    done = modlib("lsit")
+    assert done.returncode == 2
+    assert "No such command 'lsit'" in done.stderr
+
+
+def test_a_config_error_imports_no_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.gin").write_text("train.seed = 'x'\ntrain.nope = 1\nSEDE = 3\nLocal.num_processes = '2'\n")
+    done = modlib("show", "./a.gin", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "a.gin:1: train.seed = 'x' is str, expected int" in done.stderr
+    assert "a.gin:4: Local.num_processes = '2' is str, expected int or None; write 2" in done.stderr
+    assert imported(done) == "[]"
+
+
+def test_help_takes_at_most_three_times_the_imports_it_needs() -> None:
+    def seconds(*command: str) -> float:
+        start = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        return time.perf_counter() - start
+
+    least = min(seconds(sys.executable, "-c", "import gin, typer") for _ in range(5))
+    code = "import sys; sys.argv = ['modlib', '--help']; from modlib.cli.main import main; main()"
+    ours = min(seconds(sys.executable, "-c", code) for _ in range(5))
+    assert ours <= 3 * least, f"modlib --help takes {ours:.3f} s, import gin, typer {least:.3f} s"
+
+
+def test_completion_of_names(tmp_path: Path) -> None:
+    environment = {"_MODLIB_COMPLETE": "complete_bash", "COMP_WORDS": "modlib list Ada", "COMP_CWORD": "2"}
+    code = "from modlib.cli.main import app; app(prog_name='modlib')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert {"Adam", "AdamW", "Adafactor"} <= set(done.stdout.split()), done.stderr
