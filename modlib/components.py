@@ -190,23 +190,20 @@ def _alive() -> dict[str, Component]:
 
 
 def _defined_at(target: Any) -> tuple[str, int]:
+    """The file of a class or function, and the line of its `class` or `def`; 0 where there is no source."""
     try:
         file = inspect.getsourcefile(target) or ""
-        return file, inspect.getsourcelines(target)[1] if not inspect.isclass(target) else _class_line(target, file)
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, TypeError):
         return getattr(sys.modules.get(target.__module__), "__file__", None) or "", 0
-
-
-def _class_line(target: type, file: str) -> int:
-    # inspect.getsourcelines parses the whole module for a class; a method's code object already knows a line near it
-    code = getattr(target.__dict__.get("__init__"), "__code__", None)
-    needle = f"class {target.__name__}"
-    lines = Path(file).read_text(encoding="utf-8").splitlines()
-    start = min(code.co_firstlineno if code and code.co_filename == file else len(lines), len(lines))
-    for number in (*range(start, 0, -1), *range(start + 1, len(lines) + 1)):
-        if lines[number - 1].lstrip().startswith(needle):
-            return number
-    return 0
+    # inspect.getsourcelines would parse the whole module for a class; code objects already know a line near it
+    code = getattr(target, "__code__", None) or getattr(target.__dict__.get("__init__"), "__code__", None)
+    start = min(code.co_firstlineno, len(lines)) if code and code.co_filename == file else 0
+    nearest = (*range(start, 0, -1), *range(start + 1, len(lines) + 1))
+    if not inspect.isclass(target):  # a function's code begins at its decorators
+        nearest = tuple(range(max(start, 1), len(lines) + 1))
+    words = (f"class {target.__name__}", f"def {target.__name__}(", f"async def {target.__name__}(")
+    return file, next((number for number in nearest if lines[number - 1].lstrip().startswith(words)), 0)
 
 
 def first_line(doc: str | None) -> str:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run_slow", action="store_true", help="run the tests marked slow too")
+    parser.addoption("--forbid_skips", action="store_true", help="fail when a test is skipped, but for want of a GPU")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -80,6 +81,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if left:
         lines = "".join(f"  {process_line}\n" for process_line in left)
         sys.stderr.write(f"\ntests left processes behind:\n{lines}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not config.getoption("--forbid_skips"):
+        return
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "CUDA device" not in str(report.longrepr)]
+    for report in skipped:
+        terminalreporter.write_line(f"skipped, which --forbid_skips forbids: {report.nodeid}: {report.longrepr}")
+    if skipped:
+        session = terminalreporter._session
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

@@ -41,7 +41,10 @@ from modlib.checkpointing.manifest import (
     StoredFile,
     data_file_name,
 )
-from modlib.checkpointing.raw_writer import PIECE_BYTES, bytes_of
+from modlib.checkpointing.raw_writer import bytes_of
+
+
+PIECE_BYTES = 1 << 20  # small enough to be hashed while still in the CPU's cache
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ class RawReader(StorageReader):
             return
         inner_whole = tuple(item.lengths[1:]) == chunk.sizes[1:]
         if inner_whole and target.device.type == "cpu" and target.is_contiguous():
-            memory = bytes_of(target)
+            memory = memoryview(bytes_of(target))  # type: ignore[arg-type]
         else:
             rows = (item.lengths[0], *chunk.sizes[1:]) if chunk.sizes else ()
             buffer = torch.empty(rows, dtype=target.dtype)
@@ -203,7 +206,7 @@ class RawReader(StorageReader):
             for dim in range(1, len(rows)):
                 part = part.narrow(dim, item.storage_offsets[dim], item.lengths[dim])
             reads.finishers.append(partial(target.copy_, part))
-            memory = bytes_of(buffer)
+            memory = memoryview(bytes_of(buffer))  # type: ignore[arg-type]
         for name, before, start, end in self._cut(chunk, begin, length):
             reads.spans[name].append(Span(start, memory[before : before + end - start]))
 

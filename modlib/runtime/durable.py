@@ -6,18 +6,20 @@ of a save's operations or end the process between any two of them.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
 
 from modlib.runtime import faults
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_MAX_PARTS = 1024  # IOV_MAX of Linux
+
+DIRECT_ALIGNMENT = 4096
 
 
 def make_directory(path: Path) -> None:
@@ -26,23 +28,42 @@ def make_directory(path: Path) -> None:
     path.mkdir()
 
 
-def create_file(path: Path) -> int:
-    """Create a new file for writing and return its descriptor; an existing file or link is an error, never followed."""
+def create_file(path: Path, direct: bool = False) -> int:
+    """Create a new file for writing and return its descriptor; an existing file or link is an error, never followed.
+
+    Args:
+        path: The file.
+        direct: Write past the page cache where the file system can: buffers, sizes and offsets must then be multiples
+            of DIRECT_ALIGNMENT.
+    """
     faults.point("fs.operation", f"create {path}")
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o644)
+    if direct:
+        set_direct(descriptor, True)
+    return descriptor
 
 
-def write_all(descriptor: int, parts: Sequence[memoryview], offset: int, path: Path) -> None:
-    """Write byte buffers one after another at an offset, however few bytes the system takes at a time."""
+def set_direct(descriptor: int, direct: bool) -> None:
+    """Write past the page cache from now on, or through it; stays as it is where the file system cannot."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags & ~os.O_DIRECT)
+
+
+def write_all(descriptor: int, data: memoryview, offset: int, path: Path) -> None:
+    """Write all bytes at an offset, however few the system takes at a time."""
     faults.point("fs.operation", f"write {path}")
-    pending = [part for part in parts if part.nbytes]
-    while pending:
-        written = os.pwritev(descriptor, pending[:_MAX_PARTS], offset)
+    while data.nbytes:
+        try:
+            written = os.pwrite(descriptor, data, offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                raise
+            set_direct(descriptor, False)  # an offset or size this file system does not write directly
+            continue
+        data = data[written:]
         offset += written
-        while pending and written >= pending[0].nbytes:
-            written -= pending.pop(0).nbytes
-        if written:
-            pending[0] = pending[0][written:]
 
 
 def fsync_file(descriptor: int, path: Path) -> None:
@@ -65,7 +86,7 @@ def write_new_file(path: Path, data: bytes) -> None:
     """Create a file with these bytes and wait until they are on the disk; the directory is not synchronised."""
     descriptor = create_file(path)
     try:
-        write_all(descriptor, [memoryview(data)], 0, path)
+        write_all(descriptor, memoryview(data), 0, path)
         fsync_file(descriptor, path)
     finally:
         os.close(descriptor)

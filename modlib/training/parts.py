@@ -32,6 +32,9 @@ class Parts:
         clipper: Norm and clipping of gradients.
         world: This rank's place.
         compiled: Whether torch.compile is in use.
+        precision: "float32" or "bfloat16".
+        guard_on_device: Whether the optimizer skips an update with non-finite gradients by itself.
+        num_skipped: Updates skipped so, on the device; None before the first step.
     """
 
     model: nn.Module
@@ -43,6 +46,8 @@ class Parts:
     world: World
     compiled: bool
     precision: str
+    guard_on_device: bool = False
+    num_skipped: Tensor | None = None
 
     def in_precision(self) -> AbstractContextManager[Any]:
         """The context in which the model computes in the run's precision."""
@@ -122,6 +127,7 @@ def assemble(
         world=world,
         compiled=compiled,
         precision=precision,
+        guard_on_device=world.device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False),
     )
 
 

@@ -14,6 +14,9 @@ from modlib.runtime.errors import NonFiniteError
 from modlib.training.parts import Parts
 
 MicroBatch = tuple[Tensor, Tensor]
+_REMEDY = (
+    "the parameters were not updated with it. Lower the learning rate, lengthen the warm-up, or look at the batches"
+)
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,38 @@ def update(parts: Parts, micro_batches: Sequence[MicroBatch], step: int) -> Step
         (loss * scale).backward()
         loss_sum += loss.detach()
     grad_norm = parts.clipper.norm()
-    if not torch.isfinite(grad_norm):
-        raise NonFiniteError(
-            f"grad_norm ({float(grad_norm)}) must be finite at step {step} (loss {float(loss_sum / tokens):.6g}); "
-            "the parameters were not updated. Lower the learning rate, lengthen the warm-up, or look at the batch of this step"
-        )
+    _guard(parts, grad_norm, loss_sum / tokens, step)
     parts.clipper.clip(grad_norm)
     parts.optimizer.step()
     parts.scheduler.step()
     parts.optimizer.zero_grad(set_to_none=True)
     return StepResult(loss_sum, tokens, grad_norm)
+
+
+def _guard(parts: Parts, grad_norm: Tensor, loss: Tensor, step: int) -> None:
+    """Keep NaN and Inf out of the parameters: by an error here, or without a host sync where the optimizer can skip.
+
+    A fused optimizer takes `found_inf` as torch.amp's GradScaler gives it, and leaves parameters and state untouched
+    when it is 1; what was skipped is raised at the next log step or checkpoint (see `require_finite`).
+    """
+    if parts.guard_on_device:
+        non_finite = (~torch.isfinite(grad_norm)).float()
+        parts.optimizer.found_inf = non_finite  # type: ignore[attr-defined]
+        parts.num_skipped = non_finite if parts.num_skipped is None else parts.num_skipped + non_finite
+    elif not torch.isfinite(grad_norm):
+        raise NonFiniteError(
+            f"grad_norm ({float(grad_norm)}) must be finite at step {step} (loss {float(loss):.6g}); {_REMEDY}"
+        )
+
+
+def require_finite(parts: Parts, step: int) -> None:
+    """Raise for updates that were skipped on the device since the start. A host sync: for log steps and checkpoints.
+
+    Raises:
+        NonFiniteError: At least one was.
+    """
+    if parts.num_skipped is not None and (skipped := int(parts.num_skipped)):
+        raise NonFiniteError(f"grad_norm must be finite, but was not in {skipped} of the steps up to {step}; {_REMEDY}")
 
 
 def _global_tokens(parts: Parts, micro_batches: Sequence[MicroBatch]) -> Tensor:

@@ -18,7 +18,7 @@ from modlib.training.log import RunLog
 from modlib.training.parts import Parts, build_parts
 from modlib.training.plan import make_plan
 from modlib.training.progress import Progress, rank_state, resume
-from modlib.training.step import update
+from modlib.training.step import require_finite, update
 
 logger = logging.getLogger("modlib")
 
@@ -75,6 +75,7 @@ def train(experiment: Experiment, job: Job) -> Outcome:
 
             last = step == experiment.num_steps
             if step % experiment.log_every == 0 or last:
+                require_finite(parts, step)
                 log.training(step, result, lr, loader.wait_s)
             for evaluator in evaluators:
                 if evaluator.due(step, experiment.num_steps):
@@ -95,6 +96,7 @@ def train(experiment: Experiment, job: Job) -> Outcome:
 
 def _save(checkpointing: Any, parts: Parts, progress: Progress, job: Job, log: RunLog, *, needed: bool) -> None:
     """Save a checkpoint; one that fails costs a warning, unless it is the one this attempt ends with."""
+    require_finite(parts, progress.step)
     try:
         saved = checkpointing.save(
             job.run.checkpoints_path,

@@ -103,8 +103,9 @@ class Project:
         self.folder = folder
         self.module = f"project_{next(_numbers)}"
         self.run = f"{self.module}_run"
-        (folder / f"{self.module}.py").write_text(source.replace("{{", "\0").replace("{m}", self.module)
-                                                  .replace("\0", "{").replace("}}", "}"))
+        (folder / f"{self.module}.py").write_text(
+            source.replace("{{", "\0").replace("{m}", self.module).replace("\0", "{").replace("}}", "}")
+        )
 
     def write(self, text: str, name: str = "a.gin", *, whole: bool = True) -> Path:
         """Write a gin file; `whole` adds the import, and a model with a dim."""

@@ -81,7 +81,9 @@ def test_unknown_parameter_that_is_required_is_told_once(project: Project) -> No
 
 def test_key_swallowed_by_kwargs(project: Project) -> None:
     (text,) = project.problems("Model.norm = @Norm\nNorm.zzz = 1e-3")
-    assert text.startswith("a.gin:5: Norm has no parameter 'zzz'. **extra would swallow it; declare it in the signature (")
+    assert text.startswith(
+        "a.gin:5: Norm has no parameter 'zzz'. **extra would swallow it; declare it in the signature ("
+    )
 
 
 def test_runtime_argument(project: Project) -> None:
@@ -122,8 +124,7 @@ def test_component_used_without_the_scope(project: Project) -> None:
 
 def test_unknown_macro(project: Project) -> None:
     assert project.problems("LEARNING_RATE = 8\nModel.ffn_dim = %LEARNIG_RATE") == [
-        "a.gin:5: no macro LEARNIG_RATE for %LEARNIG_RATE. Did you mean LEARNING_RATE? "
-        "Define it: LEARNIG_RATE = value"
+        "a.gin:5: no macro LEARNIG_RATE for %LEARNIG_RATE. Did you mean LEARNING_RATE? Define it: LEARNIG_RATE = value"
     ]
 
 
@@ -199,7 +200,8 @@ def test_override_switches_a_component_off(project: Project) -> None:
 
 def test_binding_without_effect_on_the_command_line(project: Project) -> None:
     assert project.problems("Model.norm = @Norm", ["Model.norm=None", "Norm.eps=1.0"]) == [
-        "--gin_param #2: Norm.eps has no effect: nothing in this run uses Norm; refer to it with @Norm, or remove the binding"
+        "--gin_param #2: Norm.eps has no effect: nothing in this run uses Norm; refer to it with @Norm, or remove the "
+        "binding"
     ]
 
 
@@ -233,9 +235,15 @@ def test_binding_hidden_by_a_scope(project: Project) -> None:
         ("Model.norm = 'Norm'", "Model.norm = 'Norm' is str, expected a component, as in @Name or None; write @Norm"),
         ("Model.path = 3", "Model.path = 3 is int, expected str or a path in quotes; write '3'"),
         ("Model.options = [1]", "Model.options = [1] is list, expected dict[str, Any] or None"),
-        ("Model.options = {1: 2}", "Model.options = {1: 2} does not fit, expected str at key 1, where 1 is int; write '1'"),
+        (
+            "Model.options = {1: 2}",
+            "Model.options = {1: 2} does not fit, expected str at key 1, where 1 is int; write '1'",
+        ),
         ("RUN.evaluators = 'Eval'", "RUN.evaluators = 'Eval' is str, expected Sequence[Any]; write ['Eval']"),
-        ("RUN.subscribers = [3]", "RUN.subscribers = [3] does not fit, expected a component, as in @Name at [0], where 3 is int"),
+        (
+            "RUN.subscribers = [3]",
+            "RUN.subscribers = [3] does not fit, expected a component, as in @Name at [0], where 3 is int",
+        ),
     ],
 )
 def test_wrong_type(project: Project, line: str, expected: str) -> None:
@@ -253,7 +261,8 @@ def test_wrong_type_names_macro_and_override(project: Project) -> None:
 
 def test_type_of_torchs_own_class(project: Project) -> None:
     assert project.problems("RUN.optimizer = @AdamW\nAdamW.lr = '3e-4'") == [
-        "a.gin:5: AdamW.lr = '3e-4' is str, expected float or Tensor, which a component makes, as in @Name(); write 3e-4"
+        "a.gin:5: AdamW.lr = '3e-4' is str, expected float or Tensor, which a component makes, as in @Name(); "
+        "write 3e-4"
     ]
 
 

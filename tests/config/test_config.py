@@ -12,7 +12,6 @@ from typing import Any
 import gin
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from modlib.config import Config, load
 from modlib.config.values import format_value
@@ -119,7 +118,9 @@ def test_activated_components_get_their_values(project: Project) -> None:
 
 def test_an_inherited_scope_holds_when_the_component_is_called_later(project: Project) -> None:
     """gin itself would have forgotten the scope by then."""
-    project.load("RUN.evaluators = [@a/Eval()]\na/Eval.data = @Data\na/Data.path = 'a'\nModel.norm = @a/Eval").activate()
+    project.load(
+        "RUN.evaluators = [@a/Eval()]\na/Eval.data = @Data\na/Data.path = 'a'\nModel.norm = @a/Eval"
+    ).activate()
     norm = gin.get_configurable(project.run)().model().norm
     assert norm().data.path == "a"
 

@@ -85,7 +85,9 @@ def test_inside_the_folder_of_packaged_files(repository: Path, monkeypatch: pyte
 
 
 def test_includes_are_relative_to_the_including_file_first(repository: Path, tmp_path: Path) -> None:
-    main = write(tmp_path / "else" / "main.gin", "include 'models/small.gin'\ninclude 'default.gin'\ninclude './x/y.gin'\n")
+    main = write(
+        tmp_path / "else" / "main.gin", "include 'models/small.gin'\ninclude 'default.gin'\ninclude './x/y.gin'\n"
+    )
     write(tmp_path / "else" / "models" / "small.gin", "B = 7\n")
     write(tmp_path / "else" / "x" / "y.gin", "include 'z.gin'\n")
     write(tmp_path / "else" / "x" / "z.gin", "Z = 1\n")

@@ -22,7 +22,9 @@ def problems(folder: Path, text: str) -> list[str]:
 
 @pytest.mark.parametrize("place", ["beside the gin file", "working directory", "sys.path"])
 def test_found(tmp_path: Path, place: str) -> None:
-    folders = {name: tmp_path / name.replace(" ", "_") for name in ("beside the gin file", "working directory", "sys.path")}
+    folders = {
+        name: tmp_path / name.replace(" ", "_") for name in ("beside the gin file", "working directory", "sys.path")
+    }
     for folder in folders.values():
         folder.mkdir()
     package = folders[place] / "my_project"
@@ -66,16 +68,22 @@ def test_a_module_that_raises(tmp_path: Path, source: str, expected: str, reques
 def test_a_name_that_is_taken(project: Project, tmp_path: Path) -> None:
     project.load()
     other = tmp_path / f"{project.module}_copy.py"
-    other.write_text('from modlib.components import component\n\n\n@component("model", "other", name="Model")\nclass Other:\n    pass\n')
+    other.write_text(
+        "from modlib.components import component\n\n\n"
+        '@component("model", "other", name="Model")\nclass Other:\n    pass\n'
+    )
     texts = project.problems(f"import {other.stem}")
     assert texts[0].startswith(
-        f"a.gin:4: cannot import {other.stem}: component name Model ({other.stem}.py:5) is taken by {project.module}.py:"
+        f"a.gin:4: cannot import {other.stem}: component name Model ({other.stem}.py:5) is taken by "
+        f"{project.module}.py:"
     )
     assert texts[0].endswith('give one of them another: @component("model", "other", name=...)')
 
 
 def test_a_name_of_the_package_is_taken(tmp_path: Path) -> None:
-    (tmp_path / "takes_adamw.py").write_text('from modlib.components import component\n\n@component("model", "mine")\nclass AdamW:\n    pass\n')
+    (tmp_path / "takes_adamw.py").write_text(
+        'from modlib.components import component\n\n@component("model", "mine")\nclass AdamW:\n    pass\n'
+    )
     (text,) = problems(tmp_path, "import takes_adamw")
     assert "component name AdamW (takes_adamw.py:4) is taken by " in text
     assert "; give one of them another: @component(" in text
@@ -84,7 +92,9 @@ def test_a_name_of_the_package_is_taken(tmp_path: Path) -> None:
 def test_wrong_parameter_of_a_users_component_is_caught_before_anything_runs(project: Project) -> None:
     marker = project.folder / "built"
     path = project.folder / f"{project.module}.py"
-    path.write_text(path.read_text().replace("self.__dict__.update", f"open({str(marker)!r}, 'w'); self.__dict__.update"))
+    path.write_text(
+        path.read_text().replace("self.__dict__.update", f"open({str(marker)!r}, 'w'); self.__dict__.update")
+    )
     assert project.problems("Model.dropuot = 0.1") == [
         "a.gin:4: Model has no parameter 'dropuot'. Did you mean 'dropout' (float, default 0.0)?"
     ]

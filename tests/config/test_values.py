@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import gin
@@ -76,9 +77,11 @@ def test_arithmetic_error(text: str, expected: str) -> None:
 numbers = st.integers() | st.floats(allow_nan=False)
 literals = st.recursive(
     st.none() | st.booleans() | numbers | st.text() | st.binary(),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.lists(inner, max_size=4).map(tuple)
-    | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -121,10 +124,8 @@ def test_any_text_is_a_value_or_a_problem(text: str) -> None:
     statements, wrong = parse(f"X = {text}", "a.gin")
     for statement in statements:
         if isinstance(statement, Macro) and not wrong:
-            try:
+            with suppress(ValueProblem):
                 evaluate(statement.value, lambda name: 1)
-            except ValueProblem:
-                pass
 
 
 def test_objects_have_stable_names() -> None:
