@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from modlib.runtime.errors import ConfigError, ModlibError
+from modlib.runtime.errors import EXIT_INTERRUPTED, ConfigError, ModlibError
 
 
 def error_text(error: ModlibError) -> str:
@@ -28,3 +28,6 @@ def reported() -> Iterator[None]:
     except ModlibError as error:
         print(error_text(error), file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted before training started; nothing was changed", file=sys.stderr, flush=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -160,15 +160,18 @@ def missing(program: Program, instance: Instance, signature: Signature, componen
 
 
 def first_use(program: Program, instance: Instance) -> Origin:
-    """Where a component comes into the run: the first reference to it, else its first binding."""
+    """Where a component comes into the run: the reference to it that counts, else its first binding."""
     uses = [
-        binding.origin
+        (reference.scope == instance.scope, binding.origin)
         for group in program.bindings.values()
         for binding in group
-        if any(reference.selector == instance.name for reference in program.references(binding.value))
+        for reference in program.references(binding.value)
+        if reference.selector == instance.name
     ]
+    if uses:
+        return max(uses, key=lambda use: (use[0], use[1].order))[1]
     own = [binding.origin for binding in program.bindings.get(instance.name, [])]
-    return min(uses or own, key=lambda origin: origin.order, default=program.start)
+    return min(own, key=lambda origin: origin.order, default=program.start)
 
 
 def fitted(

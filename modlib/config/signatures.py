@@ -80,15 +80,18 @@ def signature_of(component: Component) -> Signature:
     hints = _hints(target)
     factories = _factories(target)
     parameters: dict[str, Parameter] = {}
+    positional: list[str] = []
     swallows = None
     for name, parameter in declared.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             swallows = name
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            positional.append(name)  # gin passes keywords only
         elif parameter.kind is not parameter.VAR_POSITIONAL and name not in component.runtime_args:
             written = parameter.annotation if isinstance(parameter.annotation, str) else ""
             default = factories.get(name, parameter.default)
             parameters[name] = Parameter(name, hints.get(name, NOTHING), default, written)
-    return Signature(parameters, component.runtime_args, swallows)
+    return Signature(parameters, (*component.runtime_args, *positional), swallows)
 
 
 def _factories(target: Any) -> dict[str, Any]:

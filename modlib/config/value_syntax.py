@@ -9,6 +9,7 @@ import tokenize
 from collections.abc import Callable
 from typing import TypeVar
 
+from modlib.config.secrets import is_secret_name
 from modlib.config.tokens import Cursor, Wrong
 from modlib.config.values import Items, Literal, MacroUse, Node, Operation, Pairs, Reference
 
@@ -112,7 +113,15 @@ class ValueReader(Cursor):
                 f"{word} cannot be used here; a value is a literal, @Component, %MACRO or arithmetic", token.start[0]
             )
         self.position -= 1
-        raise Wrong(f"{self._shown(self._rest())} is not a value{self._quoting()}", token.start[0])
+        raise Wrong(f"{self._shown(self._rest())} is not a value{self._sign(word)}{self._quoting()}", token.start[0])
+
+    def _sign(self, word: str) -> str:
+        """The remedy for a component without `@` or a macro without `%`, told by how such names are written."""
+        if self._rest() != word or is_secret_name(self.key):
+            return ""
+        if re.fullmatch(r"[A-Z][A-Z0-9_]+", word):
+            return f"; a macro is written %{word}, a component @{word}"
+        return f"; a component is written @{word}" if word[:1].isupper() else ""
 
     def _float(self) -> Node:
         line = self._next().start[0]

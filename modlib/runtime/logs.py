@@ -13,13 +13,12 @@ import traceback
 from pathlib import Path
 
 from modlib.runtime.durable import atomic_write_text
-from modlib.runtime.errors import EXIT_PREEMPTED, ModlibError, Preempted
+from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ModlibError, Preempted
 
 logger = logging.getLogger("modlib")
 
 _SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
 _SHORTEST_SECRET = 8  # shorter values ("true", "1") would turn ordinary text into stars
-EXIT_INTERRUPTED = 130
 
 
 def redact(text: str) -> str:

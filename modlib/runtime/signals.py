@@ -21,8 +21,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from modlib.runtime.errors import EXIT_PREEMPTED
-from modlib.runtime.logs import EXIT_INTERRUPTED
+from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 logger = logging.getLogger("modlib")
 

@@ -303,7 +303,7 @@ def test_several_at_once_in_order(project: Project) -> None:
 def test_broken_line_causes_no_further_problems(project: Project) -> None:
     text = "Model.norm = Norm\nNorm.eps = 1e-3\nD = 2x\nModel.ffn_dim = %D"
     assert project.problems(text) == [
-        "a.gin:4: Norm is not a value; strings need quotes: Model.norm = 'Norm'",
+        "a.gin:4: Norm is not a value; a component is written @Norm; strings need quotes: Model.norm = 'Norm'",
         "a.gin:6: 2x is not a number; strings need quotes: D = '2x'",
     ]
 
@@ -326,3 +326,29 @@ def test_no_run_at_all(tmp_path: Path) -> None:
     (text,) = caught.value.problems
     assert text.startswith(f"{path}:1: no line binds train, the run itself, which needs model (a component), ")
     assert text.endswith("; include 'train.gin', or bind these")
+
+
+def test_missing_is_told_where_the_scoped_reference_stands(project: Project) -> None:
+    text = "RUN.evaluators = [@a/Eval]\nEval.data = @Data\na/Data.path = 'a'"
+    texts = project.problems(text, ["RUN.evaluators=[@a/Eval, @b/Eval, @c/Data]"])
+    assert [one.split(";")[0] for one in texts] == [
+        "a.gin:5: Data needs path (str), which is not set",
+        "--gin_param #1: c/Data needs path (str), which is not set",
+    ]
+
+
+def test_positional_only_arguments_cannot_be_bound(project: Project) -> None:
+    source = """
+from modlib.components import component
+
+@component("run", "{m}", name="{m}_run")
+def run(parameters=None, /, size: int = 3):
+    return parameters, size
+"""
+    mine = Project(project.folder, source)
+    try:
+        assert mine.problems(f"import {mine.module}\nRUN.parameters = 4", whole=False) == [
+            "a.gin:2: RUN.parameters is passed at run time and cannot be set in a gin file; remove the binding"
+        ]
+    finally:
+        mine.forget()

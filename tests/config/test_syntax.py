@@ -101,6 +101,11 @@ def test_value(text: str, expected: object) -> None:
             "a.gin:1: only float('inf'), float('-inf') and float('nan') can be written so; write the number",
         ),
         ("A.b = gelu", "a.gin:1: gelu is not a value; strings need quotes: A.b = 'gelu'"),
+        ("A.b = Gelu", "a.gin:1: Gelu is not a value; a component is written @Gelu; strings need quotes: A.b = 'Gelu'"),
+        (
+            "A.b = LR",
+            "a.gin:1: LR is not a value; a macro is written %LR, a component @LR; strings need quotes: A.b = 'LR'",
+        ),
         ("A:\n  b = two words # c", "a.gin:2: two words is not a value; strings need quotes: b = 'two words'"),
         ("A.b = /data/x", "a.gin:1: expected a value, found /; strings need quotes: A.b = '/data/x'"),
         ("A.b = 12ab", "a.gin:1: 12ab is not a number; strings need quotes: A.b = '12ab'"),
