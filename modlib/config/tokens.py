@@ -45,6 +45,9 @@ class Cursor:
                 tokens.append(token)
         except (tokenize.TokenError, SyntaxError) as error:
             line, text, opened = self._where(error), self._token_problem(error), _open_bracket(tokens)
+            if "unterminated string" in text:  # Python 3.12 and later stop here; go on without the line
+                self._blank_line(line)
+                return self._tokenize()
             if opened or "bracket" not in text:
                 self.problems.append(Problem(self.origin(opened or line), text))
                 # what an open bracket or string swallowed cannot be read: keep the statements before it
@@ -54,6 +57,16 @@ class Cursor:
                 tokens.append(tokenize.TokenInfo(tokenize.NEWLINE, "", (line, 0), (line, 0), ""))
             tokens.append(tokenize.TokenInfo(tokenize.ENDMARKER, "", (line, 0), (line, 0), ""))
         return tokens
+
+    def _blank_line(self, line: int) -> None:
+        lines = self.text.splitlines(keepends=True)
+        string = re.search(r"['\"].*", lines[line - 1])
+        shown = (
+            "***" if is_secret_name(lines[line - 1].partition("=")[0].strip()) or not string else string.group().strip()
+        )
+        self.problems.append(Problem(self.origin(line), f"the string {shown} is never closed; close its quotes"))
+        lines[line - 1] = "\n"
+        self.text = "".join(lines)
 
     def _where(self, error: Exception) -> int:
         if isinstance(error, SyntaxError):

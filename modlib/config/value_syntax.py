@@ -67,6 +67,8 @@ class ValueReader(Cursor):
             return self._sequence()
         if token.string == "{":
             return self._dict()
+        if tokenize.tok_name[token.type] in ("FSTRING_START", "TSTRING_START"):  # Python 3.12 and later
+            raise self._wrong("a format string is not a value; write the text itself in quotes")
         if token.string[:1] in ("'", '"'):
             raise self._wrong(f"the string {self._shown(self._rest())} is never closed; close its quotes")
         raise self._wrong(f"expected a value, found {self._shown(token.string)}{self._quoting()}")

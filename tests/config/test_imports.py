@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,11 @@ def test_found(tmp_path: Path, place: str) -> None:
     gin_file = folders["beside the gin file"] / "a.gin"
     gin_file.write_text("import my_project.my_model\nmine_run.model = @Model\nModel.dim = 3\n")
     code = "import sys; from modlib.config import load; print(load([sys.argv[1]]).resolved['Model.dim'])"
+    path = os.pathsep.join([str(folders["sys.path"]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    environment = {**os.environ, "PYTHONPATH": path}
     done = subprocess.run(
         [sys.executable, "-c", code, str(gin_file)],
-        cwd=folders["working directory"], env={"PYTHONPATH": str(folders["sys.path"])}, capture_output=True, text=True,
+        cwd=folders["working directory"], env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.strip() == "3", done.stderr
 

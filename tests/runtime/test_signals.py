@@ -35,7 +35,11 @@ class Child:
 
     def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", PREAMBLE + code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", PREAMBLE + code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
@@ -109,7 +113,6 @@ def test_ctrl_c_saves_and_again_ends_at_once():
 
 def test_later_signals_are_logged_and_the_first_one_counts():
     child = Child("stop = StopRequest(grace_s=50).install()\nprint('ready', flush=True)\ninput()\nprint(stop.signal)")
-    child.process.stdin = None
     child.send(signal.SIGUSR2)
     assert child.stderr_line().startswith("warning: SIGUSR2: saving")
     child.send(signal.SIGTERM)
