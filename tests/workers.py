@@ -237,7 +237,7 @@ def _serve(connection: socket.socket, folder: Path) -> None:
     faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
     faulthandler.enable()
     calls: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=_read_calls, args=(connection, calls), daemon=True).start()
+    threading.Thread(target=_read_calls, args=(connection, calls, folder), daemon=True).start()
     import torch.distributed
 
     torch.set_num_threads(1)
@@ -249,7 +249,7 @@ def _serve(connection: socket.socket, folder: Path) -> None:
         _send(connection, pickle.dumps(_answer(store, timeout_s, call)))
 
 
-def _read_calls(connection: socket.socket, calls: queue.Queue[bytes]) -> None:
+def _read_calls(connection: socket.socket, calls: queue.Queue[bytes], folder: Path) -> None:
     """End this process as soon as the test session is gone, even while the main thread hangs in a collective."""
     parent = os.getppid()
     while os.getppid() == parent:
@@ -258,6 +258,7 @@ def _read_calls(connection: socket.socket, calls: queue.Queue[bytes]) -> None:
             if message is None:
                 break
             calls.put(message)
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)
 
 

@@ -134,7 +134,7 @@ def verify(path: Path | str) -> list[str]:
             return str(error)
         return None
 
-    with ThreadPoolExecutor(num_threads(Ranks())) as threads:
+    with ThreadPoolExecutor(num_threads(Ranks(), per_processor=2)) as threads:
         return [text for text in threads.map(problem, sorted(checkpoint.manifest.files)) if text is not None]
 
 
@@ -237,7 +237,7 @@ def _load(
         with quiet():
             dcp.load(
                 staged.tensors,
-                storage_reader=RawReader(path, manifest, num_threads(ranks)),
+                storage_reader=RawReader(path, manifest, num_threads(ranks, per_processor=2)),
                 planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=ranks.group,
                 no_dist=ranks.group is None,

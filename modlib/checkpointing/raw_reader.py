@@ -43,7 +43,6 @@ from modlib.checkpointing.manifest import (
 )
 from modlib.checkpointing.raw_writer import bytes_of
 
-
 PIECE_BYTES = 1 << 20  # small enough to be hashed while still in the CPU's cache
 
 
@@ -198,7 +197,7 @@ class RawReader(StorageReader):
             return
         inner_whole = tuple(item.lengths[1:]) == chunk.sizes[1:]
         if inner_whole and target.device.type == "cpu" and target.is_contiguous():
-            memory = memoryview(bytes_of(target))  # type: ignore[arg-type]
+            memory = bytes_of(target).data
         else:
             rows = (item.lengths[0], *chunk.sizes[1:]) if chunk.sizes else ()
             buffer = torch.empty(rows, dtype=target.dtype)
@@ -206,7 +205,7 @@ class RawReader(StorageReader):
             for dim in range(1, len(rows)):
                 part = part.narrow(dim, item.storage_offsets[dim], item.lengths[dim])
             reads.finishers.append(partial(target.copy_, part))
-            memory = memoryview(bytes_of(buffer))  # type: ignore[arg-type]
+            memory = bytes_of(buffer).data
         for name, before, start, end in self._cut(chunk, begin, length):
             reads.spans[name].append(Span(start, memory[before : before + end - start]))
 

@@ -176,10 +176,10 @@ class RawWriter(StorageWriter):
                 faults.point("ckpt.shard.write", str(path))
                 piece = buffer[: min(PIECE_BYTES, end - position)]
                 self._fill(piece, placed, position)
-                digest.update(piece)
+                digest.update(piece.data)
                 if piece.nbytes % durable.DIRECT_ALIGNMENT:
                     durable.set_direct(descriptor, False)
-                durable.write_all(descriptor, memoryview(piece), position - begin, path)  # type: ignore[arg-type]
+                durable.write_all(descriptor, piece.data, position - begin, path)
             durable.fsync_file(descriptor, path)
         finally:
             os.close(descriptor)
@@ -200,8 +200,8 @@ class RawWriter(StorageWriter):
             np.copyto(part, entry.data[low - entry.start : high - entry.start])
             if entry.key in self.finite and not _all_finite(part, entry.dtype):
                 raise CheckpointError(
-                    f"{entry.key.removeprefix('model.')} must be finite to be saved; it holds NaN or Inf, so nothing was "
-                    "committed; earlier checkpoints are kept"
+                    f"{entry.key.removeprefix('model.')} must be finite to be saved; it holds NaN or Inf, so nothing "
+                    "was committed; earlier checkpoints are kept"
                 )
 
 

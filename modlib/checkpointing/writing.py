@@ -110,7 +110,7 @@ def save(
         versions={"modlib": modlib.__version__, "torch": torch.__version__, "python": platform.python_version()},
     )
     own = json.dumps({"save_id": save_id, "rank": ranks.rank, "rank_state": plain_rank_state}).encode()
-    writer = RawWriter(aside, header, state.finite, own, num_threads(ranks))
+    writer = RawWriter(aside, header, state.finite, own, num_threads(ranks, per_processor=4))
     try:
         with quiet():
             dcp.save(
@@ -128,11 +128,11 @@ def save(
     return SavedCheckpoint(folder / step_name(step), total, time.monotonic() - started)
 
 
-def num_threads(ranks: Ranks) -> int:
-    """Threads of this rank that read or write: twice its share of the processors, as half of them wait for the disk."""
+def num_threads(ranks: Ranks, per_processor: int) -> int:
+    """Threads of this rank: several for each of its share of the processors, as most of them wait for the disk."""
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
     processors = len(os.sched_getaffinity(0))
-    return max(2, min(16, 2 * processors // max(1, local_ranks)))
+    return max(2, min(16, per_processor * processors // max(1, local_ranks)))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from modlib.cli.report import reported
+from modlib.runtime.streams import secure_streams
 
 app = typer.Typer(add_completion=True, pretty_exceptions_enable=False)
 
@@ -51,4 +52,5 @@ def launch(
 
 def main() -> None:
     """Entry point of launch.py."""
+    secure_streams()
     app()

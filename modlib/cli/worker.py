@@ -15,6 +15,7 @@ from modlib.runtime.errors import Preempted
 from modlib.runtime.logs import report_error, start_logging
 from modlib.runtime.run_folder import Attempt, RunFolder
 from modlib.runtime.signals import StopRequest
+from modlib.runtime.streams import secure_streams
 from modlib.training.experiment import Experiment
 from modlib.training.job import Job
 from modlib.training.plan import build
@@ -41,14 +42,16 @@ def work(config: Config, run: RunFolder, attempt: Attempt) -> Outcome:
 def main() -> None:
     """Entry point of a worker process; its exit code tells how the rank ended."""
     die_with_parent()
+    secure_streams()
     run = RunFolder(Path(sys.argv[1]))
     attempt = run.current_attempt()
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    start_logging(rank=rank, world_size=size, log_file=attempt.log_path(rank))  # also for errors before `work`
     try:
         outcome = work(load([run.config_path]), run, attempt)
         if outcome.reason == "stopped":
             raise Preempted(f"stopped at step {outcome.step}, which is saved; the same command continues")
     except BaseException as error:
-        rank = int(os.environ.get("RANK", "0"))
         sys.exit(report_error(error, record_path=attempt.error_path(rank), rank=rank))
 
 

@@ -178,6 +178,8 @@ class DataLoader:
         return self.indices(step)
 
     def _cut(self, loaded: tuple[Tensor, Tensor]) -> MicroBatches:
+        if self.grad_accum_steps == 1:
+            return [loaded]
         inputs, targets = loaded
         return list(zip(inputs.split(self.micro_batch_size), targets.split(self.micro_batch_size), strict=True))
 

@@ -108,8 +108,8 @@ class LoaderWorkers:
             if not dead:
                 raise
             raise DataError(
-                f"data loader worker {', '.join(dead)} ended by itself; it may have been killed for memory: look at the "
-                "kernel log, or set DataLoader.num_workers = 0"
+                f"data loader worker {', '.join(dead)} ended by itself; it may have been killed for memory: look at "
+                "the kernel log, or set DataLoader.num_workers = 0"
             ) from error
 
     def close(self) -> None:

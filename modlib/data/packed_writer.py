@@ -152,7 +152,9 @@ class PackedFileWriter:
         try:
             self._file.flush()
             durable.fsync_file(self._file.fileno(), self._aside)  # tokens first: a header never describes lost bytes
-            durable.write_all(self._file.fileno(), [memoryview(encode_header(header))], 0, self._aside)
+            self._file.seek(0)
+            self._file.write(encode_header(header))
+            self._file.flush()
             durable.fsync_file(self._file.fileno(), self._aside)
             self._file.close()
             durable.rename(self._aside, self.path)

@@ -36,7 +36,9 @@ class World:
 
 @contextmanager
 def process_group(timeout_s: float = 600.0) -> Iterator[World]:
-    """Join the ranks that the environment names; leave on exit. A world of one needs no group.
+    """Join the ranks that the environment names; leave at the end. A world of one needs no group.
+
+    After an error this process stays joined until it ends, so that it can report before the other ranks notice.
 
     Reads RANK, LOCAL_RANK, WORLD_SIZE and MODLIB_RENDEZVOUS (an init_method URL such as file:///... or tcp://...).
 
@@ -44,7 +46,7 @@ def process_group(timeout_s: float = 600.0) -> Iterator[World]:
         timeout_s: How long any collective, and the arrival of all ranks, may take.
 
     Raises:
-        ModlibError: Not all ranks arrived in time.
+        ModlibError: Not all ranks arrived in time, or there are fewer GPUs than ranks on this machine.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", rank))
@@ -60,21 +62,26 @@ def process_group(timeout_s: float = 600.0) -> Iterator[World]:
             world_size=size,
             timeout=timedelta(seconds=timeout_s),
         )
+        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     except (RuntimeError, ValueError) as error:
         raise ModlibError(
             f"rank {rank} of {size} did not meet the other ranks within {timeout_s:g} s ({error}); "
             "look for one that failed before in the logs of this attempt"
         ) from error
-    try:
-        control = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-        yield World(rank, local_rank, size, device, control)
-    finally:
-        dist.destroy_process_group()
+    yield World(rank, local_rank, size, device, control)
+    # Not after an error: the others would learn of it, fail too, and might be on record before this rank's own error.
+    # They learn of it when this process ends.
+    dist.destroy_process_group()
 
 
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    if local_rank >= torch.cuda.device_count():
+        raise ModlibError(
+            f"local_rank ({local_rank}) must be below the number of visible GPUs ({torch.cuda.device_count()}): each rank "
+            "needs its own; lower the number of processes"
+        )
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device

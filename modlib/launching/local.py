@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,14 +19,19 @@ from types import FrameType
 from typing import Any
 
 from modlib.components import component
-from modlib.runtime.errors import EXIT_PREEMPTED, ConfigError
+from modlib.launching.ending import RankEnd, ending
+from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED, ConfigError
 from modlib.runtime.run_folder import Attempt, RunFolder
 
-LEAKING = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MODLIB_RENDEZVOUS")
+LEAKING = re.compile(
+    "(GROUP_|LOCAL_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_NAME|MASTER_(ADDR|PORT)|MODLIB_(RENDEZVOUS|PARENT_PIPE)"
+    "|(SLURM|PMI|PMIX|OMPI|MPI|TORCHELASTIC)_.*"
+)
 PARENT_PIPE = "MODLIB_PARENT_PIPE"
-STOP_GRACE_S = 30.0  # a rank told to stop saves first
+STOP_GRACE_S = 30.0  # a rank told to stop saves first; it ends itself some seconds earlier
 PEER_GRACE_S = 5.0  # ranks notice a dead peer by themselves; those that do not are ended
-POLL_S = 0.05
+POLL_S = 0.02
+RENDEZVOUS_PREFIX = "modlib-rendezvous-"
 
 
 @component("launch", "local", name="Local")
@@ -32,7 +40,7 @@ class Local:
 
     Args:
         num_processes: Ranks, one process each. None: one per visible GPU, or one.
-        threads_per_process: CPU threads of each rank. None: this process's cores shared out evenly.
+        threads_per_process: CPU threads of each rank. None: OMP_NUM_THREADS, or this process's cores shared out evenly.
     """
 
     def __init__(self, num_processes: int | None = None, threads_per_process: int | None = None) -> None:
@@ -44,13 +52,13 @@ class Local:
         if problems:
             raise ConfigError(problems)
         self.num_processes = num_processes if num_processes is not None else max(1, visible_gpus())
-        self.threads_per_process = threads_per_process or max(1, num_cores() // self.num_processes)
+        self.threads_per_process = threads_per_process or _user_threads() or max(1, num_cores() // self.num_processes)
 
     def environment(self, rank: int, rendezvous: str) -> dict[str, str]:
         """The environment of one rank: this one's without what another launcher left, plus its place and threads."""
-        clean = {
-            name: value for name, value in os.environ.items() if name not in LEAKING and not name.startswith("SLURM_")
-        }
+        clean = {name: value for name, value in os.environ.items() if not LEAKING.fullmatch(name)}
+        source = Path(__file__).parents[2]
+        paths = [] if source.name in ("site-packages", "dist-packages") else [str(source)]
         return clean | {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -59,7 +67,16 @@ class Local:
             "MODLIB_RENDEZVOUS": rendezvous,
             "OMP_NUM_THREADS": str(self.threads_per_process),
             "GLOO_SOCKET_IFNAME": clean.get("GLOO_SOCKET_IFNAME", "lo"),
+            # the ranks run the same modlib as this process, whatever lies in the working directory
+            "PYTHONPATH": os.pathsep.join([*paths, *filter(None, [clean.get("PYTHONPATH")])]),
+            "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",  # what a rank printed before it was killed is in its log
         }
+
+
+def _user_threads() -> int | None:
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    return int(value) if value.isdecimal() and int(value) > 0 else None
 
 
 def visible_gpus() -> int:
@@ -80,8 +97,8 @@ def run_local(command: Sequence[str], local: Local, run: RunFolder, attempt: Att
     """Run `command RUN_FOLDER` once per rank and wait for all; returns the exit code of the run.
 
     Rank 0 writes to this process's stderr, every other rank to its log file. A rank that fails ends the others, and
-    its error is printed last. A signal to this process is passed on once as SIGTERM, upon which the ranks save. When
-    this process dies, however it dies, the ranks die with it.
+    its error is printed last. A signal to this process is passed on once as SIGTERM, upon which the ranks save; a
+    second SIGINT ends them at once. When this process dies, however it dies, the ranks die with it.
 
     Args:
         command: Without the run folder.
@@ -89,140 +106,151 @@ def run_local(command: Sequence[str], local: Local, run: RunFolder, attempt: Att
         run: The run.
         attempt: Where logs go.
     """
-    with tempfile.TemporaryDirectory(prefix="modlib-rendezvous-") as folder:
-        ranks = _Ranks([*command, str(run.path)], local, f"file://{folder}/store", attempt)
-        with ranks:
-            code, failed = ranks.wait()
-    if failed is not None:
-        print(_failure_text(attempt, failed, code), file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix=RENDEZVOUS_PREFIX) as folder:
+        with Ranks([*command, str(run.path)], local, f"file://{folder}/store", attempt) as ranks:
+            ranks.wait()
+        ends = [end for end in ranks.ends if end is not None]
+        code, text = ending(ends, attempt, ranks.stop_signal, interrupted=ranks.interrupts > 1)
+    if text:
+        with contextlib.suppress(OSError):  # a full or closed terminal does not change how the run ended
+            print(text, file=sys.stderr, flush=True)
     return code
 
 
-class _Ranks:
-    """The processes of one run."""
+class Ranks:
+    """The processes of one run, from their start until the last has ended.
+
+    Args:
+        command: What each rank runs.
+        local: How many, in which environment.
+        rendezvous: Where they meet, an init_method URL.
+        attempt: Where their logs go.
+    """
 
     def __init__(self, command: list[str], local: Local, rendezvous: str, attempt: Attempt) -> None:
         self.command, self.local, self.rendezvous, self.attempt = command, local, rendezvous, attempt
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.previous: dict[int, Any] = {}
-        self.stop_signal: int | None = None
-        self.stopped_at: float | None = None
+        self.ends: list[RankEnd | None] = [None] * local.num_processes
+        self.stop_signal: signal.Signals | None = None
+        self.interrupts = 0
+        self._seen_alive = [time.time()] * local.num_processes
+        self._signal: signal.Signals | None = None
+        self._told = self._killed = False
+        self._kill_at = math.inf
+        self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> _Ranks:
-        self.alive_reader, self.alive_writer = os.pipe()  # its end closes with this process: the ranks watch it
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-            if threading.current_thread() is threading.main_thread():
-                self.previous[number] = signal.signal(number, self._note)
-        for rank in range(self.local.num_processes):
-            self.processes.append(self._start(rank))
-        os.close(self.alive_reader)
+    def __enter__(self) -> Ranks:
+        self._alive_reader, self._alive_writer = os.pipe()  # closes with this process: the ranks watch it
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+                self._previous[number] = signal.signal(number, self._note)
+            # where the parent of this process ignores SIGCHLD, how a rank ended would be lost
+            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            for rank in range(self.local.num_processes):
+                self.processes.append(self._start(rank))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._signal(signal.SIGKILL)
+        self._kill()
         for process in self.processes:
             process.wait()
-        os.close(self.alive_writer)
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        os.close(self._alive_reader)
+        os.close(self._alive_writer)
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
-    def wait(self) -> tuple[int, int | None]:
-        """(exit code, failing rank or None) when every rank has ended."""
-        first: tuple[int, int] | None = None
-        while True:
-            codes = [process.poll() for process in self.processes]
-            if first is None:
-                first = next(((rank, code) for rank, code in enumerate(codes) if code not in (None, 0)), None)
-                if first is not None and first[1] != EXIT_PREEMPTED:
-                    self._end(PEER_GRACE_S)
-            if all(code is not None for code in codes):
-                break
-            if self.stop_signal is not None and self.stopped_at is None:
-                self._end(STOP_GRACE_S)
-            if self.stopped_at is not None and time.monotonic() > self.stopped_at:
-                self._signal(signal.SIGKILL)
+    def wait(self) -> None:
+        """Wait until every rank has ended; end the others after a failure or a stop request."""
+        failed = False
+        while not self._poll():
+            codes = [end.code for end in self.ends if end is not None]
+            if self.interrupts > 1:
+                self._kill()
+            if not failed and any(code not in (EXIT_OK, EXIT_PREEMPTED) for code in codes):
+                failed = True
+                self._tell(PEER_GRACE_S)
+            elif not failed and self.stop_signal is None and self._signal is not None:
+                self.stop_signal = self._signal
+                self._tell(STOP_GRACE_S)
+            elif EXIT_PREEMPTED in codes and self._kill_at == math.inf:
+                self._kill_at = time.monotonic() + STOP_GRACE_S  # told by somebody else: so are the others, or stuck
+            if time.monotonic() > self._kill_at:
+                self._kill()
             time.sleep(POLL_S)
-        if first is None:
-            return 0, None
-        rank = _first_failed(self.attempt, self.processes, first[0])
-        code = self.processes[rank].returncode
-        return (EXIT_PREEMPTED, None) if code == EXIT_PREEMPTED else (code if code > 0 else 1, rank)
+
+    def _poll(self) -> bool:
+        """Note who has ended; whether all have."""
+        for rank, process in enumerate(self.processes):
+            now = time.time()
+            if self.ends[rank] is None:
+                code = _exit_code(process.pid)
+                if code is None:
+                    self._seen_alive[rank] = now
+                else:
+                    ours = (code == -signal.SIGTERM and self._told) or (code == -signal.SIGKILL and self._killed)
+                    self.ends[rank] = RankEnd(rank, code, self._seen_alive[rank], by_launcher=ours)
+        return None not in self.ends
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
-        environment = self.local.environment(rank, self.rendezvous) | {PARENT_PIPE: str(self.alive_reader)}
-        log = None if rank == 0 else open(self.attempt.log_path(rank), "ab")  # noqa: SIM115  closed below
-        try:
+        environment = self.local.environment(rank, self.rendezvous) | {PARENT_PIPE: str(self._alive_reader)}
+        with contextlib.ExitStack() as stack:
+            log = None if rank == 0 else stack.enter_context(open(self.attempt.log_path(rank), "ab"))
             return subprocess.Popen(
                 self.command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(self.alive_reader,),
+                pass_fds=(self._alive_reader,),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which tells the ranks once
             )
-        finally:
-            if log is not None:
-                log.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.stop_signal is not None and number == signal.SIGINT:
-            self._signal(signal.SIGKILL)
-        self.stop_signal = number
+        self.interrupts += number == signal.SIGINT
+        if self._signal is None:
+            self._signal = signal.Signals(number)
 
-    def _end(self, grace_s: float) -> None:
-        self._signal(signal.SIGTERM)
-        self.stopped_at = time.monotonic() + grace_s
+    def _tell(self, grace_s: float) -> None:
+        """Ask the ranks to end; those that have not by then are killed."""
+        if not self._told:
+            for process in self.processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGTERM)
+        self._told = True
+        self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
 
-    def _signal(self, number: int) -> None:
+    def _kill(self) -> None:
+        """End the ranks and all that they started."""
         for process in self.processes:
-            if process.poll() is None:
-                try:
-                    if number == signal.SIGKILL:
-                        os.killpg(process.pid, number)  # with what the rank started
-                    else:
-                        process.send_signal(number)
-                except ProcessLookupError:
-                    continue
+            # a rank that has ended is not waited for yet, so the number of its group is still its own
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        self._killed = True
+
+
+def _exit_code(pid: int) -> int | None:
+    """How a child ended, minus the signal's number if by a signal; None while it runs. Leaves it to be waited for."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 
 def die_with_parent() -> None:
-    """In a rank: end this process when its launcher is gone; call once at the start."""
+    """In a rank: end this process, and all it started, when its launcher is gone; call once at the start."""
     descriptor = os.environ.pop(PARENT_PIPE, None)
     if descriptor is None:
         return
+    rendezvous = Path(os.environ.get("MODLIB_RENDEZVOUS", "").removeprefix("file://")).parent
 
     def watch(number: int) -> None:
         os.read(number, 1)  # returns when the other end is closed
+        if rendezvous.name.startswith(RENDEZVOUS_PREFIX):
+            shutil.rmtree(rendezvous, ignore_errors=True)  # which the launcher can no longer do
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, args=(int(descriptor),), name="modlib-parent", daemon=True).start()
-
-
-def _first_failed(attempt: Attempt, processes: Sequence[subprocess.Popen[bytes]], seen: int) -> int:
-    """The rank whose error came first: by its own record, else one killed by a signal, else the one seen first."""
-    times = {rank: _record(attempt, rank).get("time") for rank in range(len(processes))}
-    recorded = [(when, rank) for rank, when in times.items() if when is not None and processes[rank].returncode != 0]
-    killed = [
-        rank for rank, process in enumerate(processes) if process.returncode in (-9, -11, -6, -7) and rank == seen
-    ]
-    if killed:
-        return killed[0]
-    return min(recorded)[1] if recorded else seen
-
-
-def _record(attempt: Attempt, rank: int) -> dict[str, Any]:
-    try:
-        content = json.loads(attempt.error_path(rank).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _failure_text(attempt: Attempt, rank: int, code: int) -> str:
-    record = _record(attempt, rank)
-    log = attempt.log_path(rank)
-    if not record:
-        return f"rank {rank} ended with exit code {code} without a word; its log is {log}"
-    text = record.get("traceback") or record.get("message", "")
-    return f"rank {rank} on {record.get('host', '?')} failed first (log: {log})\n{text}"

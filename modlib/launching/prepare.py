@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Literal
 
 from modlib.config import Config, diff, load, render_diff
-from modlib.runtime import durable
+from modlib.config.secrets import redact
+from modlib.runtime import durable, logs
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.hardware import disk_free_bytes
 from modlib.runtime.run_folder import RunFolder, check_name
@@ -16,14 +19,17 @@ from modlib.runtime.units import format_bytes
 
 logger = logging.getLogger("modlib")
 
+SOURCE = Path(__file__).parents[2]
 MOST_PATCH_BYTES = 5 << 20
+MOST_UNTRACKED = 100
+GIT_TIMEOUT_S = 20.0
 Resume = Literal["auto", "never", "must"]
 
 
 def default_name(config: Config) -> str:
     """`<stem of the last gin file>-<first 8 digits of the config's hash>`."""
-    stem = Path(config.files[0]).stem if config.files else "run"
-    return f"{stem[:50]}-{config.hash[:8]}"
+    stem = re.sub("[^A-Za-z0-9._-]+", "-", Path(config.files[0]).stem).lstrip("._-") if config.files else ""
+    return f"{stem[:50] or 'run'}-{config.hash[:8]}"
 
 
 def prepare(
@@ -54,28 +60,44 @@ def prepare(
             f"run '{run.name}' must have a checkpoint with --resume must, but there is none in {run.checkpoints_path}; "
             "check --name and --runs_dir, or leave --resume out to start it"
         )
-    if run.config_path.is_file():
-        _compare(config, run)
-    run.create()
+    changed = _compare(config, run) if run.config_path.is_file() else ""
     _require_space(run, needed_bytes)
-    config.to_run_folder(run.path)
-    if not run.run_json_path.is_file():
-        run.update(name=run.name, status="created", **code_state(run))
-    run.update(config_hash=config.hash)
+    run.create()
+    with run.lock():  # a run that trains keeps the config that it was started with
+        if changed:
+            logger.info("this run continues with changed settings that change no number:\n%s", changed)
+        config.to_run_folder(run.path)
+        state = run.read()
+        if "name" not in state:
+            run.update(name=run.name, status="created", **code_state(run))
+        elif (commit := _commit(SOURCE)) != state.get("git_commit"):
+            logger.warning(
+                "the code is of another commit (%s) than the run was started with (%s)", commit, state.get("git_commit")
+            )
+        run.update(config_hash=config.hash)
     return run
 
 
-def _compare(config: Config, run: RunFolder) -> None:
-    """Refuse a run of another configuration; tell what differs where it does not matter."""
-    before = load([run.config_path])
+def _compare(config: Config, run: RunFolder) -> str:
+    """Refuse a run of another configuration; returns what differs where it does not matter, for the log."""
+    try:
+        before = load([run.config_path])
+    except ConfigError as error:
+        raise ConfigError(
+            [
+                f"run '{run.name}' exists, but its config cannot be read: start a new run with another --name, or "
+                "repair what is named here",
+                *error.problems,
+            ]
+        ) from error
     differences = diff(before, config)
     if before.hash != config.hash:
+        shown = render_diff(differences).replace("\n", "\n    ")
         raise ConfigError(
-            f"run '{run.name}' exists with a different config ({run.config_path}):\n{render_diff(differences)}\n"
+            f"run '{run.name}' exists with a different config ({run.config_path}):\n    {shown}\n"
             "    start it as a new run with another --name, or set these values back to continue this one"
         )
-    if differences:
-        logger.info("this run continues with changed settings that change no number:\n%s", render_diff(differences))
+    return render_diff(differences)
 
 
 def _require_space(run: RunFolder, needed_bytes: int) -> None:
@@ -87,28 +109,60 @@ def _require_space(run: RunFolder, needed_bytes: int) -> None:
         )
 
 
-def code_state(run: RunFolder) -> dict[str, object]:
-    """The commit of the code that runs, and what was changed since it, as dirty.patch in the run folder."""
-    source = Path(__file__).parents[2]
-    commit = _git(source, "rev-parse", "HEAD")
+def code_state(run: RunFolder, source: Path = SOURCE) -> dict[str, object]:
+    """The commit of the code that runs, and what was changed since it, as dirty.patch in the run folder.
+
+    Values of secret environment variables and strings that look like keys are left out of the patch; untracked files
+    are named, not copied.
+
+    Args:
+        run: Where dirty.patch goes.
+        source: The folder that holds the package modlib.
+    """
+    commit = _commit(source)
     if commit is None:
         return {"git_commit": None}
-    patch = _git(source, "diff", "HEAD", "--binary") or ""
-    untracked = (_git(source, "ls-files", "--others", "--exclude-standard") or "").split("\n")
+    patch = _git(source, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
+    if patch is None:
+        logger.warning("what was changed since commit %s is not recorded: git diff failed or took too long", commit)
+        return {"git_commit": commit, "git_dirty": None}
+    state: dict[str, object] = {"git_commit": commit, "git_dirty": bool(patch)}
     if patch:
-        durable.atomic_write_text(run.path / "dirty.patch", patch[:MOST_PATCH_BYTES])
-    return {
-        "git_commit": commit.strip(),
-        "git_dirty": bool(patch),
-        "git_untracked": [name for name in untracked if name][:100],
-    }
+        data = redact(logs.redact(patch)).encode(errors="surrogateescape")
+        if len(data) > MOST_PATCH_BYTES:
+            state["git_patch_cut_from_bytes"] = len(data)
+            logger.warning(
+                "dirty.patch holds the first %s of %s that were changed since commit %s; commit the code to record it",
+                format_bytes(MOST_PATCH_BYTES),
+                format_bytes(len(data)),
+                commit,
+            )
+        durable.atomic_write_bytes(run.path / "dirty.patch", data[:MOST_PATCH_BYTES])
+    untracked = _git(source, "ls-files", "-z", "--others", "--exclude-standard") or ""
+    names = [name.encode(errors="surrogateescape").decode(errors="replace") for name in untracked.split("\0") if name]
+    return {**state, "git_untracked": names[:MOST_UNTRACKED]}
+
+
+def _commit(source: Path) -> str | None:
+    """The commit that the package modlib in this folder belongs to; None where it is not under version control."""
+    if _git(source, "ls-files", "--error-unmatch", "modlib/__init__.py") is None:
+        return None  # installed into a folder that happens to lie in somebody's repository
+    commit = _git(source, "rev-parse", "HEAD")
+    return commit.strip() if commit else None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
+    """What a git command prints; None where it fails. Bytes that are not UTF-8 come as surrogate escapes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},
+            stdin=subprocess.DEVNULL,
+            timeout=GIT_TIMEOUT_S,
+            check=True,
         )
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
+    return done.stdout.decode(errors="surrogateescape")

@@ -54,9 +54,9 @@ def activation_bytes_per_token(
 
     Per block, in values: inputs and outputs of both norms and the output of attention 5 dim, fused queries, keys and
     values dim + 2 kv_dim, the feed-forward's 2 ffn_dim (swiglu 4 ffn_dim), and with rotary positions the rotated
-    queries and keys dim + kv_dim. At the end the final norm's input and output, and the logits: once as they are, and
-    in float32 their log-softmax and its gradient. Attention keeps no scores (flash kernels). A dropped value costs
-    one byte of mask.
+    queries and keys dim + kv_dim. At the end the final norm's input and output, and three times the logits in float32,
+    when backward begins: their log-softmax, its gradient and their own. Attention keeps no scores (flash kernels), but
+    dropout inside attention does on CPUs, which have no such kernel with dropout. Other dropped values cost one byte.
 
     Args:
         num_layers: Number of blocks.
@@ -73,7 +73,7 @@ def activation_bytes_per_token(
     if rotary:
         values += dim + kv_dim
     per_token = num_layers * values * bytes_per_value
-    per_token += (2 * dim + vocab_size) * bytes_per_value + 2 * 4 * vocab_size
+    per_token += 2 * dim * bytes_per_value + 3 * 4 * vocab_size
     if dropout:
         per_token += dim + num_layers * 2 * dim
     return per_token

@@ -138,10 +138,15 @@ def atomic_write_text(path: Path | str, text: str) -> None:
         path: The file; its directory must exist.
         text: The new content, written as UTF-8.
     """
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+    """Replace a file's whole content by these bytes, as `atomic_write_text` does."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        write_new_file(aside, text.encode())
+        write_new_file(aside, data)
         rename(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import importlib.metadata
@@ -11,6 +12,7 @@ import os
 import platform
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,10 @@ from modlib.runtime.errors import ConfigError, RunFolderError
 logger = logging.getLogger("modlib")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LEASE_RENEWED_S = 8.0
+LEASE_LASTS_S = 25.0  # three renewals
+CLOCKS_DIFFER_S = 60.0  # hosts and file servers agree on the time to within this
+SETTLE_S = 0.3
 
 
 def check_name(name: str) -> str:
@@ -144,13 +150,11 @@ class RunFolder:
         try:
             for folder in (self.path, self.checkpoints_path, self.attempts_path):
                 folder.mkdir(parents=True, exist_ok=True)
-            durable.atomic_write_text(self.path / ".write-test", "written, waited for and renamed\n")
-            (self.path / ".write-test").unlink()
+            test = self.path / f".write-test-{os.getpid()}"  # another process may be testing too
+            durable.atomic_write_text(test, "written, waited for and renamed\n")
+            test.unlink()
         except OSError as error:
-            raise RunFolderError(
-                f"runs_dir ({self.path.parent}) must be a folder that can be written: {error.strerror or error}; "
-                "choose another with --runs_dir"
-            ) from error
+            raise RunFolderError(_unwritable("runs_dir", self.path.parent, error)) from error
 
     def begin_attempt(self) -> Attempt:
         """Start the next attempt and say in run.json that the run is running here."""
@@ -178,17 +182,22 @@ class RunFolder:
     def lock(self) -> Iterator[None]:
         """Hold the run for this process: nobody else may train into the folder meanwhile.
 
-        The lease names host, pid and start time. A lease of a process that is gone from this host is taken over; one
-        from another host is respected unless that host's lock on the file is gone.
+        A file lock decides where the file system has locks that all hosts see. The lease decides elsewhere, and names
+        host, pid and start time. A lease of this host counts while its process lives; one of another host counts while
+        it is renewed, which is watched for LEASE_LASTS_S where it looks fresh.
 
         Raises:
-            RunFolderError: Another process holds it.
+            RunFolderError: Another process holds it, or the folder cannot be written.
         """
         path = self.path / "lease.json"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunFolderError(_unwritable("run folder", self.path, error)) from error
         try:
             holder = _lease(path)
-            if not _locked(descriptor) or _alive_elsewhere(holder):
+            locked = _lock_file(descriptor)
+            if locked is False or _holds(path, holder):
                 raise RunFolderError(self._held_by(holder))
             if holder:
                 logger.info("taking over from process %s on %s, which is gone", holder.get("pid"), holder.get("host"))
@@ -198,11 +207,17 @@ class RunFolder:
                 "started": _start_time(os.getpid()),
                 "since": time.time(),
             }
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(lease).encode(), 0)
+            data = json.dumps(lease).encode()
+            os.pwrite(descriptor, data, 0)
+            os.ftruncate(descriptor, len(data))
             os.fsync(descriptor)
+            if locked is None:
+                time.sleep(SETTLE_S)  # of two that saw the folder free, the one that wrote last has it
+                if (winner := _lease(path)) != lease:
+                    raise RunFolderError(self._held_by(winner))
             try:
-                yield
+                with _renewing(descriptor):
+                    yield
             finally:
                 os.ftruncate(descriptor, 0)
         finally:
@@ -227,12 +242,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _locked(descriptor: int) -> bool:
-    """Take the file's lock; True too where the file system has no locks, since the lease then decides."""
+def _unwritable(name: str, folder: Path, error: OSError) -> str:
+    return (
+        f"{name} ({folder}) must be a folder that can be written: {error.strerror or error}; "
+        "choose another with --runs_dir"
+    )
+
+
+def _lock_file(descriptor: int) -> bool | None:
+    """Take the file's lock: whether it was free, or None where the file system has no locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES)
+        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
     return True
 
 
@@ -244,16 +266,57 @@ def _lease(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _alive_elsewhere(holder: dict[str, Any]) -> bool:
-    """Whether the lease names another process of this host that still runs (for file systems without locks)."""
-    if holder.get("host") != socket.gethostname() or holder.get("pid") == os.getpid():
+def _holds(path: Path, holder: dict[str, Any]) -> bool:
+    """Whether a lease still counts, for file systems whose locks are missing or seen by one host only."""
+    if not holder:
         return False
-    started = _start_time(int(holder.get("pid", 0)))
-    return started is not None and abs(started - float(holder.get("started") or 0)) < 1.0
+    if holder.get("host") == socket.gethostname():
+        started = _start_time(int(holder.get("pid", 0)))
+        return started is not None and abs(started - float(holder.get("started") or 0)) < 1.0
+    return _is_renewed(path, holder)
+
+
+def _is_renewed(path: Path, holder: dict[str, Any]) -> bool:
+    """Watch the lease of another host for as long as it may take to be renewed. Needs no clock in common with it."""
+    before = path.stat().st_mtime_ns
+    if time.time() - before / 1e9 > LEASE_LASTS_S + CLOCKS_DIFFER_S:
+        return False
+    logger.info(
+        "watching for %g s whether process %s on %s still renews its lease",
+        LEASE_LASTS_S,
+        holder.get("pid"),
+        holder.get("host"),
+    )
+    deadline = time.monotonic() + LEASE_LASTS_S
+    while time.monotonic() < deadline:
+        if path.stat().st_mtime_ns != before:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@contextmanager
+def _renewing(descriptor: int) -> Iterator[None]:
+    """Touch the lease now and then, so that other hosts see that its holder lives."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(LEASE_RENEWED_S):
+            with contextlib.suppress(OSError):
+                os.utime(descriptor)
+
+    thread = threading.Thread(target=renew, name="modlib-lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _start_time(pid: int) -> float | None:
     try:
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except (psutil.Error, ValueError):
         return None

@@ -25,7 +25,7 @@ class Evaluator:
         name: Metrics are logged as `val/<name>/loss`, `val/<name>/perplexity` and `val/<name>/bits_per_byte`.
         dataset: Returns the held-out windows.
         every: Steps between evaluations; the last step is always evaluated.
-        num_sequences: The first so many windows, over all ranks; None evaluates every window.
+        num_sequences: So many windows, over all ranks, spread evenly over the data; None evaluates every window.
         micro_batch_size: Sequences per rank per forward; None takes the run's.
     """
 
@@ -81,11 +81,12 @@ class Evaluator:
 
     def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This rank's share. Every rank gets the same number of equally shaped batches; what is missing is masked."""
-        rank, windows = parts.world.rank, min(len(self.dataset), self.num_sequences or len(self.dataset))
+        rank, available = parts.world.rank, len(self.dataset)
+        windows = min(available, self.num_sequences or available)
         for number in range(math.ceil(windows / (micro * parts.world.size))):
             start = (number * parts.world.size + rank) * micro
             present = max(0, min(micro, windows - start))
-            indices = [start + i if i < present else 0 for i in range(micro)]
+            indices = [(start + i) * available // windows if i < present else 0 for i in range(micro)]
             inputs, targets = collate(self.dataset.__getitems__(indices))
             if present < micro:
                 targets = targets.clone()

@@ -24,6 +24,7 @@ class Small(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.frozen = nn.Linear(dim, dim, bias=False).requires_grad_(False)
         self.head = nn.Linear(dim, vocab_size, bias=False)
+        self.scale: Tensor
         self.register_buffer("scale", torch.full((3,), 0.5))
         if tied:
             self.head.weight = self.embedding.weight
@@ -51,7 +52,6 @@ class Run:
             "AdamW": {"lr": 1e-2},
             "SGD": {"lr": 1e-2, "momentum": 0.9},
             "Muon": {"lr": 1e-2},
-            "Adafactor": {"lr": 1e-2},
         }
         if optimizer == "Muon":
             trained = [parameter for parameter in trained if parameter.ndim == 2]
