@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SEQ_LEN, BATCH, LOG_EVERY = 256, 8, 10
+SEQ_LEN, BATCH, LOG_EVERY = 256, 4, 10
 
 
 def hand_written(steps: int) -> float:
@@ -40,7 +40,7 @@ def hand_written(steps: int) -> float:
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     kept = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=2e-3, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
     rng = np.random.default_rng(0)
     for step in range(1, steps + 1):
         if step == LOG_EVERY + 1:
@@ -61,7 +61,7 @@ def hand_written(steps: int) -> float:
 def with_modlib(steps: int, folder: Path) -> float:
     """Tokens per second of launch.py, from its own metrics.jsonl."""
     parameters = [
-        f"NUM_STEPS={steps}",
+        f"NUM_STEPS={steps}", "LOG_EVERY=10",
         f"CHECKPOINT_EVERY={steps}",
         f"EVAL_EVERY={steps}",
         "validation/Evaluator.num_sequences=8",

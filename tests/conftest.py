@@ -88,7 +88,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if not config.getoption("--forbid_skips"):
         return
-    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "CUDA device" not in str(report.longrepr)]
+    reports = terminalreporter.stats.get("skipped", [])
+    skipped = [report for report in reports if "CUDA device" not in str(report.longrepr)]
     for report in skipped:
         terminalreporter.write_line(f"skipped, which --forbid_skips forbids: {report.nodeid}: {report.longrepr}")
     if skipped:

@@ -56,7 +56,7 @@ def both_errors(folder: Path, fault: str) -> str:
     if fault == "nan" and dist.get_rank() == 1:
         weight = dict(run.model.named_parameters())["blocks.0.weight"]
         assert isinstance(weight, DTensor)
-        weight.detach().to_local().view(-1)[3] = float("nan")
+        weight.to_local().detach().view(-1)[3] = float("nan")
 
     def fail(point: str, detail: str) -> None:
         if fault == "disk" and dist.get_rank() == 1:
