@@ -40,7 +40,7 @@ def hand_written(steps: int) -> float:
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     kept = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": kept, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=1.5e-3, betas=(0.9, 0.95), fused=True)
     rng = np.random.default_rng(0)
     for step in range(1, steps + 1):
         if step == LOG_EVERY + 1:

@@ -79,8 +79,8 @@ def _device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ModlibError(
-            f"local_rank ({local_rank}) must be below the number of visible GPUs ({torch.cuda.device_count()}): each rank "
-            "needs its own; lower the number of processes"
+            f"local_rank ({local_rank}) must be below the number of visible GPUs ({torch.cuda.device_count()}), "
+            "since each rank needs its own; lower the number of processes"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

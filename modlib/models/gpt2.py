@@ -119,7 +119,6 @@ class GPT2(nn.Module):
         tie_embeddings: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         check_shape(
             vocab_size=vocab_size,
             seq_len=seq_len,
@@ -135,6 +134,7 @@ class GPT2(nn.Module):
             dropout=dropout,
         )
         super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         self.vocab_size, self.seq_len = vocab_size, seq_len
         self.num_layers, self.num_heads, self.num_kv_heads = num_layers, num_heads, num_kv_heads
         self.dim, self.head_dim = dim, dim // num_heads

@@ -41,7 +41,7 @@ def _range_problems(sizes: dict[str, Any]) -> list[str]:
 
 def _rotary_problem(head_dim: int, rope_fraction: float) -> str | None:
     rotary_dim = rope_fraction * head_dim
-    if round(rotary_dim) >= 2 and abs(rotary_dim - 2 * round(rotary_dim / 2)) < 1e-6:  # 0.7 * 20 is 13.999999999999998
+    if round(rotary_dim) >= 2 and abs(rotary_dim - 2 * round(rotary_dim / 2)) < 1e-3:  # a share such as 0.888889
         return None
     if head_dim < 2:
         return (
@@ -72,7 +72,7 @@ def check_shape(**sizes: Any) -> None:
         )
     elif sizes["position"] == "rotary" and (problem := _rotary_problem(dim // num_heads, sizes["rope_fraction"])):
         problems.append(problem)
-    if num_heads % num_kv_heads:
+    if num_kv_heads is not None and num_heads % num_kv_heads:
         problems.append(
             f"num_kv_heads ({num_kv_heads}) must divide num_heads ({num_heads}); "
             f"nearest valid: {nearest_divisors(num_kv_heads, num_heads)}"

@@ -50,7 +50,10 @@ def sharded(size: tuple[int, ...], placements: list[tuple[int, ...]]) -> list[Te
 
 @pytest.mark.parametrize(
     ("world_size", "placements"),
-    [(2, [(0,), (1,), (2,), (-1,)]), (4, [(0, 0), (0, 1), (1, 0), (1, 2), (-1, 0), (-1, -1)])],
+    [
+        (2, [(0,), (1,), (2,), (-1,)]),
+        pytest.param(4, [(0, 0), (0, 1), (1, 0), (1, 2), (-1, 0), (-1, -1)], marks=pytest.mark.slow),
+    ],
 )
 def test_every_placement_holds_the_same_values(world_size: int, placements: list[tuple[int, ...]]) -> None:
     size = (5, 7, 3)

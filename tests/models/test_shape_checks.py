@@ -67,7 +67,7 @@ def test_an_odd_head_dim_is_fine_without_rotation() -> None:
 
 
 def test_the_nearest_rotary_fractions_are_accepted() -> None:
-    for dim, fraction in ((36, 0.888889), (32, 0.25), (80, 0.7)):  # 0.7 * 20 is 13.999999999999998
+    for dim, fraction in ((36, 0.888889), (32, 0.25), (80, 0.7)):  # 0.7 * 20 is 13.999999999999998, too
         GPT2(**{**FITTING, "dim": dim, "position": "rotary", "rope_fraction": fraction})
 
 
