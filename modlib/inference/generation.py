@@ -19,7 +19,7 @@ END_OF_TEXT = "<|endoftext|>"
 class Tokenizer(Protocol):
     """What is needed of a tokenizer; tokenizers.Tokenizer has it."""
 
-    def encode(self, sequence: str) -> Any: ...
+    def encode(self, sequence: str, *, add_special_tokens: bool) -> Any: ...
     def decode(self, ids: list[int]) -> str: ...
     def token_to_id(self, token: str) -> int | None: ...
     def get_vocab_size(self) -> int: ...
@@ -72,9 +72,9 @@ def _check(tokens: Tensor, max_new_tokens: int, temperature: float, top_k: int |
     if not temperature >= 0:
         problems.append(f"temperature ({temperature}) must be at least 0; 0 is greedy")
     if top_k is not None and top_k < 1:
-        problems.append(f"top_k ({top_k}) must be at least 1; leave it out for all tokens")
+        problems.append(f"top_k ({top_k}) must be at least 1; None takes all tokens")
     if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p ({top_p}) must be in (0, 1]; leave it out for all tokens")
+        problems.append(f"top_p ({top_p}) must be in (0, 1]; None takes all tokens")
     if problems:
         raise ConfigError(problems)
 
@@ -89,6 +89,17 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    """Whether FSDP or another sharding holds the parameters; also between a forward pass and the next reshard."""
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        return True
+    if not dist.is_initialized():
+        return False
+    from torch.distributed.fsdp import FSDPModule  # costs a second, which a single process need not pay
+
+    return isinstance(model, FSDPModule)
 
 
 @torch.no_grad()
@@ -135,7 +146,7 @@ def generate(
     """
     _check(tokens, max_new_tokens, temperature, top_k, top_p)
     parameter = next(model.parameters())
-    is_sharded = hasattr(parameter, "device_mesh")
+    is_sharded = _is_sharded(model)
     batch_size, prompt_length = tokens.shape
     end = prompt_length + max_new_tokens
     result = torch.empty(batch_size, end, dtype=torch.int64, device=parameter.device)
@@ -172,6 +183,14 @@ def _last_logits(model: Any, tokens: Tensor, cache: KeyValueCache | None) -> Ten
     return model.decode(window[:, cache.length :], cache)
 
 
+def _end_of_document(tokenizer: Tokenizer) -> int | None:
+    """The id that ended each document when the training data was packed."""
+    from modlib.data.tokenizer import END_OF_DOCUMENT_TOKENS
+
+    found = (tokenizer.token_to_id(token) for token in END_OF_DOCUMENT_TOKENS)
+    return next((token for token in found if token is not None), None)
+
+
 def sample_text(
     model: Any,
     tokenizer: Tokenizer,
@@ -200,8 +219,8 @@ def sample_text(
     Raises:
         ConfigError: An argument out of its range, or an empty prompt with a tokenizer without end-of-text token.
     """
-    stop_token = tokenizer.token_to_id(END_OF_TEXT)
-    ids = list(tokenizer.encode(prompt).ids)
+    stop_token = _end_of_document(tokenizer)
+    ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)  # as the training data was encoded
     if not ids and stop_token is not None:
         ids = [stop_token]
     device = next(model.parameters()).device

@@ -27,7 +27,11 @@ Resume = Literal["auto", "never", "must"]
 
 
 def default_name(config: Config) -> str:
-    """`<stem of the last gin file>-<first 8 digits of the config's hash>`."""
+    """`<stem of the first gin file>-<first 8 digits of the config's hash>`; a run's own config.gin names that run."""
+    for file in config.files[:1]:
+        source = RunFolder(file.parent)
+        if file == source.config_path and source.read().get("config_hash") == config.hash:
+            return source.name
     stem = re.sub("[^A-Za-z0-9._-]+", "-", Path(config.files[0]).stem).lstrip("._-") if config.files else ""
     return f"{stem[:50] or 'run'}-{config.hash[:8]}"
 

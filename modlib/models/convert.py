@@ -137,8 +137,9 @@ def from_transformers(state: Mapping[str, Tensor], model: GPT2) -> dict[str, Ten
         missing = [name for name in theirs if name not in source]
         if missing:
             problems.append(f"{', '.join(missing)} is missing, needed for {ours}")
+        parts = [source.pop(name) for name in theirs if name in source]
+        if missing:
             continue
-        parts = [source.pop(name) for name in theirs]
         if transposed:
             parts = [part.t() for part in parts]
         if "attention.qkv" in ours:

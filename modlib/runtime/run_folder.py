@@ -77,10 +77,21 @@ class Attempt:
         """Where a rank writes its stacks when it must end hard."""
         return self.path / "stacks" / f"rank-{rank}.txt"
 
-    def finish(self, reason: str, step: int | None, exit_code: int) -> None:
-        """Record how the attempt ended."""
+    @property
+    def exit_path(self) -> Path:
+        """How it ended; not there while it runs, nor after SIGKILL until the next attempt begins."""
+        return self.path / "exit.json"
+
+    def finish(self, reason: str, step: int | None, exit_code: int | None) -> None:
+        """Record how the attempt ended.
+
+        Args:
+            reason: "finished", "stopped", "failed" or "died".
+            step: Optimizer steps done; None when unknown.
+            exit_code: None when nobody was left to see it.
+        """
         ending = {"reason": reason, "step": step, "exit_code": exit_code, "time": time.time()}
-        durable.atomic_write_text(self.path / "exit.json", json.dumps(ending, indent=1) + "\n")
+        durable.atomic_write_text(self.exit_path, json.dumps(ending, indent=1) + "\n")
 
 
 class RunFolder:
@@ -138,8 +149,9 @@ class RunFolder:
         return content if isinstance(content, dict) else {}
 
     def update(self, **fields: Any) -> None:
-        """Merge fields into run.json, in one rename."""
-        durable.atomic_write_text(self.run_json_path, json.dumps({**self.read(), **fields}, indent=1) + "\n")
+        """Merge fields into run.json, in one rename; processes that do so at once lose nothing."""
+        with _exclusive(self.path):
+            durable.atomic_write_text(self.run_json_path, json.dumps({**self.read(), **fields}, indent=1) + "\n")
 
     def create(self) -> None:
         """Make the folder and what every run has in it.
@@ -159,6 +171,9 @@ class RunFolder:
     def begin_attempt(self) -> Attempt:
         """Start the next attempt and say in run.json that the run is running here."""
         number = self.num_attempts + 1
+        before = self._attempt(number - 1)
+        if before.path.is_dir() and not before.exit_path.exists():  # killed before it could say how it ended
+            before.finish("died", self.read().get("step"), None)
         attempt = self._attempt(number)
         attempt.logs_path.mkdir(parents=True)
         self.update(status="running", attempts=number, host=socket.gethostname(), pid=os.getpid(), versions=versions())
@@ -194,6 +209,7 @@ class RunFolder:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise RunFolderError(_unwritable("run folder", self.path, error)) from error
+        _leases_held.add(descriptor)
         try:
             holder = _lease(path)
             locked = _lock_file(descriptor)
@@ -221,6 +237,7 @@ class RunFolder:
             finally:
                 os.ftruncate(descriptor, 0)
         finally:
+            _leases_held.discard(descriptor)
             os.close(descriptor)
 
     def _held_by(self, holder: dict[str, Any]) -> str:
@@ -240,6 +257,18 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time change a file of the folder; without effect where there are no locks."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _unwritable(name: str, folder: Path, error: OSError) -> str:
@@ -320,3 +349,16 @@ def _start_time(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except (psutil.Error, ValueError):
         return None
+
+
+_leases_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """A forked data worker that outlives its trainer must not keep the run locked."""
+    while _leases_held:
+        with contextlib.suppress(OSError):
+            os.close(_leases_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
