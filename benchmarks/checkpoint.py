@@ -173,9 +173,12 @@ def main() -> None:
         empty = torch.optim.AdamW(target.parameters(), lr=1e-4)
         return timed(lambda: read(folder, model=target, optimizer=empty))
 
+    def read_now(read: Callable[..., object], folder: Path) -> float:
+        return timed(partial(read, folder))
+
     raw_reads = {name: partial(raw_read, memory=memory, **how) for name, how in RAW.items()}
     reads: dict[str, Callable[[Path], float]] = {
-        **{f"raw {name}": lambda folder, read=read: timed(partial(read, folder)) for name, read in raw_reads.items()},
+        **{f"raw {name}": partial(read_now, read) for name, read in raw_reads.items()},
         "modlib": partial(resumed, modlib_load),
         "torch.save": partial(resumed, torch_load),
         "DCP": partial(resumed, dcp_load),

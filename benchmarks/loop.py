@@ -61,7 +61,8 @@ def hand_written(steps: int) -> float:
 def with_modlib(steps: int, folder: Path) -> float:
     """Tokens per second of launch.py, from its own metrics.jsonl."""
     parameters = [
-        f"NUM_STEPS={steps}", "LOG_EVERY=10",
+        f"NUM_STEPS={steps}",
+        "LOG_EVERY=10",
         f"CHECKPOINT_EVERY={steps}",
         f"EVAL_EVERY={steps}",
         "validation/Evaluator.num_sequences=8",
@@ -91,9 +92,7 @@ def main() -> None:
             output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
             hand, ours = float(output), with_modlib(options.steps, Path(folder))
             pairs.append((hand, ours))
-            print(
-                f"round {number + 1}: hand-written {hand:,.0f} tokens/s, modlib {ours:,.0f} tokens/s, ratio {ours / hand:.3f}"
-            )
+            print(f"round {number + 1}: hand-written {hand:,.0f} tokens/s, modlib {ours:,.0f}, ratio {ours / hand:.3f}")
     print(f"median ratio {statistics.median(ours / hand for hand, ours in pairs):.3f} (goal: at least 0.97)")
 
 

@@ -11,10 +11,18 @@ from modlib.cli.launch import app
 from modlib.config import load
 
 ROOT = Path(__file__).parents[1] / "gin_configs"
-KNOBS = (
-    "SEED DATA VAL_DATA SEQ_LEN MICRO_BATCH_SIZE GRAD_ACCUM_STEPS NUM_STEPS LR WARMUP_STEPS LOG_EVERY EVAL_EVERY "
-    "CHECKPOINT_EVERY"
-).split()
+KNOBS = [
+    "SEED",
+    "DATA",
+    "VAL_DATA",
+    "SEQ_LEN",
+    "MICRO_BATCH_SIZE",
+    "GRAD_ACCUM_STEPS",
+    "NUM_STEPS",
+    "LR",
+    "WARMUP_STEPS",
+]
+KNOBS += ["LOG_EVERY", "EVAL_EVERY", "CHECKPOINT_EVERY"]
 
 
 def is_whole_run(path: Path) -> bool:

@@ -27,7 +27,7 @@ from modlib.checkpointing.manifest import (
     parse_manifest,
     rank_file_name,
 )
-from modlib.checkpointing.names import MANIFEST, step_folders, step_name
+from modlib.checkpointing.names import MANIFEST, step_folders
 from modlib.checkpointing.plain import decode
 from modlib.checkpointing.raw_reader import RawReader, read_file, require_size
 from modlib.checkpointing.state import capture, stage
@@ -314,15 +314,3 @@ def _decoded(path: Path, value: Any) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise DamagedCheckpointError(f"{path / MANIFEST} has malformed state")
     return decoded
-
-
-__all__ = [
-    "Checkpoint",
-    "DamagedCheckpointError",
-    "LoadedState",
-    "load",
-    "newest",
-    "restore_newest",
-    "step_name",
-    "verify",
-]

@@ -14,6 +14,7 @@ from modlib.models.gpt2 import KeyValueCache
 from modlib.runtime.errors import ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
+COLDEST = 1e-6  # below it the most likely token is certain in float32, and dividing by it could overflow
 
 
 class Tokenizer(Protocol):
@@ -47,7 +48,7 @@ def next_tokens(
 
     Source: Holtzman et al. 2020, The Curious Case of Neural Text Degeneration, section 3.1 (top_p).
     """
-    if temperature == 0:
+    if temperature < COLDEST:
         return logits.argmax(dim=-1, keepdim=True)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:

@@ -39,7 +39,7 @@ class Evaluator:
         micro_batch_size: int | None = None,
     ) -> None:
         if every < 1:
-            raise ConfigError(f"every ({every}) must be at least 1 step; to never evaluate leave the evaluator out")
+            raise ConfigError(f"every ({every}) must be at least 1 step; to never evaluate leave it out")
         if num_sequences is not None and num_sequences < 1:
             raise ConfigError(f"num_sequences ({num_sequences}) must be at least 1; use None for all windows")
         self.name = name

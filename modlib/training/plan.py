@@ -121,7 +121,7 @@ def device_peak(experiment: Experiment, *, remember: bool) -> Peak:
     return peak_flops(device, COMPUTE_DTYPES[experiment.precision], remember=remember)
 
 
-def flops_per_token(model: nn.Module, seq_len: int) -> float:
+def flops_per_token(model: Any, seq_len: int) -> float:
     """Forward and backward of one token: the model's own count, else six per parameter."""
     if hasattr(model, "flops_per_token"):
         return float(model.flops_per_token(seq_len))

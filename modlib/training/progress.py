@@ -76,7 +76,7 @@ def resume(parts: Parts, experiment: Experiment, dataset: Any, job: Job) -> Prog
     extra = loaded.extra
     if extra["data_fingerprint"] != dataset.fingerprint:
         raise DataError(
-            f"data fingerprint ({dataset.fingerprint[:12]}) must equal the checkpoint's ({extra['data_fingerprint'][:12]}): "
+            f"data fingerprint ({dataset.fingerprint}) must equal the checkpoint's ({extra['data_fingerprint']}): "
             f"the training data changed since step {extra['step']}. Restore the file, or start a new run with --name"
         )
     layout = wanted

@@ -49,9 +49,8 @@ def test_a_config_error_in_files_without_torch_objects_imports_nothing_heavy(tmp
 def dry_run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """launch.py --dry_run in an empty folder, with an empty home and cache."""
     environment = {**os.environ, "HOME": str(folder / "home"), "MODLIB_CACHE": str(folder / "cache")}
-    return subprocess.run(
-        [*command("gpt2.gin"), "--dry_run", *flags], cwd=folder, capture_output=True, text=True, timeout=90, env=environment
-    )
+    words = [*command("gpt2.gin"), "--dry_run", *flags]
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=90, env=environment)
 
 
 def test_dry_run_json_has_the_plan_and_writes_nothing(tmp_path: Path) -> None:

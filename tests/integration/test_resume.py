@@ -46,7 +46,14 @@ def test_kill_9_at_a_random_step_and_restart(undisturbed: Path, tmp_path: Path) 
     assert 2 in attempts
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_saves_at_once_and_the_same_command_continues(
     undisturbed: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

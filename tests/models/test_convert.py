@@ -69,6 +69,25 @@ def test_logits_equal_transformers(build: Any, changes: dict[str, Any]) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("build", "changes"), [ORACLES[0], ORACLES[5]])
+def test_gradients_equal_transformers(build: Any, changes: dict[str, Any]) -> None:
+    theirs = with_varied_weights(build(**changes))
+    ours = GPT2(**arguments_from_transformers(theirs.config.to_dict())).eval()
+    ours.load_state_dict(from_transformers(theirs.state_dict(), ours))
+    tokens = torch.randint(211, (2, 20))
+    for model in (theirs, ours):
+        logits = model(tokens) if model is ours else model(tokens).logits
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    found = to_transformers(gradients, ours)
+    assert set(found) == set(expected)
+    for name, gradient in found.items():
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
 @pytest.mark.parametrize(("build", "changes"), ORACLES)
 def test_back_to_transformers(build: Any, changes: dict[str, Any]) -> None:
     theirs = build(**changes)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from modlib.models.gpt2 import GPT2, KeyValueCache
 from modlib.models.initialization import ComposedInitializer
@@ -189,6 +191,19 @@ def test_flops_count_what_is_multiplied() -> None:
     dropped = tied.num_parameters()["total"] - grouped.num_parameters()["total"]
     assert dropped > 0
     assert tied.flops_per_token() - grouped.flops_per_token() == 6 * dropped
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_flops_against_counted_operations(changes: dict[str, Any]) -> None:
+    """torch counts matrix products, and of attention all scores; ours adds the few parameters of norms and biases.
+
+    Attention is written out for the count: the fused kernel's backward computes the scores a second time.
+    """
+    model = small(**{"vocab_size": 512, "seq_len": 64, "dim": 64, **changes})
+    tokens = torch.randint(512, (2, 64))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        CLMCrossEntropyLoss()(model(tokens), tokens).backward()
+    assert counter.get_total_flops() / tokens.numel() == pytest.approx(model.flops_per_token(), rel=0.02)
 
 
 @pytest.mark.parametrize("vocab_size", [64, 3000])

@@ -78,6 +78,20 @@ def test_dropout_is_on_in_training_and_off_in_eval() -> None:
     torch.testing.assert_close(module(x), attention()(x))
 
 
+def test_attention_weights_are_dropped_themselves() -> None:
+    """Of one position that can only see itself: its weight is 1, dropped it is 0, kept it is 1 / (1 - dropout)."""
+    module = attention(dropout=0.25)
+    q, k, v = (torch.ones(4000, HEADS, 1, DIM // HEADS) for _ in range(3))
+    with torch.no_grad():
+        module.out.weight.copy_(torch.eye(DIM))
+        module.out.bias.zero_()
+    heads = module._attend(q, k, v, is_causal=True).view(4000, HEADS, -1)
+    dropped = (heads == 0).all(-1)  # a whole head at once: the weight, not single outputs
+    assert dropped.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert heads.mean().item() == pytest.approx(1.0, abs=0.05)
+    assert torch.equal(module.eval()._attend(q, k, v, is_causal=True), torch.ones(4000, 1, DIM))
+
+
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 def test_joining_and_splitting_are_inverse(num_kv_heads: int) -> None:
     head_dim = 3

@@ -86,7 +86,9 @@ def test_names_that_are_fine(name: str) -> None:
     assert check_name(name) == name
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".a", "-a", "_a", "a/b", "a\\b", "a b", "a\n", "a;b", "$a", "ä", "x" * 65])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".a", "-a", "_a", "a/b", "a\\b", "a b", "a\n", "a;b", "$a", "ä", "x" * 65]
+)
 def test_names_that_are_refused(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_name(name)
@@ -136,7 +138,8 @@ def test_creating_it_twice_at_once_is_fine(tmp_path: Path) -> None:
         except RunFolderError as error:
             errors.append(error)
 
-    code = "import sys; from modlib.runtime.run_folder import RunFolder\nfor _ in range(20): RunFolder(sys.argv[1]).create()"
+    code = "import sys; from modlib.runtime.run_folder import RunFolder\n"
+    code += "for _ in range(20): RunFolder(sys.argv[1]).create()"
     other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run")])
     create()
     assert other.wait(timeout=DEADLINE_S) == 0
@@ -252,9 +255,7 @@ def test_the_lease_of_a_killed_process_is_taken_over_with_a_word(
     assert (run.path / "lease.json").read_text() == ""
 
 
-def test_a_lock_that_was_given_back_is_taken_without_a_word(
-    run: RunFolder, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_lock_that_was_given_back_is_taken_without_a_word(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "modlib"):
         for _ in range(2):
             with run.lock():
@@ -368,3 +369,49 @@ def test_of_two_that_start_at_once_without_locks_one_wins(run: RunFolder) -> Non
         for process in processes:
             process.kill()
             process.wait()
+
+
+# ----------------------------------------------------------------------------- several processes, and killed ones
+
+
+def test_updates_of_several_processes_at_once_all_arrive(run: RunFolder) -> None:
+    code = "import sys; from modlib.runtime.run_folder import RunFolder\n"
+    code += "for n in range(20): RunFolder(sys.argv[1]).update(**{f'{sys.argv[2]}-{n}': n})"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(run.path), str(number)]) for number in range(3)]
+    assert [writer.wait(DEADLINE_S) for writer in writers] == [0, 0, 0]
+    assert len(run.read()) == 60
+
+
+def test_an_attempt_that_was_killed_is_closed_by_the_next(run: RunFolder) -> None:
+    first = run.begin_attempt()
+    run.update(step=7)
+    second = run.begin_attempt()
+    ended = json.loads(first.exit_path.read_text())
+    assert (ended["reason"], ended["step"], ended["exit_code"]) == ("died", 7, None)
+    second.finish("stopped", 9, 75)
+    run.begin_attempt()
+    assert json.loads(second.exit_path.read_text())["reason"] == "stopped"
+
+
+def test_a_forked_data_worker_of_a_killed_trainer_does_not_keep_the_run_locked(run: RunFolder) -> None:
+    code = (
+        "import os, sys, time; from modlib.runtime.run_folder import RunFolder\n"
+        "with RunFolder(sys.argv[1]).lock():\n"
+        "    if os.fork() == 0:\n"
+        "        print('forked', flush=True); time.sleep(60); os._exit(0)\n"
+        "    time.sleep(60)"
+    )
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert trainer.stdout is not None
+        assert trainer.stdout.readline() == "forked\n"
+        with pytest.raises(RunFolderError, match=f"process {trainer.pid} on"), run.lock():
+            pass
+        trainer.kill()
+        trainer.wait()
+        with run.lock():
+            pass
+    finally:
+        os.killpg(trainer.pid, signal.SIGKILL)  # the worker, at last

@@ -99,7 +99,7 @@ def test_due_on_its_steps_and_the_last() -> None:
 
 
 def test_wrong_numbers_and_equal_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"every \(0\) must be at least 1 step; to never evaluate leave the evaluator out"):
+    with pytest.raises(ConfigError, match=r"every \(0\) must be at least 1 step; to never evaluate leave it out"):
         Evaluator(dataset=Windows, every=0)
     with pytest.raises(ConfigError, match=r"num_sequences \(0\) must be at least 1; use None for all windows"):
         Evaluator(dataset=Windows, every=1, num_sequences=0)
