@@ -199,3 +199,18 @@ def test_checkpoint_of_another_shape(tmp_path: Path) -> None:
     assert "shape" in text
     assert "32" in text
     assert "64" in text
+
+
+def test_data_that_changed_since_the_checkpoint(tmp_path: Path) -> None:
+    path = packed(tmp_path / "data.packed", tokens=4000)
+    params = [f"DATA='{path}'", f"VAL_DATA='{path}'"]
+    flags = ("--name", "run", "--runs_dir", str(tmp_path / "runs"))
+    assert refused([*params, "NUM_STEPS=2"], *flags)[0] == 0
+    path.unlink()
+    packed(path, tokens=4000, largest=4094)
+    run_json = tmp_path / "runs" / "run" / "run.json"
+    run_json.write_text(json.dumps(json.loads(run_json.read_text()) | {"status": "stopped"}))
+    code, text = refused([*params, "NUM_STEPS=2"], *flags)
+    assert code == 3
+    assert "the training data changed since step 2" in text
+    assert "start a new run with --name" in text
