@@ -38,7 +38,7 @@ from modlib.runtime import durable, faults
 from modlib.runtime.errors import CheckpointError
 
 ALIGNMENT = 64
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 1 << 20  # small enough to be copied, checked and hashed while in the CPU's cache
 MIN_FILE_BYTES = 8 << 20
 MAX_FILE_BYTES = 256 << 20
 FILES_PER_THREAD = 4
@@ -187,8 +187,7 @@ class RawWriter(StorageWriter):
 
     def _fill(self, piece: np.ndarray, placed: list[Placed], position: int) -> None:
         """Copy a range of the stream, gaps as zeros, and refuse NaN and Inf on the way."""
-        piece.fill(0)
-        end = position + piece.nbytes
+        end, filled = position + piece.nbytes, position
         first = bisect.bisect_right(placed, position, key=lambda entry: entry.start)
         for entry in itertools.islice(placed, max(0, first - 1), None):
             if entry.start >= end:
@@ -196,13 +195,16 @@ class RawWriter(StorageWriter):
             low, high = max(entry.start, position), min(entry.start + entry.data.nbytes, end)
             if low >= high:
                 continue
+            piece[filled - position : low - position] = 0
             part = piece[low - position : high - position]
+            filled = high
             np.copyto(part, entry.data[low - entry.start : high - entry.start])
             if entry.key in self.finite and not _all_finite(part, entry.dtype):
                 raise CheckpointError(
                     f"{entry.key.removeprefix('model.')} must be finite to be saved; it holds NaN or Inf, so nothing "
                     "was committed; earlier checkpoints are kept"
                 )
+        piece[filled - position :] = 0
 
 
 class _StoppedError(RuntimeError):

@@ -183,8 +183,9 @@ def test_a_rank_that_ends_without_a_word_is_named_with_the_end_of_its_log(
     with launched(
         tmp_path, f"if rank == 1:\n    print('last words', file=sys.stderr)\n    {body}\ntime.sleep(60)"
     ) as one:
-        assert (ended := one.end())[0] == code
-    lines = ended[1].splitlines()
+        ended, err = one.end()
+    assert ended == code
+    lines = err.splitlines()
     assert lines[-2].startswith(text)
     assert lines[-1] == "    last words"
 

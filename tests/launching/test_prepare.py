@@ -27,7 +27,6 @@ def config() -> Config:
 
 @pytest.fixture
 def messages(caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    caplog.set_level(logging.INFO, "modlib")
     return lambda: "\n".join(caplog.messages)
 
 
@@ -102,8 +101,9 @@ def test_a_run_of_another_config_is_refused_with_the_difference_and_changes_noth
 
 
 def test_settings_that_change_no_number_may_change_and_are_shown_and_recorded(
-    config: Config, tmp_path: Path, messages: Callable[[], str]
+    config: Config, tmp_path: Path, messages: Callable[[], str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "modlib")
     run = prepare(config, runs_dir=tmp_path, name="run")
     assert "changed settings" not in messages()
     other = load([TINY], ["LOG_EVERY=3", "Local.num_processes=2"])
@@ -115,7 +115,10 @@ def test_settings_that_change_no_number_may_change_and_are_shown_and_recorded(
     assert run.read()["config_hash"] == config.hash
 
 
-def test_a_run_that_trains_keeps_its_config(config: Config, tmp_path: Path, messages: Callable[[], str]) -> None:
+def test_a_run_that_trains_keeps_its_config(
+    config: Config, tmp_path: Path, messages: Callable[[], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "modlib")
     run = prepare(config, runs_dir=tmp_path, name="run")
     before = run.config_path.read_bytes()
     with run.lock(), pytest.raises(RunFolderError, match="must have one trainer at a time"):
@@ -134,7 +137,7 @@ def test_a_config_that_cannot_be_read_any_more_says_so(config: Config, tmp_path:
         "run 'run' exists, but its config cannot be read: start a new run with another --name, or "
         "repair what is named here"
     )
-    assert "GPT2.dmi" in "\n".join(rest)
+    assert "GPT2 has no parameter 'dmi'" in "\n".join(rest)
 
 
 def test_an_identity_that_was_lost_is_written_again(config: Config, tmp_path: Path) -> None:
@@ -188,9 +191,8 @@ def test_a_disk_too_small_for_a_checkpoint_leaves_nothing_behind(config: Config,
         prepare(config, runs_dir=tmp_path / "runs", name="run", needed_bytes=1 << 60)
     text = str(caught.value)
     assert text.startswith(f"free space in {tmp_path / 'runs'} (")
-    assert text.endswith(") must be at least one checkpoint (1.2 EB); free some or choose another --runs_dir") or (
-        "must be at least one checkpoint (" in text and text.endswith("; free some or choose another --runs_dir")
-    )
+    assert ") must be at least one checkpoint (" in text
+    assert text.endswith("; free some or choose another --runs_dir")
     assert not (tmp_path / "runs").exists()
 
 
