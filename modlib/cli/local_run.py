@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import torch
 from rich.console import Console
 
 from modlib.cli.worker import work
@@ -89,6 +90,8 @@ def _planned(config: Config, runs_dir: Path, name: str | None, *, make_data: boo
 def _train(config: Config, local: Local, run: RunFolder, attempt: Attempt) -> int:
     if local.num_processes > 1:
         return run_local(WORKER, local, run, attempt)
+    if config.resolved["Local.threads_per_process"] is not None:
+        torch.set_num_threads(local.threads_per_process)
     try:
         outcome = work(config, run, attempt)
     except BaseException as error:

@@ -64,10 +64,11 @@ CHECKPOINT_EVERY = 6
 """
 
 
-def launch_failing(folder: Path, *params: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def launch_failing(folder: Path, data: Path, *params: str, **environment: str) -> subprocess.CompletedProcess[str]:
     (folder / "failing.py").write_text(MODEL)
     (folder / "failing.gin").write_text(GIN)
     (folder / "tmp").mkdir()
+    params = (f"DATA='{data}'", f"VAL_DATA='{data}'", *params)
     words = command("./failing.gin", params, "--name", "run", "--runs_dir", "runs")
     process = subprocess.Popen(
         words,
@@ -86,8 +87,8 @@ def launch_failing(folder: Path, *params: str, **environment: str) -> subprocess
     return subprocess.CompletedProcess(words, process.returncode, out, err)
 
 
-def test_an_unexpected_error_on_rank_1_is_last_with_its_traceback(tmp_path: Path) -> None:
-    done = launch_failing(tmp_path, "Failing.how='raise'")
+def test_an_unexpected_error_on_rank_1_is_last_with_its_traceback(tmp_path: Path, small_corpus: Path) -> None:
+    done = launch_failing(tmp_path, small_corpus, "Failing.how='raise'")
     run = tmp_path / "runs" / "run"
     log = run / "attempts" / "0001" / "logs" / "rank-1.out"
     assert done.returncode == 1, done.stderr
@@ -106,8 +107,8 @@ def test_an_unexpected_error_on_rank_1_is_last_with_its_traceback(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_killed_rank_is_named_although_the_others_fail_in_its_wake(tmp_path: Path) -> None:
-    done = launch_failing(tmp_path, "Failing.how='die'")
+def test_a_killed_rank_is_named_although_the_others_fail_in_its_wake(tmp_path: Path, small_corpus: Path) -> None:
+    done = launch_failing(tmp_path, small_corpus, "Failing.how='die'")
     assert done.returncode == 1, done.stderr
     lines = done.stderr.splitlines()
     last = max(number for number, line in enumerate(lines) if line.startswith("rank "))
@@ -115,8 +116,8 @@ def test_a_killed_rank_is_named_although_the_others_fail_in_its_wake(tmp_path: P
 
 
 @pytest.mark.slow
-def test_an_error_of_a_class_gives_the_code_of_the_class_and_its_text_alone(tmp_path: Path) -> None:
-    done = launch_failing(tmp_path, "Failing.how='refuse'")
+def test_an_error_of_a_class_gives_the_code_of_the_class_and_its_text_alone(tmp_path: Path, small_corpus: Path) -> None:
+    done = launch_failing(tmp_path, small_corpus, "Failing.how='refuse'")
     assert done.returncode == 3, done.stderr
     lines = done.stderr.splitlines()
     assert lines[-2].startswith("rank 1 on ")
@@ -131,15 +132,16 @@ def test_data_that_changes_between_the_check_and_the_start_of_the_ranks(tmp_path
     data = tmp_path / "data.packed"
     shutil.copy(small_corpus, data)
     data.with_name("data.packed.cut").write_bytes(data.read_bytes()[:-7])
-    done = launch_failing(tmp_path, f"DATA='{data}'", f"VAL_DATA='{small_corpus}'", REPLACED_BY_RANK_1=str(data))
+    done = launch_failing(tmp_path, small_corpus, f"DATA='{data}'", REPLACED_BY_RANK_1=str(data))
     assert done.returncode == 3, done.stderr
     last = done.stderr[done.stderr.rindex("failed first") :]
     assert str(data) in last
 
 
 @pytest.mark.parametrize("redirection", ["2>/dev/full", pytest.param("0<&- >&- 2>&-", marks=pytest.mark.slow)])
-def test_a_full_or_closed_terminal_does_not_disturb_a_run(tmp_path: Path, redirection: str) -> None:
-    words = command("debug/tiny.gin", ["NUM_STEPS=2"], "--name", "run", "--runs_dir", str(tmp_path))
+def test_a_full_or_closed_terminal_does_not_disturb_a_run(tmp_path: Path, redirection: str, small_corpus: Path) -> None:
+    params = ["NUM_STEPS=2", f"DATA='{small_corpus}'", f"VAL_DATA='{small_corpus}'"]
+    words = command("debug/tiny.gin", params, "--name", "run", "--runs_dir", str(tmp_path))
     done = subprocess.run(
         ["bash", "-c", f'exec "$@" {redirection}', "bash", *words],
         cwd=ROOT,
