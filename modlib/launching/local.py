@@ -21,6 +21,7 @@ from typing import Any
 from modlib.components import component
 from modlib.launching.ending import RankEnd, ending
 from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED, ConfigError
+from modlib.runtime.hardware import num_cores
 from modlib.runtime.run_folder import Attempt, RunFolder
 
 LEAKING = re.compile(
@@ -86,11 +87,6 @@ def visible_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_local(command: Sequence[str], local: Local, run: RunFolder, attempt: Attempt) -> int:

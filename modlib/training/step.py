@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modlib.distributed.fsdp import set_gradient_sync
 from modlib.runtime.errors import NonFiniteError
-from modlib.training.parts import Parts
+from modlib.training.parts import Parts, sum_over_ranks
 
 MicroBatch = tuple[Tensor, Tensor]
 _REMEDY = (
@@ -100,6 +100,4 @@ def _global_tokens(parts: Parts, micro_batches: Sequence[MicroBatch]) -> Tensor:
     """Unmasked targets of the global batch; at least 1, so that an all-masked batch gives zero gradients."""
     local = sum(int((targets != parts.loss.ignore_index).sum()) for _, targets in micro_batches)
     tokens = torch.tensor(float(local), device=parts.world.device)
-    if parts.world.size > 1:
-        dist.all_reduce(tokens)
-    return tokens.clamp_(min=1)
+    return sum_over_ranks(tokens, parts.world).clamp_(min=1)

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 import modlib
-from modlib.launching.local import Local, num_cores, run_local, visible_gpus
+from modlib.launching.local import Local, run_local, visible_gpus
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.hardware import num_cores
 from modlib.runtime.run_folder import RunFolder
 from tests.launching.launched import launched, wait_until
 
