@@ -13,6 +13,7 @@ import gin
 import torch
 from rich.console import Console
 
+from modlib.checkpointing.names import step_folders
 from modlib.cli.worker import work
 from modlib.config import Config
 from modlib.launching.local import Local, run_local
@@ -127,6 +128,6 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
         mfu=mfu,
         mfu_of=plan.peak_source,
         values=values,
-        checkpoints=sorted(run.checkpoints_path.glob("step-*")),
+        checkpoints=[path for _, path in reversed(step_folders(run.checkpoints_path))],
         sample=state.get("sample"),
     )

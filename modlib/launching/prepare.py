@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Literal
 
+from modlib.checkpointing.names import step_folders
 from modlib.config import Config, diff, load, render_diff
 from modlib.config.secrets import redact
 from modlib.runtime import durable, logs
@@ -53,7 +54,7 @@ def prepare(
         RunFolderError: The folder cannot be written, the disk is too small, or `resume` forbids.
     """
     run = RunFolder(Path(runs_dir) / check_name(default_name(config) if name is None else name))
-    has_checkpoints = run.checkpoints_path.is_dir() and any(run.checkpoints_path.glob("step-*"))
+    has_checkpoints = bool(step_folders(run.checkpoints_path))
     if resume == "never" and has_checkpoints:
         raise RunFolderError(
             f"run '{run.name}' must be new with --resume never, but has checkpoints in {run.checkpoints_path}; "
