@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from modlib.components import component
+from modlib.data.batch import Batch, map_tensors, split
 from modlib.data.loader_workers import LoaderWorkers, load_batch
 from modlib.runtime.errors import ConfigError, DataError
 
-MicroBatches = list[tuple[Tensor, Tensor]]
+MicroBatches = list[Batch]
 
 
 @component(
@@ -46,7 +47,7 @@ class DataLoader:
         pin_memory: Whether batches are put into page-locked memory; None does so when there is a GPU.
         dataset: Has `__len__` and `__getitem__`; `__getitems__(indices)` and `check_unchanged()` are used if there.
         sampler: Has `indices(start, count)`.
-        collate: Makes (inputs, targets) from windows (B, T + 1).
+        collate: Makes (inputs, targets) from samples; inputs are a tensor or several by name.
         world_size: Data-parallel ranks.
         rank: This one.
         micro_batch_size: Sequences per rank per forward.
@@ -66,7 +67,7 @@ class DataLoader:
         pin_memory: bool | None = None,
         dataset: Any,
         sampler: Any,
-        collate: Callable[[Any], tuple[Tensor, Tensor]],
+        collate: Callable[[Any], Batch],
         world_size: int = 1,
         rank: int = 0,
         micro_batch_size: int,
@@ -131,7 +132,7 @@ class DataLoader:
         return self._cut(self._load(step))
 
     def iterate(self, start_step: int = 0) -> Iterator[MicroBatches]:
-        """Yield, per optimizer step and without end, grad_accum_steps pairs of inputs and targets, (B, T) int64 each.
+        """Yield, per optimizer step and without end, grad_accum_steps pairs of inputs and targets.
 
         Only one iteration is live at a time: starting another ends the one before.
 
@@ -152,7 +153,7 @@ class DataLoader:
             source = (self._load(step) for step in _count(start_step))
         return self._timed(source, self._generation)
 
-    def _timed(self, source: Iterator[tuple[Tensor, Tensor]], generation: int) -> Iterator[MicroBatches]:
+    def _timed(self, source: Iterator[Batch], generation: int) -> Iterator[MicroBatches]:
         try:
             while True:
                 if generation != self._generation:
@@ -164,12 +165,14 @@ class DataLoader:
         finally:
             source.close()  # type: ignore[attr-defined]  # every source is a generator
 
-    def _load(self, step: int) -> tuple[Tensor, Tensor]:
-        inputs, targets = load_batch(self.dataset, self.collate, self._checked_indices(step))
-        return self._pinned(inputs, targets)
+    def _load(self, step: int) -> Batch:
+        return self._pinned(load_batch(self.dataset, self.collate, self._checked_indices(step)))
 
-    def _pinned(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return (inputs.pin_memory(), targets.pin_memory()) if self.pin_memory else (inputs, targets)
+    def _pinned(self, batch: Batch) -> Batch:
+        if not self.pin_memory:
+            return batch
+        inputs, targets = batch
+        return map_tensors(Tensor.pin_memory, inputs), targets.pin_memory()
 
     def _checked_indices(self, step: int) -> npt.NDArray[np.int64]:
         check = getattr(self.dataset, "check_unchanged", None)
@@ -177,17 +180,14 @@ class DataLoader:
             check()
         return self.indices(step)
 
-    def _cut(self, loaded: tuple[Tensor, Tensor]) -> MicroBatches:
-        if self.grad_accum_steps == 1:
-            return [loaded]
-        inputs, targets = loaded
-        return list(zip(inputs.split(self.micro_batch_size), targets.split(self.micro_batch_size), strict=True))
+    def _cut(self, loaded: Batch) -> MicroBatches:
+        return [loaded] if self.grad_accum_steps == 1 else split(loaded, self.micro_batch_size)
 
-    def _from_thread(self, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _from_thread(self, start_step: int) -> Iterator[Batch]:
         self._stop_thread()
         pool = self._pool = ThreadPoolExecutor(1, "modlib-data")
         steps = _count(start_step)
-        ahead: deque[Future[tuple[Tensor, Tensor]]] = deque()
+        ahead: deque[Future[Batch]] = deque()
         try:
             while True:
                 while len(ahead) <= self.prefetch:
@@ -196,13 +196,13 @@ class DataLoader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _from_workers(self, start_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _from_workers(self, start_step: int) -> Iterator[Batch]:
         if self._workers is None:
             self._workers = LoaderWorkers(
                 self.dataset, self.collate, self.num_workers, self.prefetch, self.start_method
             )
-        for pair in self._workers.iterate(self._checked_indices(step) for step in _count(start_step)):
-            yield self._pinned(*pair)
+        for batch in self._workers.iterate(self._checked_indices(step) for step in _count(start_step)):
+            yield self._pinned(batch)
 
     def _stop_thread(self) -> None:
         if self._pool is not None:
@@ -241,12 +241,14 @@ def _check_numbers(at_least: dict[str, tuple[int, int]], rank: int, start_method
         raise ConfigError(problems)
 
 
-def batch_fingerprint(micro_batches: Sequence[tuple[Tensor, Tensor]]) -> str:
-    """16 hex digits that are equal for equal batches: same tokens, shapes and order of micro-batches."""
+def batch_fingerprint(micro_batches: Sequence[Batch]) -> str:
+    """16 hex digits that are equal for equal batches: same values, shapes and order of micro-batches."""
     digest = hashlib.sha256()
-    for pair in micro_batches:
-        for tensor in pair:
-            array = tensor.detach().cpu().numpy().astype("<i8", order="C")
+    for inputs, targets in micro_batches:
+        named = inputs if isinstance(inputs, dict) else {"": inputs}
+        for tensor in (*(named[name] for name in sorted(named)), targets):
+            array = tensor.detach().cpu().numpy()
+            array = array.astype("<f8" if tensor.is_floating_point() else "<i8", order="C")
             digest.update(f"{array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()[:16]

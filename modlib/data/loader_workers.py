@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader as TorchDataLoader
 
+from modlib.data.batch import Batch, map_tensors
 from modlib.runtime.errors import DataError
 
 _PR_SET_PDEATHSIG = 1
@@ -75,7 +75,7 @@ class LoaderWorkers:
         """Process ids of the workers that were started."""
         return [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
 
-    def iterate(self, indices: Iterator[npt.NDArray[np.int64]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def iterate(self, indices: Iterator[npt.NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield one batch per array of sample indices, in order. What an earlier call asked for is thrown away.
 
         Raises:
@@ -93,8 +93,8 @@ class LoaderWorkers:
                 return
             if isinstance(loaded, Exception):
                 raise loaded
-            inputs, targets = map(torch.from_numpy, loaded)
-            yield inputs, targets
+            inputs, targets = loaded
+            yield map_tensors(torch.from_numpy, inputs), torch.from_numpy(targets)
 
     @contextmanager
     def _death_is_a_data_error(self) -> Iterator[None]:
@@ -145,7 +145,8 @@ class _Share:
         try:
             # As arrays: torch would send tensors as file descriptors, which takes longer at these sizes, and which
             # cannot be fetched from a worker that died after it answered.
-            return tuple(tensor.numpy() for tensor in load_batch(self.dataset, self.collate, indices))
+            inputs, targets = load_batch(self.dataset, self.collate, indices)
+            return map_tensors(torch.Tensor.numpy, inputs), targets.numpy()
         except Exception as error:
             return _picklable(error)
 

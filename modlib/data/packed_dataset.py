@@ -101,6 +101,16 @@ class PackedDataset:
         """Targets in one epoch."""
         return len(self) * self.seq_len
 
+    @property
+    def num_documents(self) -> int:
+        """Documents in the file."""
+        return self.packed.num_documents
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of the tokenizer that made the file; empty when the file does not say."""
+        return self.packed.tokenizer_fingerprint
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse data with ids that the model does not have.
 
@@ -126,7 +136,7 @@ class PackedDataset:
         Raises:
             DataError: The fingerprints differ.
         """
-        own = self.packed.tokenizer_fingerprint
+        own = self.tokenizer_fingerprint
         if own and own != fingerprint:
             raise DataError(
                 f"tokenizer of {self.packed.path} ({own[:12]}) must be the tokenizer in use ({fingerprint[:12]}); "

@@ -19,6 +19,7 @@ from modlib.nn.rope import RotaryTable
 
 Position = Literal["learned", "rotary", "none"]
 Norm = Callable[..., nn.Module]
+Head = Callable[[Tensor, Tensor], Tensor]
 
 
 def _count(modules: Iterable[nn.Module | None]) -> int:
@@ -182,18 +183,22 @@ class GPT2(nn.Module):
             x = x + self.position_embedding.weight[start:end]
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def _logits(self, x: Tensor, head: Head = F.linear) -> Tensor:
         x = self.final_norm(x)
-        return F.linear(x, self.token_embedding.weight) if self.lm_head is None else self.lm_head(x)
+        if self.lm_head is not None and head is F.linear:  # the module itself, so that its hooks and adapters count
+            return self.lm_head(x)
+        return head(x, self.token_embedding.weight if self.lm_head is None else self.lm_head.weight)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, head: Head = F.linear) -> Tensor:
         """Logits of the next token at every position.
 
         Args:
             tokens: (B, T) int64, T at most seq_len.
+            head: Called with the last hidden states (B, T, dim) and the output weight (V, dim); a loss that never
+                holds all logits at once comes in here.
 
         Returns:
-            (B, T, V) in the dtype of the parameters.
+            What head returns; by default logits (B, T, V) in the dtype of the parameters.
 
         Raises:
             ValueError: T is larger than seq_len.
@@ -201,7 +206,7 @@ class GPT2(nn.Module):
         x = self._embed(tokens, 0)
         for block in self.blocks:
             x = block(x)
-        return self._logits(x)
+        return self._logits(x, head)
 
     def decode(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:
         """Logits after the last of the new tokens, which are appended to the cache: (B, T) to (B, V).

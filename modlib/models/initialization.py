@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -81,7 +81,7 @@ class ComposedInitializer:
         self.weight_init_type, self.mean, self.std = weight_init_type, mean, std
         self.num_layers, self.dim, self.residual_outputs = num_layers, dim, tuple(residual_outputs)
 
-    def __call__(self, model: nn.Module, seed: int) -> None:
+    def __call__(self, model: nn.Module, seed: int, skip: Collection[str] = ()) -> None:
         """Set every parameter of the model in place, sharded (DTensor) or not.
 
         Nothing is touched when any parameter lacks a rule.
@@ -89,8 +89,9 @@ class ComposedInitializer:
         Args:
             model: On a real device, after `to_empty` if it was built on meta.
             seed: Any integer.
+            skip: Names of parameters that something else sets.
         """
-        plan = self._plan(model)
+        plan = self._plan(model, skip)
         stds = self._stds(model)
         with torch.no_grad():
             for name, parameter, rule in plan:
@@ -112,11 +113,13 @@ class ComposedInitializer:
         }
         return [rule for rule, claimed in rules.items() if claimed]
 
-    def _plan(self, model: nn.Module) -> list[tuple[str, nn.Parameter, str]]:
+    def _plan(self, model: nn.Module, skip: Collection[str]) -> list[tuple[str, nn.Parameter, str]]:
         """(name, parameter, rule) for every parameter."""
         plan, problems = [], []
         for module_name, module, leaf, parameter in _owned_parameters(model):
             name = f"{module_name}.{leaf}" if module_name else leaf
+            if name in skip:
+                continue
             claims = self._claims(module_name, module, leaf)
             if parameter.device.type == "meta":
                 problems.append(f"parameter {name} is on the meta device; call model.to_empty(device=...) first")

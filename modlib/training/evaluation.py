@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from modlib.components import component
+from modlib.data.batch import Batch, Inputs, map_tensors
 from modlib.runtime.errors import ConfigError
 from modlib.runtime.units import bits_per_byte, perplexity
-from modlib.training.parts import Parts, sum_over_ranks
+from modlib.training.parts import Parts, loss_of, sum_over_ranks
 
 
 @component("evaluator", "default", name="Evaluator", not_science=("every",))
@@ -61,25 +62,24 @@ class Evaluator:
             collate: Makes (inputs, targets) from windows.
             micro_batch_size: The run's, used when this evaluator has none of its own.
         """
-        totals = torch.zeros(2, dtype=torch.float64, device=parts.world.device)
+        totals: dict[str, Tensor] = {}
         parts.model.eval()
         try:
             for inputs, targets in self._batches(parts, collate, self.micro_batch_size or micro_batch_size):
-                with parts.in_precision():
-                    logits = parts.model(inputs.to(parts.world.device))
-                totals[0] += parts.loss(logits, targets.to(parts.world.device)).double()
-                totals[1] += (targets != parts.loss.ignore_index).sum()
+                for name, value in _sums(parts, inputs, targets).items():
+                    totals[name] = totals.get(name, 0.0) + value.double()
         finally:
             parts.model.train()
-        loss_sum, tokens = sum_over_ranks(totals, parts.world).tolist()
-        loss = loss_sum / max(tokens, 1.0)
-        return {
-            f"val/{self.name}/loss": loss,
-            f"val/{self.name}/perplexity": perplexity(loss),
-            f"val/{self.name}/bits_per_byte": bits_per_byte(loss, self.dataset.bytes_per_token),
+        summed = sum_over_ranks(torch.stack(list(totals.values())), parts.world).tolist()
+        tokens, *sums = summed
+        means = {name: value / max(tokens, 1.0) for name, value in zip(list(totals)[1:], sums, strict=True)}
+        nll = means[getattr(parts.loss, "nll_term", "loss")]
+        return {f"val/{self.name}/{name}": mean for name, mean in means.items()} | {
+            f"val/{self.name}/perplexity": perplexity(nll),
+            f"val/{self.name}/bits_per_byte": bits_per_byte(nll, self.dataset.bytes_per_token),
         }
 
-    def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[Batch]:
         """This rank's share. Every rank gets the same number of equally shaped batches; what is missing is masked."""
         rank, available = parts.world.rank, len(self.dataset)
         windows = min(available, self.num_sequences or available)
@@ -92,6 +92,17 @@ class Evaluator:
                 targets = targets.clone()
                 targets[present:] = parts.loss.ignore_index
             yield inputs, targets
+
+
+def _sums(parts: Parts, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+    """Of one micro-batch: unmasked targets first, then the summed loss and, of a sum of losses, each of its terms."""
+    inputs, targets = map_tensors(parts.to_device, inputs), parts.to_device(targets)
+    sums = {"tokens": (targets != parts.loss.ignore_index).sum()}
+    if not hasattr(parts.loss, "terms"):
+        return sums | {"loss": loss_of(parts.model, parts.loss, inputs, targets, parts.in_precision())}
+    with parts.in_precision():
+        outputs = parts.model(inputs)
+    return sums | {"loss": parts.loss(outputs, targets)} | parts.loss.terms(outputs, targets)
 
 
 def build_evaluators(choices: Any) -> list[Evaluator]:

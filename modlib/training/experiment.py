@@ -20,8 +20,9 @@ class Experiment:
 
     Args:
         model: Returns the model; its `vocab_size` and `seq_len` are checked against the data.
-        initialization: Returns a callable (model, seed) that writes the initial weights in place.
-        loss: Returns a callable (logits (B, T, V), targets (B, T)) -> sum of the loss over unmasked targets.
+        initialization: Returns a callable (model, seed) that writes the initial weights in place. None: the model
+            brings all of them itself, from a checkpoint or a pretrained model.
+        loss: Returns a callable (outputs of the model, targets (B, T)) -> sum of the loss over unmasked targets.
         parameter_groups: Returns a callable (model) -> groups of the optimizer.
         optimizer: Called with the groups.
         scheduler: Called with the optimizer; stepped once per optimizer step.
@@ -47,7 +48,7 @@ class Experiment:
     """
 
     model: Callable[..., Any]
-    initialization: Callable[..., Any]
+    initialization: Callable[..., Any] | None = None
     loss: Callable[..., Any]
     parameter_groups: Callable[..., Any]
     optimizer: Callable[..., Any]

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from modlib.data.batch import Inputs
 from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.compilation import compile_blocks, should_compile
 from modlib.distributed.fsdp import COMPUTE_DTYPES, shard
 from modlib.distributed.process_group import World
+from modlib.models.weights import initialize
 from modlib.training.experiment import Experiment
 
 
@@ -25,7 +27,7 @@ class Parts:
 
     Args:
         model: The model; sharded when the world is larger than one.
-        loss: The loss component, called with (logits, targets).
+        loss: The loss component, called with (outputs, targets).
         forward_loss: (inputs, targets) -> summed loss, in the run's precision, compiled where asked.
         optimizer: The optimizer over the model's parameter groups.
         scheduler: The learning-rate schedule.
@@ -39,7 +41,7 @@ class Parts:
 
     model: nn.Module
     loss: Any
-    forward_loss: Callable[[Tensor, Tensor], Tensor]
+    forward_loss: Callable[[Inputs, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
     scheduler: Any
     clipper: GradientClipper
@@ -52,6 +54,10 @@ class Parts:
     def in_precision(self) -> AbstractContextManager[Any]:
         """The context in which the model computes in the run's precision."""
         return precision_context(self.precision, self.world)
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """The tensor on this rank's device, copied while the host goes on where it is page-locked."""
+        return tensor.to(self.world.device, non_blocking=True)
 
     @property
     def learning_rate(self) -> float:
@@ -81,13 +87,14 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
         if compiled:
             compile_blocks(getattr(model, "blocks", [model]))
         mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("dp_shard",))
-        units = model.fsdp_units() if hasattr(model, "fsdp_units") else []
-        shard(model, units, mesh, experiment.precision)
+        shard(model, mesh, experiment.precision)
     model.to_empty(device=world.device)
-    experiment.initialization()(model, experiment.seed)
+    initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
     model.train()
 
     optimizer = experiment.optimizer(experiment.parameter_groups()(model))
+    if hasattr(optimizer, "restore_state"):  # one that goes on from another run's state, by parameter name
+        optimizer.restore_state(model)
     return assemble(
         model,
         experiment.loss(),
@@ -112,10 +119,8 @@ def assemble(
 ) -> Parts:
     """Put built parts together; a model that is not sharded is compiled whole, with its loss."""
 
-    def forward_loss(inputs: Tensor, targets: Tensor) -> Tensor:
-        with precision_context(precision, world):
-            logits = model(inputs)
-        return loss(logits, targets)
+    def forward_loss(inputs: Inputs, targets: Tensor) -> Tensor:
+        return loss_of(model, loss, inputs, targets, precision_context(precision, world))
 
     return Parts(
         model=model,
@@ -129,6 +134,17 @@ def assemble(
         precision=precision,
         guard_on_device=world.device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False),
     )
+
+
+def loss_of(
+    model: nn.Module, loss: Any, inputs: Inputs, targets: Tensor, in_precision: AbstractContextManager[Any]
+) -> Tensor:
+    """The summed loss of one micro-batch; a loss that never holds all logits is computed inside the model."""
+    with in_precision:
+        if hasattr(loss, "of_hidden"):
+            return cast(Tensor, model(inputs, head=lambda hidden, weight: loss.of_hidden(hidden, weight, targets)))
+        outputs = model(inputs)
+    return cast(Tensor, loss(outputs, targets))
 
 
 def _norm_only(model: nn.Module) -> GradientClipper:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modlib.components import component_name
+from modlib.components import component_name, known_components
 from modlib.config import Config
 from modlib.data import corpus
 from modlib.distributed.fsdp import COMPUTE_DTYPES
@@ -155,23 +155,34 @@ def check_evaluation_data(model: Any, dataset: Any, held_out: Any) -> None:
     Raises:
         DataError: Either of them.
     """
-    if dataset.packed.tokenizer_fingerprint:
-        held_out.check_tokenizer(dataset.packed.tokenizer_fingerprint)
+    if dataset.tokenizer_fingerprint and hasattr(held_out, "check_tokenizer"):
+        held_out.check_tokenizer(dataset.tokenizer_fingerprint)
     held_out.check_vocabulary(model.vocab_size)
 
 
 def data_is_ready(config: Config) -> bool:
     """Whether every dataset of the run exists, so that building one makes nothing."""
-    paths = [value for name, value in config.resolved.items() if name.endswith("PackedDataset.path")]
-    return all(corpus.is_prepared(path) for path in paths)
+    ready = [corpus.is_prepared(path) for path in _data_paths(config)]  # each is looked at: a wrong path is an error
+    return all(ready)
 
 
 def describe_data(config: Config, dataset: Any) -> dict[str, Any]:
     """What the banner and the plan say about the training data."""
     if dataset is None:
-        path = config.resolved.get("train/PackedDataset.path", "")
-        return {"path": path, "note": "made on the first run"}
-    return {"path": dataset.name, "num_tokens": dataset.num_tokens, "num_documents": dataset.packed.num_documents}
+        return {"path": next(iter(_data_paths(config)), ""), "note": "made on the first run"}
+    return {"path": dataset.name, "num_tokens": dataset.num_tokens, "num_documents": dataset.num_documents}
+
+
+def _data_paths(config: Config) -> list[str]:
+    """The packed files and corpora of the run: what is bound to `path` of a dataset."""
+    known = known_components()
+    paths = []
+    for name, value in config.resolved.items():
+        selector, _, parameter = name.rpartition(".")
+        entry = known.get(selector.rpartition("/")[2])
+        if entry is not None and entry.type == "dataset" and parameter == "path":
+            paths.append(value)
+    return paths
 
 
 def _count(model: Any, total: int, trainable: int) -> dict[str, int]:

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from modlib.data.batch import Batch, map_tensors
 from modlib.distributed.fsdp import set_gradient_sync
 from modlib.runtime.errors import NonFiniteError
 from modlib.training.parts import Parts, sum_over_ranks
 
-MicroBatch = tuple[Tensor, Tensor]
 _REMEDY = (
     "the parameters were not updated with it. Lower the learning rate, lengthen the warm-up, or look at the batches"
 )
@@ -41,7 +41,7 @@ class StepResult:
         return float(total / self.tokens)
 
 
-def update(parts: Parts, micro_batches: Sequence[MicroBatch], step: int) -> StepResult:
+def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResult:
     """Do optimizer step number `step`.
 
     The loss of every micro-batch is divided by the number of unmasked targets in the whole global batch, so
@@ -56,9 +56,7 @@ def update(parts: Parts, micro_batches: Sequence[MicroBatch], step: int) -> Step
     loss_sum = torch.zeros((), device=parts.world.device)
     for index, (inputs, targets) in enumerate(micro_batches):
         set_gradient_sync(parts.model, index == len(micro_batches) - 1)
-        loss = parts.forward_loss(
-            inputs.to(parts.world.device, non_blocking=True), targets.to(parts.world.device, non_blocking=True)
-        )
+        loss = parts.forward_loss(map_tensors(parts.to_device, inputs), parts.to_device(targets))
         (loss * scale).backward()
         loss_sum += loss.detach()
     grad_norm = parts.clipper.norm()
@@ -96,7 +94,7 @@ def require_finite(parts: Parts, step: int) -> None:
         raise NonFiniteError(f"grad_norm must be finite, but was not in {skipped} of the steps up to {step}; {_REMEDY}")
 
 
-def _global_tokens(parts: Parts, micro_batches: Sequence[MicroBatch]) -> Tensor:
+def _global_tokens(parts: Parts, micro_batches: Sequence[Batch]) -> Tensor:
     """Unmasked targets of the global batch; at least 1, so that an all-masked batch gives zero gradients."""
     local = sum(int((targets != parts.loss.ignore_index).sum()) for _, targets in micro_batches)
     tokens = torch.tensor(float(local), device=parts.world.device)

@@ -252,7 +252,7 @@ def texts_on_ranks(changes: dict[str, Any]) -> list[list[list[int]]]:
     else:
         with torch.device("meta"):
             model = GPT2(vocab_size=VOCAB, seq_len=SEQ_LEN, num_layers=2, num_heads=4, dim=32, **changes)
-        shard(model, model.fsdp_units(), init_device_mesh("cpu", (dist.get_world_size(),)), "float32")
+        shard(model, init_device_mesh("cpu", (dist.get_world_size(),)), "float32")
         model.to_empty(device="cpu")
         ComposedInitializer(std=0.3)(model, 1)
     found = []

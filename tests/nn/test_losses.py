@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from modlib.nn.losses import CLMCrossEntropyLoss
+from modlib.nn.losses import ChunkedCLMCrossEntropyLoss, CLMCrossEntropyLoss
+from modlib.runtime.errors import ConfigError
 
 
 def test_is_the_sum_over_unmasked_targets() -> None:
@@ -41,3 +43,50 @@ def test_parts_add_up_to_the_whole() -> None:
     loss = CLMCrossEntropyLoss()
     parts = [loss(logits[i : i + 2], targets[i : i + 2]) for i in (0, 2, 4)]
     torch.testing.assert_close(sum(parts), loss(logits, targets))
+
+
+@pytest.mark.parametrize("num_chunks", [1, 3, 8, 1000])
+def test_chunked_equals_the_whole_in_value_and_gradients(num_chunks: int) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(3, 17, 8), torch.randn(50, 8)
+    targets = torch.randint(50, (3, 17))
+    targets[1, 4:] = -100
+    results = []
+    for loss in (CLMCrossEntropyLoss(), ChunkedCLMCrossEntropyLoss(num_chunks=num_chunks)):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        value = (
+            loss.of_hidden(h, w, targets) if isinstance(loss, ChunkedCLMCrossEntropyLoss) else loss(h @ w.T, targets)
+        )
+        value.backward()
+        assert h.grad is not None
+        assert w.grad is not None
+        results.append((value.detach(), h.grad, w.grad))
+    for whole, chunked in zip(*results, strict=True):
+        torch.testing.assert_close(chunked, whole)
+
+
+def test_chunked_holds_a_fraction_of_the_logits() -> None:
+    tokens, vocab = 512, 4096
+    hidden, weight = torch.randn(1, tokens, 16, requires_grad=True), torch.randn(vocab, 16, requires_grad=True)
+    targets = torch.randint(vocab, (1, tokens))
+    largest = {}
+    for name, call in {
+        "whole": lambda: CLMCrossEntropyLoss()(F.linear(hidden, weight), targets),
+        "chunked": lambda: ChunkedCLMCrossEntropyLoss(num_chunks=16).of_hidden(hidden, weight, targets),
+    }.items():
+        saved: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            call()
+        largest[name] = max(saved.values())
+    assert largest["whole"] >= tokens * vocab * 4
+    assert largest["chunked"] <= largest["whole"] / 8
+
+
+def test_chunked_refuses_no_chunks() -> None:
+    with pytest.raises(ConfigError, match=r"num_chunks \(0\) must be at least 1; set it to 8"):
+        ChunkedCLMCrossEntropyLoss(num_chunks=0)

@@ -49,7 +49,7 @@ def evaluate(num_sequences: int | None, micro_batch_size: int) -> tuple[dict[str
     with torch.device("meta"):
         model = GPT2(vocab_size=VOCAB, seq_len=SEQ_LEN, num_layers=1, num_heads=2, dim=16, dropout=0.5)
     if size > 1:
-        shard(model, model.fsdp_units(), init_device_mesh("cpu", (size,)), "float32")
+        shard(model, init_device_mesh("cpu", (size,)), "float32")
     model.to_empty(device="cpu")
     ComposedInitializer()(model, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -32,7 +32,7 @@ def train_on_ranks(
     with torch.device("meta"):
         model = GPT2(vocab_size=VOCAB, seq_len=SEQ_LEN, num_layers=2, num_heads=2, dim=32)
     if size > 1:
-        shard(model, model.fsdp_units(), init_device_mesh("cpu", (size,)), precision)
+        shard(model, init_device_mesh("cpu", (size,)), precision)
     model.to_empty(device="cpu")
     ComposedInitializer()(model, 7)
     optimizer = torch.optim.AdamW(DecayGroups()(model), lr=1e-3, eps=1e-4, fused=True)

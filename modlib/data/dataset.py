@@ -1,0 +1,56 @@
+"""What training needs to know of a dataset."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Dataset(Protocol):
+    """Samples by index, and what is said about them in the plan, in checkpoints and in metrics.
+
+    A dataset may also have `__getitems__(indices)` (many samples at once, much faster), `check_unchanged()` (raises
+    DataError when its files were changed since they were opened) and `check_tokenizer(fingerprint)`. It must survive
+    pickling, for loader workers that are spawned.
+    """
+
+    name: str
+    """A path or a name, for people; `data.corpus.tokenizer_path` finds its tokenizer by it."""
+    seq_len: int
+    """Targets per sample."""
+
+    def __len__(self) -> int:
+        """Samples in one epoch."""
+        ...
+
+    def __getitem__(self, index: int) -> Any:
+        """One sample, as the run's collator takes it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a sample or their order changes; the same on every machine."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Targets in one epoch."""
+        ...
+
+    @property
+    def num_documents(self) -> int | None:
+        """Documents in it; None where there are none to count."""
+        ...
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of source text per token; 0.0 when unknown."""
+        ...
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of the tokenizer that made the tokens; empty when unknown."""
+        ...
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise DataError when a token id may not be below the model's vocab_size."""
+        ...
