@@ -4,15 +4,21 @@
 
 Peers: nanoGPT's model (its architecture and optimizer settings, written here in its manner, since it is not on the
 package index), transformers' GPT2LMHeadModel, and litgpt's GPT where it is installed. Every variant gets the same
-batch, AdamW with fused=True where the peer's own setting allows it, and the same number of threads. With
---peers_default the peers run in a process of their own without modlib's allocator setting; otherwise all share it.
+batch, AdamW with fused=True where the peer's own setting allows it, and the same number of threads. All share one
+process and modlib's allocator setting; with --peers_default every variant has a process of its own, in which the peers
+keep malloc's defaults and compile where their own training scripts do (nanoGPT and litgpt do, transformers does not),
+and modlib does what its training does.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -142,36 +148,83 @@ def modlib(batch: tuple[Tensor, Tensor], options: argparse.Namespace) -> Step:
     return lambda: update(parts, [batch], 1)
 
 
+VARIANTS = {build.__name__: build for build in (nanogpt, transformers_gpt2, litgpt, modlib)}
+COMPILED_BY_DEFAULT = ("nanogpt", "litgpt", "modlib")
+
+
+def make_step(name: str, options: argparse.Namespace) -> Step:
+    """One variant's step, on the same model size and batch as the others."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, VOCAB, (BATCH, SEQ_LEN + 1))
+    return VARIANTS[name]((tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()), options)
+
+
+def serve(name: str, options: argparse.Namespace) -> None:
+    """Do one step per line on stdin, in this variant's default environment."""
+    options.compile = name in COMPILED_BY_DEFAULT
+    if name == "modlib":
+        from modlib.runtime.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    step = make_step(name, options)
+    for _ in sys.stdin:
+        step()
+        print("done", flush=True)
+
+
+@contextmanager
+def in_own_process(name: str, options: argparse.Namespace) -> Iterator[Step]:
+    """A variant that runs in a process of its own, step by step."""
+    command = [sys.executable, __file__, "--serve", name, "--dtype", options.dtype]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        requests, answers = process.stdin, process.stdout
+
+        def step() -> None:
+            print("step", file=requests, flush=True)
+            if answers.readline() != "done\n":
+                raise ImportError(f"its process ended with exit code {process.wait()}")
+
+        yield step
+        requests.close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument(
-        "--default_allocator", action="store_true", help="do not raise malloc's thresholds, for any variant"
-    )
+    parser.add_argument("--peers_default", action="store_true", help="peers in their own default environment")
+    parser.add_argument("--serve", choices=tuple(VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not options.default_allocator:
-        from modlib.runtime.allocator import keep_freed_memory
+    if options.serve:
+        serve(options.serve, options)
+        return
+    how = "compiled" if options.compile else "eager"
+    with ExitStack() as stack:
+        variants: dict[str, Step] = {}
+        for name in VARIANTS:
+            try:
+                if options.peers_default:
+                    how = "peers in their default environment"
+                    step = stack.enter_context(in_own_process(name, options))
+                else:
+                    from modlib.runtime.allocator import keep_freed_memory
 
-        keep_freed_memory()
-    torch.manual_seed(0)
-    tokens = torch.randint(0, VOCAB, (BATCH, SEQ_LEN + 1))
-    batch = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-    variants: dict[str, Step] = {}
-    for build in (nanogpt, transformers_gpt2, litgpt, modlib):
-        try:
-            variants[build.__name__] = build(batch, options)
-        except ImportError as error:
-            print(f"{build.__name__} left out: {error}")
-    seconds = interleave(variants, options.rounds, warmup=3)
-    best = max(
-        (name for name in variants if name != "modlib"),
-        key=lambda name: -sorted(seconds[name])[len(seconds[name]) // 2],
-    )
-    title = f"train step, {options.dtype}, {'compiled' if options.compile else 'eager'}, {BATCH} x {SEQ_LEN} tokens"
+                    keep_freed_memory()
+                    step = make_step(name, options)
+                step()
+                variants[name] = step
+            except ImportError as error:
+                print(f"{name} left out: {error}")
+        seconds = interleave(variants, options.rounds, warmup=2)
+    medians = {name: statistics.median(seconds[name]) for name in variants if name != "modlib"}
     report(
-        title, seconds, best, f"reference: the best peer; {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"train step, {options.dtype}, {how}, {BATCH} x {SEQ_LEN} tokens",
+        seconds,
+        min(medians, key=medians.__getitem__),
+        f"reference: the best peer; {torch.get_num_threads()} threads, torch {torch.__version__}",
     )
 
 

@@ -30,12 +30,18 @@ def command(
         str, typer.Argument(help="Part of a type, variant or name, in any case.", autocompletion=complete_name)
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+    as_page: Annotated[bool, typer.Option("--markdown", help="docs/components.md on stdout.")] = False,
 ) -> None:
     """List the components that a gin file can choose, with their parameters, types and defaults."""
     with reported():
         found = describe(pattern)
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    if as_page:
+        from modlib.cli.component_page import page
+
+        print(page(found), end="")
         return
     if not found:
         from modlib.components import known_components
