@@ -10,29 +10,53 @@ import torch
 from torch import Tensor
 
 from modlib.components import component
+from modlib.data.batch import Batch
+from modlib.data.windows import Windows, as_windows
 from modlib.runtime.errors import DataError
 
 
 @component("collate_fn", "gpt_2_llm_collator")
 class LMCollator:
-    """Inputs are a window without its last token, targets the same window without its first: shifted by one."""
+    """Inputs are a window without its last token, targets the same window without its first: shifted by one.
 
-    def __call__(self, windows: npt.ArrayLike) -> tuple[Tensor, Tensor]:
+    A target that is padding, or that the dataset masked, is ignore_index. Padding stands at the end, where a causal
+    model's real tokens cannot see it, so that such a model needs no attention mask.
+
+    Args:
+        attention_mask: Whether inputs are {"input_ids": (B, T), "attention_mask": (B, T)}, for models that take them
+            so; the mask is int64, 1 at tokens and 0 at padding.
+        ignore_index: Written where a target does not count; the loss's.
+    """
+
+    def __init__(self, *, attention_mask: bool = False, ignore_index: int = -100) -> None:
+        self.attention_mask = attention_mask
+        self.ignore_index = ignore_index
+
+    def __call__(self, samples: npt.ArrayLike | Windows) -> Batch:
         """Collate one batch.
 
         Args:
-            windows: Token ids (B, T + 1) of any integer type.
+            samples: Token ids (B, T + 1) of any integer type, or Windows, or a sequence of samples: see `as_windows`.
 
         Returns:
-            inputs (B, T) and targets (B, T), both int64, contiguous and sharing no memory with the data.
+            inputs (B, T), alone or named, and targets (B, T); int64, contiguous and sharing no memory with the data.
 
         Raises:
-            DataError: windows are not (B, T + 1) with T at least 1.
+            DataError: samples are not (B, T + 1) with T at least 1, or their ids are not integers.
         """
-        array: npt.NDArray[Any] = np.asarray(windows)
-        if array.ndim != 2 or array.shape[1] < 2:
-            raise DataError(f"shape of the windows {array.shape} must be (B, T + 1) with T >= 1; check the dataset")
-        return _int64(array[:, :-1]), _int64(array[:, 1:])
+        windows = as_windows(samples)
+        ids = windows.ids
+        if ids.ndim != 2 or ids.shape[1] < 2:
+            raise DataError(f"shape of the windows {ids.shape} must be (B, T + 1) with T >= 1; check the dataset")
+        if ids.dtype.kind not in "iu":
+            raise DataError(f"type of the token ids ({ids.dtype}) must be an integer type; check the dataset")
+        inputs, targets = _int64(ids[:, :-1]), _int64(ids[:, 1:])
+        masked = ~windows.trained[:, 1:]
+        if masked.any():
+            targets[torch.from_numpy(masked)] = self.ignore_index
+        if self.attention_mask:
+            return {"input_ids": inputs, "attention_mask": _int64(windows.present[:, :-1])}, targets
+        return inputs, targets
 
 
 def _int64(array: npt.NDArray[Any]) -> Tensor:

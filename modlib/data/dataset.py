@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -9,8 +10,8 @@ class Dataset(Protocol):
     """Samples by index, and what is said about them in the plan, in checkpoints and in metrics.
 
     A dataset may also have `__getitems__(indices)` (many samples at once, much faster), `check_unchanged()` (raises
-    DataError when its files were changed since they were opened) and `check_tokenizer(fingerprint)`. It must survive
-    pickling, for loader workers that are spawned.
+    DataError when its files were changed since they were opened), `check_tokenizer(fingerprint)`, and `tokenizer_path`
+    (its tokenizer.json, or None). It must survive pickling, for loader workers that are spawned.
     """
 
     name: str
@@ -54,3 +55,12 @@ class Dataset(Protocol):
     def check_vocabulary(self, vocab_size: int) -> None:
         """Raise DataError when a token id may not be below the model's vocab_size."""
         ...
+
+
+def tokenizer_path_of(dataset: Any) -> Path | None:
+    """The tokenizer.json of a dataset: what it says itself, else what is kept beside its file; None without one."""
+    if hasattr(dataset, "tokenizer_path"):
+        return None if dataset.tokenizer_path is None else Path(dataset.tokenizer_path)
+    from modlib.data.corpus import tokenizer_path
+
+    return tokenizer_path(dataset.name) if hasattr(dataset, "name") else None

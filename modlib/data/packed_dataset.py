@@ -46,9 +46,7 @@ class PackedDataset:
         self.name = os.fspath(path)
         self.seq_len = seq_len
         self.reuse_last_target = reuse_last_target
-        self.packed = PackedFile(corpus.prepare(path))
-        if self.packed.header.file_bytes <= _VERIFIED_ON_OPEN_BYTES:
-            self.packed.verify()
+        self.packed = open_packed(path)
         self.stride = seq_len if reuse_last_target else seq_len + 1
         tokens = self.packed.tokens
         if len(tokens) < seq_len + 1:
@@ -120,12 +118,7 @@ class PackedDataset:
         Raises:
             DataError: An id in the file is not below vocab_size.
         """
-        if self.packed.max_token_id >= vocab_size:
-            raise DataError(
-                f"largest token id in {self.packed.path} ({self.packed.max_token_id}) must be below the model's "
-                f"vocab_size ({vocab_size}); set vocab_size to at least {self.packed.vocab_size}, or pack with the "
-                "model's tokenizer"
-            )
+        check_vocabulary(self.packed, vocab_size)
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Refuse data that another tokenizer made; a file that names no tokenizer passes.
@@ -136,12 +129,7 @@ class PackedDataset:
         Raises:
             DataError: The fingerprints differ.
         """
-        own = self.tokenizer_fingerprint
-        if own and own != fingerprint:
-            raise DataError(
-                f"tokenizer of {self.packed.path} ({own[:12]}) must be the tokenizer in use ({fingerprint[:12]}); "
-                "pack the text with this tokenizer, or use the one the file was made with"
-            )
+        check_tokenizer(self.packed, fingerprint)
 
     def check_unchanged(self) -> None:
         """See `PackedFile.check_unchanged`."""
@@ -150,3 +138,35 @@ class PackedDataset:
 
 def _reopen(path: str, seq_len: int, reuse_last_target: bool) -> PackedDataset:
     return PackedDataset(path=path, seq_len=seq_len, reuse_last_target=reuse_last_target)
+
+
+def open_packed(path: str) -> PackedFile:
+    """The packed file of a path or corpus; the contents of a file up to 64 MiB are verified.
+
+    Raises:
+        ConfigError: There is no such corpus or file.
+        DataError: The file is damaged.
+    """
+    packed = PackedFile(corpus.prepare(path))
+    if packed.header.file_bytes <= _VERIFIED_ON_OPEN_BYTES:
+        packed.verify()
+    return packed
+
+
+def check_vocabulary(packed: PackedFile, vocab_size: int) -> None:
+    """Raise DataError when an id in the file is not below the model's vocab_size."""
+    if packed.max_token_id >= vocab_size:
+        raise DataError(
+            f"largest token id in {packed.path} ({packed.max_token_id}) must be below the model's vocab_size "
+            f"({vocab_size}); set vocab_size to at least {packed.vocab_size}, or pack with the model's tokenizer"
+        )
+
+
+def check_tokenizer(packed: PackedFile, fingerprint: str) -> None:
+    """Raise DataError when another tokenizer made the file; one that names no tokenizer passes."""
+    own = packed.tokenizer_fingerprint
+    if own and own != fingerprint:
+        raise DataError(
+            f"tokenizer of {packed.path} ({own[:12]}) must be the tokenizer in use ({fingerprint[:12]}); "
+            "pack the text with this tokenizer, or use the one the file was made with"
+        )

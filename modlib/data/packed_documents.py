@@ -1,0 +1,266 @@
+"""Training windows of whole documents from a packed token file."""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import os
+from array import array
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from modlib.components import component
+from modlib.data.packed_dataset import check_tokenizer, check_vocabulary, open_packed
+from modlib.data.packed_file import PackedFile
+from modlib.data.windows import Windows, padded
+from modlib.runtime.errors import ConfigError, DataError
+
+logger = logging.getLogger("modlib")
+
+LongDocuments = Literal["refuse", "truncate", "cut"]
+Numbers = npt.NDArray[np.int64]
+
+
+@component("dataset", "packed_documents")
+class PackedDocuments:
+    """Windows of seq_len + 1 tokens that hold whole documents: several short ones each, none split, the rest padding.
+
+    A window's first token is never a target, and a document's first token is predicted from the end of the document
+    before it, as in PackedDataset. Documents in one window see each other: neither attention masks nor positions that
+    start anew with each document are made here.
+
+    With packing "in_order", documents keep their order and a window is closed when the next one does not fit: its
+    table takes 16 bytes per window, and a window is one slice of the file. "best_fit" puts each document, longest
+    first, into the window with the least room that still takes it: less padding, at 24 bytes per document.
+    `padding` says what share of the windows' tokens is padding.
+
+    A document of more than seq_len + 1 tokens is an error ("refuse"), loses its end ("truncate", counted in
+    `num_truncated_tokens`), or is the exception to the rule and "cut" into windows that start seq_len tokens apart, so
+    that each of its tokens but the first is a target once; its last piece is packed like a document.
+
+    The contents of files up to 64 MiB are verified against their hash on opening.
+
+    Args:
+        path: A packed token file, or a corpus that modlib makes itself, such as "stdlib:train".
+        seq_len: Targets per window, at least 1.
+        long_documents: See above.
+        packing: See above.
+
+    Raises:
+        ConfigError: seq_len is below 1, or there is no such corpus or file.
+        DataError: The file is damaged or has no document, or a document is too long and long_documents is "refuse".
+
+    Source: best fit: Ding et al., Fewer Truncations Improve Language Modeling, ICML 2024, section 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        seq_len: int,
+        long_documents: LongDocuments = "refuse",
+        packing: Literal["in_order", "best_fit"] = "in_order",
+    ) -> None:
+        if seq_len < 1:
+            raise ConfigError(f"seq_len ({seq_len}) must be at least 1; set SEQ_LEN")
+        self.name = os.fspath(path)
+        self.seq_len = seq_len
+        self.long_documents = long_documents
+        self.packing = packing
+        self.packed = open_packed(path)
+        pieces = _pieces if packing == "best_fit" else _windows
+        starts, lengths, self.num_truncated_tokens = pieces(self.packed, seq_len, long_documents)
+        if not len(starts):
+            raise DataError(f"documents in {self.packed.path} ({self.packed.num_documents}) must have tokens; check it")
+        first = np.arange(len(starts) + 1)
+        if packing == "best_fit":
+            order, first = _best_fit(lengths, seq_len + 1)
+            starts, lengths = starts[order], lengths[order]
+        self._starts, self._lengths, self._first = starts, lengths, first
+        if self.num_truncated_tokens:
+            logger.warning(
+                "%s: %d tokens beyond seq_len + 1 are left out (long_documents = 'truncate')",
+                self.name, self.num_truncated_tokens,
+            )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._first) - 1
+
+    def __getitem__(self, index: int) -> Windows:
+        """Window `index`, (seq_len + 1,), in the file's own integer type, with what is padding in it."""
+        count = len(self)
+        if not -count <= index < count:
+            raise IndexError(f"window ({index}) must be below the {count} windows of {self.name}")
+        return self.__getitems__([index % count]).row(0)
+
+    def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Windows:
+        """Many windows at once, (B, seq_len + 1), copied in the file's own integer type.
+
+        Raises:
+            IndexError: An index is negative or beyond the last window.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"windows ({wanted.min()} to {wanted.max()}) must be 0 to {len(self) - 1} of {self.name}")
+        pad_id = self.packed.header.end_of_document_id or 0
+        return padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
+
+    def _row(self, number: int) -> npt.NDArray[Any]:
+        first, last = self._first[number : number + 2].tolist()
+        starts, lengths = self._starts[first:last].tolist(), self._lengths[first:last].tolist()
+        parts = [self.packed.tokens[start : start + length] for start, length in zip(starts, lengths, strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself, and makes the same table
+        return (_reopen, (str(self.packed.path), self.seq_len, self.long_documents, self.packing))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the tokens or the way they are packed change; the same on every machine."""
+        return f"sha256:{self.packed.sha256}/documents/seq_len={self.seq_len}/{self.long_documents}/{self.packing}"
+
+    @property
+    def padding(self) -> float:
+        """Share of the windows' tokens that is padding, 0 to 1."""
+        return 1.0 - int(self._lengths.sum()) / (len(self) * (self.seq_len + 1))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of source text per token, end-of-document tokens included; 0.0 when the file does not say."""
+        return self.packed.num_bytes_of_text / self.packed.num_tokens
+
+    @property
+    def num_tokens(self) -> int:
+        """Targets in one epoch; padding is none."""
+        return int(self._lengths.sum()) - len(self)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the file."""
+        return self.packed.num_documents
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """Of the tokenizer that made the file; empty when the file does not say."""
+        return self.packed.tokenizer_fingerprint
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise DataError when an id in the file is not below the model's vocab_size."""
+        check_vocabulary(self.packed, vocab_size)
+
+    def check_tokenizer(self, fingerprint: str) -> None:
+        """Raise DataError when another tokenizer made the file; one that names no tokenizer passes."""
+        check_tokenizer(self.packed, fingerprint)
+
+    def check_unchanged(self) -> None:
+        """See `PackedFile.check_unchanged`."""
+        self.packed.check_unchanged()
+
+
+def _windows(packed: PackedFile, seq_len: int, long_documents: LongDocuments) -> tuple[Numbers, Numbers, int]:
+    """Start and length of every window with documents in order, and the number of tokens left out.
+
+    Every window is one slice of the file: a document that is cut fills windows of its own, and its last piece is
+    followed by the next documents.
+    """
+    # Python's bisect over a plain buffer is several times faster than numpy's search for one number.
+    offsets: Sequence[int] = memoryview(packed.document_offsets)  # type: ignore[arg-type, assignment]
+    starts, lengths = array("q"), array("q")
+    count, left_out = packed.num_documents, 0
+    document, start = 0, 0
+    while document < count:
+        behind = start + seq_len + 1
+        following = bisect.bisect_right(offsets, behind, document) - 1  # of whole documents, it is the first left out
+        if following > document:
+            end = offsets[following]
+            document = following
+            step = end
+        else:
+            end = behind
+            if long_documents == "refuse":
+                raise _too_long(packed, document, seq_len)
+            if long_documents == "cut":
+                step = behind - 1
+            else:
+                document += 1
+                step = offsets[document]
+                left_out += step - behind
+        if end > start:
+            starts.append(start)
+            lengths.append(end - start)
+        start = step
+    return np.array(starts, np.int64), np.array(lengths, np.int64), left_out
+
+
+def _pieces(packed: PackedFile, seq_len: int, long_documents: LongDocuments) -> tuple[Numbers, Numbers, int]:
+    """Start and length of what best fit packs: documents, and pieces of those that are too long."""
+    starts = np.asarray(packed.document_offsets[:-1], np.int64)
+    lengths = np.diff(packed.document_offsets).astype(np.int64)
+    starts, lengths = starts[lengths > 0], lengths[lengths > 0]
+    long = lengths > seq_len + 1
+    left_out = 0
+    if long.any():
+        if long_documents == "refuse":
+            document = int(np.flatnonzero(np.diff(packed.document_offsets) > seq_len + 1)[0])
+            raise _too_long(packed, document, seq_len)
+        if long_documents == "truncate":
+            left_out = int((lengths[long] - seq_len - 1).sum())
+        else:
+            pieces = np.maximum(-(-(lengths - 1) // seq_len), 1)
+            number = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # within a document
+            starts = np.repeat(starts, pieces) + number * seq_len
+            lengths = np.repeat(lengths, pieces) - number * seq_len
+        lengths = np.minimum(lengths, seq_len + 1)
+    return starts, lengths, left_out
+
+
+def _best_fit(lengths: Numbers, room: int) -> tuple[Numbers, Numbers]:
+    """Pieces in the order of the windows they are put into, and the first piece of each window.
+
+    Windows come in the order of their first pieces, and pieces within a window in their own order.
+
+    Args:
+        lengths: Of the pieces, 1 to room.
+        room: Tokens per window.
+    """
+    window_of = np.zeros(len(lengths), np.int64)
+    by_room: dict[int, list[int]] = {}
+    some = 0  # bit r is set when a window with r tokens of room is open
+    count = 0
+    for piece in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[piece])
+        fitting = some >> length
+        if fitting:
+            left = length + (fitting & -fitting).bit_length() - 1
+            window = by_room[left].pop()
+            if not by_room[left]:
+                some ^= 1 << left
+        else:
+            left, window = room, count
+            count += 1
+        window_of[piece] = window
+        if left > length:
+            by_room.setdefault(left - length, []).append(window)
+            some |= 1 << (left - length)
+    first_pieces = np.full(count, len(lengths), np.int64)
+    np.minimum.at(first_pieces, window_of, np.arange(len(lengths)))
+    place = np.empty(count, np.int64)
+    place[np.argsort(first_pieces, kind="stable")] = np.arange(count)
+    window_of = place[window_of]
+    order = np.argsort(window_of, kind="stable")
+    return order, np.concatenate([[0], np.cumsum(np.bincount(window_of, minlength=count))])
+
+
+def _too_long(packed: PackedFile, document: int, seq_len: int) -> DataError:
+    start, end = packed.document_offsets[document : document + 2].tolist()
+    return DataError(
+        f"tokens of document {document} of {packed.path} ({end - start}) must be at most seq_len + 1 ({seq_len + 1}); "
+        "set PackedDocuments.long_documents = 'cut' or 'truncate', or a longer SEQ_LEN"
+    )
+
+
+def _reopen(path: str, seq_len: int, long_documents: LongDocuments, packing: Any) -> PackedDocuments:
+    return PackedDocuments(path=path, seq_len=seq_len, long_documents=long_documents, packing=packing)

@@ -1,0 +1,108 @@
+"""Token windows that say which of their tokens are real: what datasets with padding or a loss mask give a collator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modlib.runtime.errors import DataError
+
+Ids = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows of one length, several (B, T + 1) or one (T + 1,).
+
+    Args:
+        ids: Token ids of any integer type; padding holds some id of the vocabulary.
+        trained: True where a token counts as a target; never at padding. The first of a window is never a target.
+        present: True where there is a token, False at padding, which is always at the end.
+        index: Which samples of the dataset they are, for error texts; None when nobody knows.
+    """
+
+    ids: Ids
+    trained: Mask
+    present: Mask
+    index: npt.NDArray[np.int64] | None = None
+
+    def row(self, number: int) -> Windows:
+        """One of several windows."""
+        return Windows(
+            self.ids[number],
+            self.trained[number],
+            self.present[number],
+            None if self.index is None else self.index[number : number + 1],
+        )
+
+
+def padded(rows: Sequence[Ids], length: int, pad_id: int, index: npt.ArrayLike | None = None) -> Windows:
+    """Windows of `length` tokens from rows of at most that many, padded at the end.
+
+    Args:
+        rows: Token ids; int64 is made of them when they differ in type.
+        length: T + 1.
+        pad_id: What stands where there is no token.
+        index: Which samples they are.
+    """
+    dtypes = {row.dtype for row in rows}
+    ids = np.full((len(rows), length), pad_id, dtypes.pop() if len(dtypes) == 1 else np.int64)
+    present = np.zeros(ids.shape, np.bool_)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+        present[number, : len(row)] = True
+    return Windows(ids, present, present, None if index is None else np.asarray(index, np.int64))
+
+
+def as_windows(samples: Any) -> Windows:
+    """The samples of a batch as Windows, whatever form a dataset gives them.
+
+    Args:
+        samples: Windows; an array (B, T + 1); or a sequence of B samples, each Windows of one window, an array
+            (T + 1,), or a pair (ids (T + 1,), loss mask (T + 1,) of bool). None of these forms need be alike.
+
+    Raises:
+        DataError: They are none of these, or not of one length.
+    """
+    if isinstance(samples, Windows):
+        return samples
+    if isinstance(samples, Sequence) and any(_has_mask(sample) for sample in samples):
+        return _stack([_one(sample) for sample in samples])
+    try:
+        ids = np.asarray(samples)
+    except ValueError as error:
+        lengths = sorted({len(sample) for sample in samples})
+        raise DataError(f"lengths of the windows ({lengths}) must be equal; pad the samples, or use Windows") from error
+    whole = np.broadcast_to(np.True_, ids.shape)
+    return Windows(ids, whole, whole)
+
+
+def _has_mask(sample: Any) -> bool:
+    if isinstance(sample, Windows):
+        return True
+    return isinstance(sample, tuple) and len(sample) == 2 and getattr(sample[1], "dtype", None) == np.bool_
+
+
+def _one(sample: Any) -> Windows:
+    if isinstance(sample, Windows):
+        return sample
+    ids, trained = sample if _has_mask(sample) else (sample, np.ones(len(sample), np.bool_))
+    return Windows(np.asarray(ids), np.asarray(trained), np.ones(len(ids), np.bool_))
+
+
+def _stack(rows: list[Windows]) -> Windows:
+    shapes = sorted({part.shape for row in rows for part in (row.ids, row.trained, row.present)})
+    if len(shapes) != 1:
+        raise DataError(f"shapes of ids and masks of a batch ({shapes}) must be equal; check the dataset")
+    known = all(row.index is not None for row in rows)
+    return Windows(
+        np.stack([row.ids for row in rows]),
+        np.stack([row.trained for row in rows]),
+        np.stack([row.present for row in rows]),
+        np.concatenate([row.index for row in rows if row.index is not None]) if known else None,
+    )
