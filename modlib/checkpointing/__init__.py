@@ -14,21 +14,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modlib.checkpointing.commit import clean, preflight
-    from modlib.checkpointing.loading import Checkpoint, LoadedState, load, newest, restore_newest, verify
+    from modlib.checkpointing.loading import (
+        Checkpoint,
+        LoadedState,
+        load,
+        load_optimizer,
+        load_weights,
+        newest,
+        restore_newest,
+        verify,
+    )
     from modlib.checkpointing.manifest import DamagedCheckpointError
+    from modlib.checkpointing.model_loading import FSDPCheckpointLoading, TorchCheckpointLoading
     from modlib.checkpointing.rng import capture_rng, restore_rng
-    from modlib.checkpointing.saving import CheckpointSaving
+    from modlib.checkpointing.saving import CheckpointSaving, FSDPCheckpointSaving
+    from modlib.checkpointing.strategies import SaveEveryKSteps, SaveKMostRecent
     from modlib.checkpointing.writing import SavedCheckpoint, save
 
 _HOMES = {
     "Checkpoint": "loading",
     "CheckpointSaving": "saving",
     "DamagedCheckpointError": "manifest",
+    "FSDPCheckpointLoading": "model_loading",
+    "FSDPCheckpointSaving": "saving",
     "LoadedState": "loading",
+    "SaveEveryKSteps": "strategies",
+    "SaveKMostRecent": "strategies",
     "SavedCheckpoint": "writing",
+    "TorchCheckpointLoading": "model_loading",
     "capture_rng": "rng",
     "clean": "commit",
     "load": "loading",
+    "load_optimizer": "loading",
+    "load_weights": "loading",
     "newest": "loading",
     "preflight": "commit",
     "restore_newest": "loading",
@@ -41,11 +59,18 @@ __all__ = [
     "Checkpoint",
     "CheckpointSaving",
     "DamagedCheckpointError",
+    "FSDPCheckpointLoading",
+    "FSDPCheckpointSaving",
     "LoadedState",
+    "SaveEveryKSteps",
+    "SaveKMostRecent",
     "SavedCheckpoint",
+    "TorchCheckpointLoading",
     "capture_rng",
     "clean",
     "load",
+    "load_optimizer",
+    "load_weights",
     "newest",
     "preflight",
     "restore_newest",

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.optim import Optimizer
@@ -30,9 +31,10 @@ from modlib.checkpointing.manifest import (
 from modlib.checkpointing.names import MANIFEST, step_folders
 from modlib.checkpointing.plain import decode
 from modlib.checkpointing.raw_reader import RawReader, read_file, require_size
-from modlib.checkpointing.state import capture, stage
-from modlib.checkpointing.strictness import require_fit
+from modlib.checkpointing.state import TrainingState, capture, stage
+from modlib.checkpointing.strictness import require_fit, require_optimizer_fit
 from modlib.checkpointing.writing import num_threads, quiet, raise_failure
+from modlib.distributed.shards import local_part
 from modlib.runtime.errors import CheckpointError
 
 
@@ -233,21 +235,115 @@ def _load(
         error = caught
     ranks.raise_first(error)
     assert staged is not None
+    _read(checkpoint, staged.tensors, ranks)
+    staged.commit()
+    if ranks.first and manifest.world_size != ranks.size:
+        LOGGER.info("checkpoint %s of %d ranks was restored on %d", path.name, manifest.world_size, ranks.size)
+    return LoadedState(manifest.step, extra, rank_state, path, manifest.world_size)
+
+
+def load_weights(path: Path | str, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> Path:
+    """Read some of a checkpoint's model tensors into live ones, which change only once every byte is verified.
+
+    All ranks call it together, each with its shards of the same tensors.
+
+    Args:
+        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest complete checkpoint.
+        tensors: Name in the model -> where to put it.
+        group: As of `load`.
+
+    Returns:
+        The checkpoint that was read.
+
+    Raises:
+        CheckpointError: A name is not in the checkpoint, or of another shape or dtype; all are listed.
+        DamagedCheckpointError: It is not what was saved.
+    """
+    ranks = Ranks(group)
+    checkpoint = _share(_chosen(Path(path), ranks), ranks)
+    aliases, stored = checkpoint.manifest.aliases, checkpoint.manifest.tensors
+    keys = {name: aliases.get(f"model.{name}", f"model.{name}") for name in tensors}
+    state = TrainingState({key: tensors[name] for name, key in keys.items()})
+    subset = {key: stored[key] for key in state.tensors if key in stored}
+    error: Exception | None = None
+    try:
+        require_fit(replace(checkpoint.manifest, tensors=subset, aliases={}), state, checkpoint.path.name)
+    except CheckpointError as caught:
+        error = caught
+    ranks.raise_first(error)
+    staged = {key: torch.empty_like(tensor, requires_grad=False) for key, tensor in state.tensors.items()}
+    _read(checkpoint, staged, ranks)
+    with torch.no_grad():
+        for name, key in keys.items():
+            local_part(tensors[name])[0].copy_(local_part(staged[key])[0])
+    return checkpoint.path
+
+
+def load_optimizer(
+    path: Path | str, *, model: nn.Module, optimizer: Optimizer, group: dist.ProcessGroup | None = None
+) -> Path:
+    """Take over the optimizer's state (moments, step counts) from a checkpoint; its settings stay as they are.
+
+    All ranks call it together.
+
+    Args:
+        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest complete checkpoint.
+        model: The one whose parameters the optimizer has.
+        optimizer: Of the class that was saved, with the same parameters.
+        group: As of `load`.
+
+    Returns:
+        The checkpoint that was read.
+
+    Raises:
+        CheckpointError: It has no state for this optimizer's class and parameters.
+        DamagedCheckpointError: It is not what was saved.
+    """
+    ranks = Ranks(group)
+    checkpoint = _share(_chosen(Path(path), ranks), ranks)
+    error: Exception | None = None
+    staged = None
+    try:
+        require_optimizer_fit(checkpoint.manifest, capture(model, optimizer, None), checkpoint.path.name)
+        staged = stage(checkpoint.manifest, model, optimizer, None, only_moments=True)
+    except CheckpointError as caught:
+        error = caught
+    ranks.raise_first(error)
+    assert staged is not None
+    _read(checkpoint, staged.tensors, ranks)
+    staged.commit()
+    return checkpoint.path
+
+
+def _chosen(path: Path, ranks: Ranks) -> Path:
+    """The checkpoint that a path means; the first rank looks."""
+    error: Exception | None = None
+    found = b""
+    if ranks.first:
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        checkpoint = None if (path / MANIFEST).exists() else newest(folder)
+        if checkpoint is None and not (path / MANIFEST).exists():
+            error = CheckpointError(
+                f"{path} must be a checkpoint, or a run folder with a complete one; there is none in {folder}"
+            )
+        found = str(path if checkpoint is None else checkpoint.path).encode()
+    ranks.raise_first(error)
+    return Path(ranks.broadcast(found).decode())
+
+
+def _read(checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks: Ranks) -> None:
+    """Read and verify these keys into fresh tensors."""
     try:
         with quiet():
             dcp.load(
-                staged.tensors,
-                storage_reader=RawReader(path, manifest, num_threads(ranks, per_processor=2)),
+                tensors,
+                storage_reader=RawReader(checkpoint.path, checkpoint.manifest, num_threads(ranks, per_processor=2)),
                 planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=ranks.group,
                 no_dist=ranks.group is None,
             )
     except CheckpointException as failure:
-        raise_failure(failure, ranks, path)
-    staged.commit()
-    if ranks.first and manifest.world_size != ranks.size:
-        LOGGER.info("checkpoint %s of %d ranks was restored on %d", path.name, manifest.world_size, ranks.size)
-    return LoadedState(manifest.step, extra, rank_state, path, manifest.world_size)
+        raise_failure(failure, ranks, checkpoint.path)
 
 
 def _share(path: Path, ranks: Ranks) -> Checkpoint:

@@ -74,14 +74,25 @@ class StagedState:
     commit: Callable[[], None]
 
 
-def stage(manifest: Manifest, model: nn.Module, optimizer: Optimizer | None, scheduler: Any | None) -> StagedState:
+def stage(
+    manifest: Manifest,
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    scheduler: Any | None,
+    *,
+    only_moments: bool = False,
+) -> StagedState:
     """Fresh tensors for everything in the checkpoint; the model and the optimizer change only in `commit`.
 
     Call `differences` first: the checkpoint must fit. The model's parameters are copied into in place (FSDP2, compiled
-    graphs and tied names keep their tensors); the optimizer's state is replaced by the fresh tensors.
+    graphs and tied names keep their tensors); the optimizer's state is replaced by the fresh tensors. With
+    only_moments, neither the model nor the optimizer's settings change.
     """
     live, _ = _model_tensors(model)
-    staged: dict[str, Tensor] = {key: torch.empty_like(tensor, requires_grad=False) for key, tensor in live.items()}
+    staged: dict[str, Tensor] = {}
+    if not only_moments:
+        staged = {key: torch.empty_like(tensor, requires_grad=False) for key, tensor in live.items()}
+    copied = list(staged)
     new_state: dict[Tensor, dict[str, Any]] = {}
     if optimizer is not None:
         assert manifest.optimizer is not None
@@ -100,13 +111,14 @@ def stage(manifest: Manifest, model: nn.Module, optimizer: Optimizer | None, sch
 
     @torch.no_grad()
     def commit() -> None:
-        for key, tensor in live.items():
-            _local(tensor).copy_(_local(staged[key]))
+        for key in copied:
+            _local(live[key]).copy_(_local(staged[key]))
         if optimizer is not None and manifest.optimizer is not None:
             optimizer.state.clear()
             optimizer.state.update(new_state)
-            for group, saved_group in zip(optimizer.param_groups, manifest.optimizer["groups"], strict=True):
-                _set_hyperparameters(group, decode(saved_group["values"]))
+            if not only_moments:
+                for group, saved_group in zip(optimizer.param_groups, manifest.optimizer["groups"], strict=True):
+                    _set_hyperparameters(group, decode(saved_group["values"]))
         if scheduler is not None and manifest.scheduler is not None:
             scheduler.load_state_dict(decode(manifest.scheduler["state"]))
 
@@ -123,9 +135,14 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every distinct tensor of the model by key, and the keys of those that are tied to an earlier one."""
+    """Every distinct tensor of the model by key, and the keys of those that are tied to an earlier one.
+
+    Frozen parameters are left out where the model says so, by its attribute `adapter_only_checkpoints`: they come from
+    elsewhere. Its buffers may change while it trains, so they stay.
+    """
     if isinstance(model, DistributedDataParallel):
         model = model.module
+    adapter_only = getattr(model, "adapter_only_checkpoints", False)
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
@@ -135,6 +152,8 @@ def _model_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]
         key = f"model.{name}"
         if not isinstance(value, Tensor):
             raise CheckpointError(f"{key} ({type(value).__qualname__}) must be a tensor; make it a buffer")
+        if adapter_only and isinstance(value, nn.Parameter) and not value.requires_grad:
+            continue
         if id(value) in seen:
             aliases[key] = seen[id(value)]
         else:

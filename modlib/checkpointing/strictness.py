@@ -41,7 +41,42 @@ def require_fit(manifest: Manifest, target: TrainingState, name: str) -> None:
         )
 
 
-def _listed(kind: str, items: Iterable[str]) -> list[str]:
+def require_optimizer_fit(manifest: Manifest, target: TrainingState, name: str) -> None:
+    """Refuse a checkpoint whose optimizer was of another class, or has no state for one of the target's parameters.
+
+    Raises:
+        CheckpointError: Says which.
+    """
+    live, saved = target.optimizer, manifest.optimizer
+    assert live is not None
+    if saved is None:
+        raise CheckpointError(f"checkpoint {name} must hold an optimizer's state; it holds none")
+    if saved["class"] != live["class"]:
+        raise CheckpointError(
+            f"optimizer ({live['class']}) must be the one of checkpoint {name} ({saved['class']}); choose that one, or "
+            "start with a fresh optimizer"
+        )
+    grouped = {parameter for group in live["groups"] for parameter in group["params"]}
+    shapes = {key.removeprefix("model."): tuple(tensor.shape) for key, tensor in target.tensors.items()}
+    other = (
+        f"{parameter} (checkpoint {manifest.tensors[f'model.{parameter}'].shape}, model {shapes[parameter]})"
+        for parameter in sorted(grouped & set(saved["state"]))
+        if manifest.tensors[f"model.{parameter}"].shape != shapes[parameter]
+    )
+    problems = [
+        *listed("parameters without state in the checkpoint", sorted(grouped - set(saved["state"]))),
+        *listed("parameters with state in the checkpoint alone", sorted(set(saved["state"]) - grouped)),
+        *listed("of another shape", other),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the optimizer's state in checkpoint {name} must be of this model's trained parameters; start with a "
+            "fresh optimizer\n  " + "\n  ".join(problems)
+        )
+
+
+def listed(kind: str, items: Iterable[str]) -> list[str]:
+    """One line that counts the items and names the first of them; none when there are no items."""
     items = list(items)
     if not items:
         return []
@@ -59,9 +94,9 @@ def _model_differences(manifest: Manifest, target: TrainingState) -> list[str]:
     ties = [key for key in {*manifest.aliases, *target.aliases} if manifest.aliases.get(key) != target.aliases.get(key)]
     known = {*manifest.aliases, *target.aliases}
     return [
-        *_listed("missing from the checkpoint", (_bare(key) for key in live if key not in saved and key not in known)),
-        *_listed("only in the checkpoint", (_bare(key) for key in saved if key not in live and key not in known)),
-        *_listed(
+        *listed("missing from the checkpoint", (_bare(key) for key in live if key not in saved and key not in known)),
+        *listed("only in the checkpoint", (_bare(key) for key in saved if key not in live and key not in known)),
+        *listed(
             "of another shape",
             (
                 f"{_bare(key)} (checkpoint {there}, model {here})"
@@ -69,7 +104,7 @@ def _model_differences(manifest: Manifest, target: TrainingState) -> list[str]:
                 if there != here
             ),
         ),
-        *_listed(
+        *listed(
             "of another dtype",
             (
                 f"{_bare(key)} (checkpoint {there}, model {here})"
@@ -77,7 +112,7 @@ def _model_differences(manifest: Manifest, target: TrainingState) -> list[str]:
                 if there != here
             ),
         ),
-        *_listed("tied in one of the two only", (_bare(key) for key in sorted(ties))),
+        *listed("tied in one of the two only", (_bare(key) for key in sorted(ties))),
     ]
 
 
@@ -97,7 +132,7 @@ def _optimizer_differences(manifest: Manifest, live: dict[str, Any]) -> list[str
     for index, (there, here) in enumerate(zip(saved["groups"], live["groups"], strict=True)):
         problems += _group_differences(index, there, here)
     grouped = {name for group in live["groups"] for name in group["params"]}
-    problems += _listed(
+    problems += listed(
         "optimizer states of parameters in no group", (name for name in saved["state"] if name not in grouped)
     )
     for name, entries in saved["state"].items():
@@ -115,10 +150,10 @@ def _group_differences(index: int, there: dict[str, Any], here: dict[str, Any]) 
     saved_values, live_values = decode(there["values"]), decode(here["values"])
     parameters, saved_parameters = set(here["params"]), set(there["params"])
     problems = [
-        *_listed(f"parameters of {group} in another group of the checkpoint", sorted(parameters - saved_parameters)),
-        *_listed(f"parameters of the checkpoint's {group} in another group", sorted(saved_parameters - parameters)),
-        *_listed(f"settings of {group} missing from the checkpoint", sorted(live_values.keys() - saved_values.keys())),
-        *_listed(
+        *listed(f"parameters of {group} in another group of the checkpoint", sorted(parameters - saved_parameters)),
+        *listed(f"parameters of the checkpoint's {group} in another group", sorted(saved_parameters - parameters)),
+        *listed(f"settings of {group} missing from the checkpoint", sorted(live_values.keys() - saved_values.keys())),
+        *listed(
             f"settings of {group} only in the checkpoint (a scheduler is built before loading)",
             sorted(saved_values.keys() - live_values.keys()),
         ),
@@ -140,6 +175,6 @@ def _scheduler_differences(manifest: Manifest, live: dict[str, Any]) -> list[str
         return [f"scheduler ({live['class']}) must be the checkpoint's ({saved['class']})"]
     there, here = set(saved["state"]), set(live["state"])
     return [
-        *_listed("scheduler entries missing from the checkpoint", sorted(here - there)),
-        *_listed("scheduler entries only in the checkpoint", sorted(there - here)),
+        *listed("scheduler entries missing from the checkpoint", sorted(here - there)),
+        *listed("scheduler entries only in the checkpoint", sorted(there - here)),
     ]

@@ -56,6 +56,7 @@ def save(
     rank_state: Mapping[str, Any] | None = None,
     group: dist.ProcessGroup | None = None,
     info: Mapping[str, Any] | None = None,
+    threads_per_processor: int = 4,
 ) -> SavedCheckpoint:
     """Save a checkpoint of a step; when this returns, it is on the disk and verified, whatever happens next.
 
@@ -71,6 +72,7 @@ def save(
         rank_state: State of this rank, e.g. `capture_rng()`, JSON-able; every rank's is saved.
         group: A gloo group of all ranks that nothing else uses. None: one is made.
         info: A description to keep beside it (config hash, layout, ...), JSON-able.
+        threads_per_processor: Writing threads for each processor of this rank.
 
     Raises:
         CheckpointError: On every rank, if any rank failed (disk full, NaN or Inf in the state, ...); nothing was

@@ -14,9 +14,10 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
-from modlib.checkpointing import CheckpointSaving, restore_newest, save
+from modlib.checkpointing import CheckpointSaving, SaveKMostRecent, restore_newest, save
 from modlib.runtime import durable, faults
 from tests.checkpointing.training import Run, fingerprint
 
@@ -33,7 +34,7 @@ def trained(seed: int) -> Run:
 def save_new(scenario: str, folder: Path, run: Run) -> None:
     """The save that is interrupted."""
     if scenario == "prune":
-        CheckpointSaving(every=1, keep_last=1).save(folder, step=2, **run.parts)
+        CheckpointSaving([partial(SaveKMostRecent, 1, every=1)]).save(folder, step=2, **run.parts)
     else:
         if scenario == "replace without exchange":
             durable.exchange = lambda first, second: False  # type: ignore[assignment]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from modlib.checkpointing import CheckpointSaving, save
+from modlib.checkpointing import CheckpointSaving, FSDPCheckpointSaving, SaveEveryKSteps, SaveKMostRecent, save
 from modlib.components import CATALOGUE
 from modlib.runtime.errors import ConfigError
 from tests.checkpointing.training import Run
@@ -19,25 +22,48 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(name.removeprefix("step-")) for name in os.listdir(folder))
 
 
-def test_due_on_multiples_only() -> None:
-    assert [step for step in range(8) if CheckpointSaving(every=3).due(step)] == [3, 6]
-    assert not any(CheckpointSaving().due(step) for step in range(8))
+def recent(k: int = 2, every: int = 1) -> Callable[..., Any]:
+    return partial(SaveKMostRecent, k, every=every)
 
 
-def test_the_newest_and_every_nth_are_kept_across_restarts(tmp_path: Path) -> None:
+def saving(*strategies: Callable[..., Any]) -> CheckpointSaving:
+    return CheckpointSaving(strategies)
+
+
+def test_due_on_multiples_only_and_never_at_the_start() -> None:
+    assert [step for step in range(8) if saving(recent(every=3)).due(step)] == [3, 6]
+    assert [step for step in range(9) if saving(partial(SaveEveryKSteps, 4)).due(step)] == [4, 8]
+    assert not any(saving(recent(k=0)).due(step) for step in range(8))
+
+
+def test_strategies_combine(tmp_path: Path) -> None:
+    """Every fourth for good, and the newest two of the rest: read from the disk, so also across restarts."""
     run = Run(seed=1)
     for step in range(1, 10):
-        CheckpointSaving(every=1, keep_last=2, keep_every=4).save(tmp_path, step=step, **run.parts)
-    assert steps(tmp_path) == [4, 8, 9]
-    CheckpointSaving(every=1, keep_last=1).save(tmp_path, step=10, **run.parts)
+        both = saving(partial(SaveEveryKSteps, 4), recent(2))
+        assert both.due(step)
+        both.save(tmp_path, step=step, **run.parts)
+    assert steps(tmp_path) == [4, 7, 8, 9]
+    saving(recent(1)).save(tmp_path, step=10, **run.parts)
     assert steps(tmp_path) == [10]
 
 
-def test_all_are_kept_on_request(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("k", "left"), [(-1, [1, 2, 3, 4, 5]), (0, [5]), (1, [5]), (3, [3, 4, 5])])
+def test_the_newest_k_are_kept(tmp_path: Path, k: int, left: list[int]) -> None:
     run = Run(seed=1)
-    for step in range(1, 5):
-        CheckpointSaving(keep_last=-1).save(tmp_path, step=step, **run.parts)
-    assert steps(tmp_path) == [1, 2, 3, 4]
+    for step in range(1, 6):
+        saving(recent(k)).save(tmp_path, step=step, **run.parts)
+    assert steps(tmp_path) == left
+
+
+def test_the_newest_stays_though_no_strategy_keeps_it(tmp_path: Path) -> None:
+    """The save a run ends with, at a step that is no multiple."""
+    run = Run(seed=1)
+    for step in (4, 6):
+        saving(partial(SaveEveryKSteps, 4)).save(tmp_path, step=step, **run.parts)
+    assert steps(tmp_path) == [4, 6]
+    saving(partial(SaveEveryKSteps, 4)).save(tmp_path, step=7, **run.parts)
+    assert steps(tmp_path) == [4, 7]
 
 
 def test_damaged_ones_neither_count_nor_are_removed(tmp_path: Path) -> None:
@@ -46,7 +72,7 @@ def test_damaged_ones_neither_count_nor_are_removed(tmp_path: Path) -> None:
         save(tmp_path, step=step, **run.parts)
     for step in (3, 4):
         os.truncate(tmp_path / f"step-0000000{step}" / "data-00000-00000.bin", 7)
-    removed = CheckpointSaving(keep_last=1).prune(tmp_path)
+    removed = saving(recent(1)).prune(tmp_path)
     assert [path.name for path in removed] == ["step-00000001"]
     assert steps(tmp_path) == [2, 3, 4]
 
@@ -54,18 +80,25 @@ def test_damaged_ones_neither_count_nor_are_removed(tmp_path: Path) -> None:
 def test_pruning_removes_leftovers(tmp_path: Path) -> None:
     save(tmp_path, step=1, **Run(seed=1).parts)
     (tmp_path / ".tmp-step-00000002.0123abcd").mkdir()
-    assert CheckpointSaving().prune(tmp_path) == []
+    assert saving(recent()).prune(tmp_path) == []
     assert steps(tmp_path) == [1]
 
 
 def test_wrong_settings_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        CheckpointSaving(every=0, keep_last=0, keep_every=-2)
+        SaveKMostRecent(-2, every=0)
     assert caught.value.problems == [
-        "every (0) must be at least 1; set it to 1 or more, or to None",
-        "keep_every (-2) must be at least 1; set it to 1 or more, or to None",
-        "keep_last (0) must be at least 1 (or -1 to keep all); set it to 2 or more to be safe",
+        "k (-2) must be at least 0, or -1 to keep all; set it to 2 or more to be safe",
+        "every (0) must be at least 1; set k = 0 to never save on a step",
     ]
+    with pytest.raises(
+        ConfigError, match=r"k \(0\) must be at least 1; to never save on a step leave this strategy out"
+    ):
+        SaveEveryKSteps(0)
+    with pytest.raises(ConfigError, match=r"strategies \(\[\]\) must name at least one; set e.g."):
+        CheckpointSaving([])
+    with pytest.raises(ConfigError, match=r"threads_per_processor \(0\) must be at least 1; set it to 4"):
+        FSDPCheckpointSaving(0)
 
 
 def test_it_is_a_component_that_imports_no_torch() -> None:

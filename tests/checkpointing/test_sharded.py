@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from modlib.checkpointing import CheckpointSaving, load, newest, restore_newest, save
+from modlib.checkpointing import CheckpointSaving, SaveKMostRecent, load, newest, restore_newest, save
 from modlib.runtime import faults
 from modlib.runtime.errors import CheckpointError
 from tests.checkpointing.training import Run, fingerprint
@@ -121,7 +122,7 @@ def test_a_misfit_on_one_rank_is_refused_on_all(tmp_path: Path) -> None:
 
 
 def save_and_prune(folder: Path) -> list[str]:
-    saving = CheckpointSaving(every=1, keep_last=2)
+    saving = CheckpointSaving([partial(SaveKMostRecent, 2, every=1)])
     run = Run(seed=0, sharded=True)
     for step in (1, 2, 3, 4):
         run.train(1)
