@@ -50,11 +50,13 @@ def test_a_whole_run_exposes_the_knobs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_part_goes_with_a_whole_run(path: Path) -> None:
-    """Either one includes it, or it is given after one."""
+def test_a_part_goes_with_a_whole_run(path: Path, tmp_path: Path) -> None:
+    """Either one includes it, or it is given after one; what it asks the user for is given too."""
     if any(path in load([whole]).files for whole in WHOLE):
         return
     flags = ["--gin_file", "debug/tiny.gin", "--gin_file", str(path.relative_to(ROOT)), "--dry_run", "--json"]
+    if "%CHECKPOINT\n" in path.read_text():
+        flags += ["--gin_param", f"CHECKPOINT='{tmp_path}'"]
     result = CliRunner().invoke(app, flags)
     assert result.exit_code == 0, result.output
 

@@ -13,6 +13,7 @@ import modlib
 # name: (module with a function `command` or a typer app `app`, what the help says). To add a command, add a line.
 COMMANDS = {
     "diff": ("modlib.cli.diff", "Compare two configurations by what they mean."),
+    "export": ("modlib.cli.export", "Write a trained model as a HuggingFace folder."),
     "generate": ("modlib.cli.generate", "Let a trained model write."),
     "list": ("modlib.cli.list", "List the components that a gin file can choose."),
     "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),

@@ -82,11 +82,15 @@ def _check(tokens: Tensor, max_new_tokens: int, temperature: float, top_k: int |
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and afterwards every module in the mode it was in."""
+    """Eval mode without compiled code, and afterwards every module in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        if any(getattr(module, "_compiled_call_impl", None) is not None for module, _ in modes):
+            with torch.compiler.set_stance("force_eager"):  # every length would be compiled anew
+                yield
+        else:
+            yield
     finally:
         for module, training in modes:
             module.training = training

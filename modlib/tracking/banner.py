@@ -125,7 +125,7 @@ def _tokens_in_words(plan: Plan) -> str:
 def _data_in_words(plan: Plan) -> str:
     words = [str(plan.dataset["path"])] if "path" in plan.dataset else []
     for name in ("num_tokens", "num_documents"):
-        if name in plan.dataset:
+        if plan.dataset.get(name) is not None:
             words.append(f"{plan.dataset[name]:,} {name.removeprefix('num_')}")
     if "note" in plan.dataset:
         words.append(str(plan.dataset["note"]))

@@ -23,7 +23,8 @@ class Evaluator:
     Give several of a kind by scopes: `train.evaluators = [@val/Evaluator, @code/Evaluator]`.
 
     Args:
-        name: Metrics are logged as `val/<name>/loss`, `val/<name>/perplexity` and `val/<name>/bits_per_byte`.
+        name: Metrics are logged as `val/<name>/loss`, `val/<name>/perplexity` and `val/<name>/bits_per_byte`, the last
+            where the data knows its bytes per token. Of a sum of losses each term is logged too.
         dataset: Returns the held-out windows.
         every: Steps between evaluations; the last step is always evaluated.
         num_sequences: So many windows, over all ranks, spread evenly over the data; None evaluates every window.
@@ -74,10 +75,10 @@ class Evaluator:
         tokens, *sums = summed
         means = {name: value / max(tokens, 1.0) for name, value in zip(list(totals)[1:], sums, strict=True)}
         nll = means[getattr(parts.loss, "nll_term", "loss")]
-        return {f"val/{self.name}/{name}": mean for name, mean in means.items()} | {
-            f"val/{self.name}/perplexity": perplexity(nll),
-            f"val/{self.name}/bits_per_byte": bits_per_byte(nll, self.dataset.bytes_per_token),
-        }
+        means["perplexity"] = perplexity(nll)
+        if self.dataset.bytes_per_token > 0:  # 0.0 means unknown
+            means["bits_per_byte"] = bits_per_byte(nll, self.dataset.bytes_per_token)
+        return {f"val/{self.name}/{name}": mean for name, mean in means.items()}
 
     def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[Batch]:
         """This rank's share. Every rank gets the same number of equally shaped batches; what is missing is masked."""

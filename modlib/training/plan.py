@@ -103,7 +103,7 @@ def make_plan(
             "optimizer": state_bytes // world_size,
             "activations": activations,
         },
-        checkpoint_bytes=4 * total + state_bytes,
+        checkpoint_bytes=4 * (trainable if getattr(model, "adapter_only_checkpoints", False) else total) + state_bytes,
         learning_rates=probe.learning_rates(experiment.num_steps),
         dataset=describe_data(config, dataset),
         precision=experiment.precision,
@@ -174,13 +174,14 @@ def describe_data(config: Config, dataset: Any) -> dict[str, Any]:
 
 
 def _data_paths(config: Config) -> list[str]:
-    """The packed files and corpora of the run: what is bound to `path` of a dataset."""
+    """The packed files and corpora of the run: what is bound to `path` of a dataset, or a corpus bound elsewhere."""
     known = known_components()
     paths = []
     for name, value in config.resolved.items():
         selector, _, parameter = name.rpartition(".")
         entry = known.get(selector.rpartition("/")[2])
-        if entry is not None and entry.type == "dataset" and parameter == "path":
+        is_corpus = isinstance(value, str) and value.startswith("stdlib:")
+        if entry is not None and entry.type == "dataset" and (parameter == "path" or is_corpus):
             paths.append(value)
     return paths
 

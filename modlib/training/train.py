@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from modlib.data.corpus import tokenizer_path
+from modlib.data.dataset import tokenizer_path_of
 from modlib.distributed.vote import Vote
 from modlib.runtime.allocator import keep_freed_memory
 from modlib.runtime.errors import CheckpointError
@@ -120,8 +120,10 @@ def _save(checkpointing: Any, parts: Parts, progress: Progress, job: Job, log: R
 
 def _sample(experiment: Experiment, parts: Parts, dataset: Any) -> str | None:
     """The run's text sample; None where it asks for none, or the data comes without its tokenizer."""
-    path = tokenizer_path(dataset.name) if experiment.sample is not None else None
-    if experiment.sample is None or path is None:
+    if experiment.sample is None:
+        return None
+    path = tokenizer_path_of(dataset)
+    if path is None:
         return None
     from tokenizers import Tokenizer
 

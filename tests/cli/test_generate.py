@@ -135,7 +135,7 @@ def test_runs_without_this_checkpoint(run_copy: Path) -> None:
     shutil.rmtree(run_copy / "checkpoints")
     assert generate(run_copy, code=4).stderr == (
         f"CheckpointError: run ({run_copy}) must have a checkpoint, and {run_copy}/checkpoints has none; train it up "
-        "to its first one, which CheckpointSaving.every sets\n"
+        "to its first one, which CHECKPOINT_EVERY sets\n"
     )
 
 

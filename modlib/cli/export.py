@@ -1,0 +1,55 @@
+"""`modlib export`: a run's model as a folder that transformers reads."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modlib.cli.report import reported
+from modlib.cli.trained_run import TrainedRun, load_run, tokenizer_of
+from modlib.runtime.errors import ConfigError, DataError
+
+logger = logging.getLogger("modlib")
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as in runs/quickstart-1a2b3c4d.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must be new or empty.")],
+    checkpoint: Annotated[
+        int | None, typer.Option("--checkpoint", help="Step of the checkpoint. Default: the newest undamaged one.")
+    ] = None,
+) -> None:
+    """Write a run's model as a HuggingFace folder: config, weights in safetensors, and the tokenizer.
+
+    LoRA adapters are merged into the weights that are written. Nothing in the run folder changes.
+    """
+    with reported(), contextlib.redirect_stdout(sys.stderr):  # a user's module may print while it is imported
+        from modlib.models.huggingface_export import export_huggingface, require_free
+
+        require_free(out)
+        trained = load_run(run, checkpoint, "--checkpoint")
+        tokenizer = _tokenizer(trained)
+        export_huggingface(trained.model, out, tokenizer, _end_token(tokenizer))
+    print(f"{out}: {type(trained.model).__name__} of step {trained.loaded.step}, read by transformers' from_pretrained")
+
+
+def _tokenizer(trained: TrainedRun) -> Any:
+    """The training data's; None, with a warning, where it is gone."""
+    try:
+        return tokenizer_of(trained)
+    except (DataError, ConfigError) as error:
+        logger.warning("exported without a tokenizer: %s", error)
+        return None
+
+
+def _end_token(tokenizer: Any) -> str | None:
+    from modlib.data.tokenizer import END_OF_DOCUMENT_TOKENS
+
+    if tokenizer is None:
+        return None
+    return next((token for token in END_OF_DOCUMENT_TOKENS if tokenizer.token_to_id(token) is not None), None)

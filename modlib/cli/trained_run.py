@@ -1,0 +1,136 @@
+"""A run that was trained, back in memory: its model with the weights of a checkpoint, and its tokenizer."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modlib.runtime.errors import CheckpointError, DataError, RunFolderError
+from modlib.runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from modlib.checkpointing import LoadedState
+    from modlib.config import Config
+
+logger = logging.getLogger("modlib")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run folder says about a model.
+
+    Args:
+        config: The run's.
+        experiment: The settings.
+        model: In memory, with the checkpoint's weights.
+        loaded: Which checkpoint it was.
+    """
+
+    config: Config
+    experiment: Any
+    model: Any
+    loaded: LoadedState
+
+
+def load_run(path: Path, step: int | None = None, flag: str = "--step") -> TrainedRun:
+    """The model of a run with the weights of a checkpoint.
+
+    Nothing in the run folder changes, so the run may be training meanwhile.
+
+    Args:
+        path: The run folder.
+        step: Of the checkpoint; None takes the newest one that is undamaged.
+        flag: How the user gave the step, for the error.
+
+    Raises:
+        RunFolderError: There is no such run.
+        CheckpointError: It has no checkpoint, not this one, or one that does not fit its config.
+    """
+    from modlib.checkpointing.names import step_folders
+
+    run = RunFolder(path)
+    if not run.config_path.is_file():
+        raise RunFolderError(f"run ({path}) must be a run folder, with a config.gin in it; {_hint(path)}")
+    steps = sorted(found for found, _ in step_folders(run.checkpoints_path))
+    if not steps:
+        raise CheckpointError(
+            f"run ({path}) must have a checkpoint, and {run.checkpoints_path} has none; train it up to its first one, "
+            "which CHECKPOINT_EVERY sets"
+        )
+    if step is not None and step not in steps:
+        raise CheckpointError(f"{flag} ({step}) must be a checkpoint of {path}, which has {', '.join(map(str, steps))}")
+
+    import gin
+    import torch
+
+    from modlib.config import load
+    from modlib.models.weights import initialize
+    from modlib.runtime.logs import start_logging
+    from modlib.training.plan import build
+
+    start_logging(level=logging.WARNING)
+    config = load([run.config_path])
+    config.activate()
+    experiment = build(config, gin.get_configurable("train"))
+    with torch.device("meta"):
+        model = build(config, experiment.model)
+    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(model, "adapter_only_checkpoints", False):  # the rest comes from where training took it
+        initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
+    loaded = _restore(run, model, step)
+    return TrainedRun(config, experiment, model, loaded)
+
+
+def _hint(path: Path) -> str:
+    """Runs with a name like the one asked for."""
+    if path.exists():
+        return f"there is no {path / 'config.gin'}"
+    runs = {str(found.parent) for folder in (path.parent, Path("runs")) for found in folder.glob("*/config.gin")}
+    close = difflib.get_close_matches(str(path), runs, n=1) or [run for run in runs if Path(run).name == path.name]
+    return f"did you mean {close[0]}?" if close else f"there is no folder {path.absolute()}"
+
+
+def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
+    """Load the weights of one checkpoint, or of the newest that is what was saved."""
+    from modlib.checkpointing import DamagedCheckpointError, load
+    from modlib.checkpointing.loading import complete_checkpoints
+    from modlib.checkpointing.names import step_name
+
+    if step is not None:
+        return load(run.checkpoints_path / step_name(step), model=model)
+    for checkpoint in complete_checkpoints(run.checkpoints_path):
+        try:
+            return load(checkpoint, model=model)
+        except DamagedCheckpointError as error:
+            logger.warning("checkpoint %s is damaged and skipped: %s", checkpoint.path.name, error)
+    raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
+
+
+def tokenizer_of(trained: TrainedRun) -> Any:
+    """The tokenizer that made the training data.
+
+    Raises:
+        DataError: The training data or its tokenizer is gone.
+    """
+    from tokenizers import Tokenizer
+
+    from modlib.data.dataset import tokenizer_path_of
+    from modlib.training.plan import build
+
+    dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
+    name = getattr(dataset, "name", None)
+    path = tokenizer_path_of(dataset)
+    if path is None:
+        raise DataError(
+            f"training data ({name or type(dataset).__name__}) must have its tokenizer beside it, as tokenizer.json "
+            "with the fingerprint in the data's header; put it there"
+        )
+    if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
+        logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

@@ -1,0 +1,289 @@
+"""Any language model of the transformers library, from a local folder or with random weights from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from modlib.components import component
+from modlib.models.accounting import FlopsConvention, flops_per_token
+from modlib.models.huggingface_config import read_config, transformers_module
+from modlib.models.huggingface_weights import (
+    fill_pretrained,
+    fill_random,
+    initialization_rules,
+    places,
+    require_rules,
+    restore_buffers,
+)
+from modlib.models.weights import add_weights
+from modlib.runtime.errors import ConfigError
+
+Head = Callable[[Tensor, Tensor], Tensor]
+PREFIX = "network."
+
+
+@component("model", "huggingface_pretrained_model")
+class HuggingFacePretrainedModel(nn.Module):
+    """A causal or masked language model of transformers, to fine-tune or to pretrain.
+
+    Give exactly one of `path` (weights are loaded) and `config` (weights are random, by the architecture's own rules,
+    as a function of seed and name: the world size does not change them). Nothing is downloaded and no code from a
+    folder is run. Parameters are float32, whatever dtype the folder holds; train.precision says how to compute.
+
+    Args:
+        path: A local folder as `save_pretrained` writes it.
+        config: Fields of an architecture with its `model_type`, as in {'model_type': 'llama', 'hidden_size': 64}, or a
+            folder or config.json with them.
+        model_type: "AutoModelForCausalLM" predicts the next token, "AutoModelForMaskedLM" masked ones.
+        seq_len: Longest sequence, in tokens; at most what the positions of the config allow, which is the default.
+        attn_implementation: Name of an attention of transformers, such as "sdpa", "eager" or "flash_attention_2".
+        overrides: Fields of the config to replace, such as {'attention_dropout': 0.1}.
+
+    Attributes:
+        network: The transformers model.
+        is_pretrained: Whether its weights came from a folder.
+        vocab_size: Rows of the embedding, which may be padded beyond the tokenizer's.
+
+    Raises:
+        ConfigError: No such folder, an unknown architecture or field, values that do not fit together.
+        CheckpointError: (When weights are loaded) a parameter that the folder does not hold, or in another shape.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        config: Mapping[str, Any] | str | None = None,
+        model_type: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"] = "AutoModelForCausalLM",
+        seq_len: int | None = None,
+        attn_implementation: str = "sdpa",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        device = torch.empty(0).device  # meta inside training's torch.device("meta")
+        built = read_config(path, config, overrides or {}, attn_implementation)
+        with torch.device("meta"):
+            self.network = _build_network(model_type, built)
+        if path is not None:
+            _take_generation_config(self.network, path)
+        self._rules = initialization_rules(self.network)
+        require_rules(self.network, self._rules, random=path is None)
+
+        text = built.get_text_config()
+        self.model_type, self.is_pretrained = model_type, path is not None
+        self.vocab_size = int(text.vocab_size)
+        self.seq_len = _seq_len(self.network, text, seq_len)
+        self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)
+        self._unit_classes = _unit_classes(self.network)
+
+        network_class = type(self.network)
+
+        def fill(model: Any, seed: int) -> None:
+            if path is None:
+                fill_random(model._rules, seed)
+            else:
+                fill_pretrained(model, PREFIX, Path(path).expanduser(), network_class, built)
+
+        if device.type != "meta":
+            self.to_empty(device=device)
+        add_weights(self, fill)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """As in torch, but tied parameters stay tied, and what `to_empty` leaves as garbage is computed again."""
+        ties: dict[int, list[Any]] = {}
+        for place in places(self.network).values():
+            ties.setdefault(id(place.tensor), []).append(place)
+        was_meta = any(buffer.is_meta for buffer in self.network.buffers())
+        super()._apply(fn, recurse)
+        for first, *others in ties.values():
+            for place in others:
+                place.put(first.tensor)
+        if was_meta and not any(buffer.is_meta for buffer in self.network.buffers()):
+            restore_buffers(self._rules)
+        return self
+
+    def forward(self, inputs: Tensor | Mapping[str, Tensor], head: Head | None = None) -> Tensor:
+        """Logits at every position.
+
+        Args:
+            inputs: Token ids (B, T) int64; or them as "input_ids", with an "attention_mask" (B, T), 1 for a token and
+                0 for padding, and whatever else the transformers model takes.
+            head: Called with the last hidden states (B, T, dim) and the output weight (V, dim); a loss that never
+                holds all logits at once comes in here.
+
+        Returns:
+            Logits (B, T, V); what head returns where it is given.
+
+        Raises:
+            ConfigError: With `head`, an architecture whose logits are more than hidden states times a weight.
+            ValueError: T is larger than seq_len.
+        """
+        tensors = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+        length = tensors["input_ids"].shape[1]
+        if length > self.seq_len:
+            raise ValueError(
+                f"sequence length ({length}) must be at most HuggingFacePretrainedModel.seq_len ({self.seq_len}); "
+                "shorten the input or raise seq_len"
+            )
+        if head is not None:
+            return self._forward_head(tensors, head)
+        return cast(Tensor, self._call(tensors).logits)
+
+    def _call(self, tensors: Mapping[str, Tensor]) -> Any:
+        cache = {} if self.model_type == "AutoModelForMaskedLM" else {"use_cache": False}
+        return self.network(**tensors, **cache, return_dict=True)
+
+    def _forward_head(self, tensors: Mapping[str, Tensor], head: Head) -> Tensor:
+        """Run the network with `head` in the place of its output projection; nothing may come after it."""
+        name = type(self.network).__name__.removeprefix("FSDP")
+        output = self.network.get_output_embeddings()
+        if output is None or [leaf for leaf, _ in output.named_parameters()] != ["weight"]:
+            raise ConfigError(
+                f"{name} must end in one weight matrix for a loss of hidden states, without bias or adapter; "
+                "set train.loss = @CLMCrossEntropyLoss"
+            )
+        results: list[Tensor] = []
+
+        def project(hidden: Tensor) -> Tensor:
+            results.append(head(hidden, output.weight))
+            return results[0]
+
+        output.forward = project
+        try:
+            logits = self._call(tensors).logits
+        finally:
+            del output.forward
+        if not results or logits is not results[0]:
+            raise ConfigError(
+                f"{name} must give the output of its last matrix as logits for a loss of hidden states, and it "
+                "changes them (scaled or capped logits); set train.loss = @CLMCrossEntropyLoss"
+            )
+        return cast(Tensor, logits)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks, first to last."""
+        return self.fsdp_units()
+
+    def fsdp_units(self) -> list[nn.Module]:
+        """The modules to shard one by one before the model itself: those that the architecture does not split.
+
+        Embeddings stay with the root, which needs a tied one at both ends of forward.
+        """
+        return list(_units(self.network, self._unit_classes, self.network.get_input_embeddings()))
+
+    def num_parameters(self) -> dict[str, int]:
+        """Parameters: "total", "trainable", and "non_embedding" (without input and position embeddings)."""
+        embeddings = {id(p): p for module in self._embeddings() for p in module.parameters()}
+        total = sum(parameter.numel() for parameter in self.parameters())
+        return {
+            "total": total,
+            "trainable": sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad),
+            "non_embedding": total - sum(parameter.numel() for parameter in embeddings.values()),
+        }
+
+    def _embeddings(self) -> list[nn.Module]:
+        return [module for module in self.network.modules() if isinstance(module, nn.Embedding)]
+
+    def flops_per_token(self, seq_len: int | None = None, convention: FlopsConvention = "palm") -> float:
+        """Floating point operations of forward and backward for one token of a sequence of seq_len tokens.
+
+        See accounting.flops_per_token. Tables that are only looked up do not count; of experts, those that a token
+        uses.
+        """
+        config = self.network.config.get_text_config()
+        output = self.network.get_output_embeddings()
+        multiplied = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        looked_up = {id(p) for module in self._embeddings() for p in module.parameters()} - multiplied
+        num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+        share = getattr(config, "num_experts_per_tok", num_experts) / num_experts if num_experts else 1.0
+        parameters = sum(
+            parameter.numel() * (share if ".experts." in name else 1)
+            for name, parameter in self.named_parameters()
+            if id(parameter) not in looked_up
+        )
+        heads = getattr(config, "num_attention_heads", None)
+        head_dim = getattr(config, "head_dim", None)
+        return flops_per_token(
+            multiplied_parameters=round(parameters),
+            num_layers=self.num_layers,
+            attention_dim=heads * head_dim if heads and head_dim else self.dim,
+            seq_len=self.seq_len if seq_len is None else seq_len,
+            convention=convention,
+        )
+
+
+def _build_network(model_type: str, config: Any) -> Any:
+    """The transformers model with this config; on the device of the context."""
+    auto = getattr(transformers_module(), model_type, None)
+    if model_type not in ("AutoModelForCausalLM", "AutoModelForMaskedLM") or auto is None:
+        raise ConfigError(f"model_type ({model_type!r}) must be 'AutoModelForCausalLM' or 'AutoModelForMaskedLM'")
+    if type(config) not in auto._model_mapping:
+        raise ConfigError(
+            f"model_type ('{model_type}') must fit the architecture '{config.model_type}', of which transformers has "
+            "no such model; choose the other model_type or another architecture"
+        )
+    try:
+        return auto.from_config(config, dtype=torch.float32, attn_implementation=config._attn_implementation)
+    except (ValueError, TypeError, ImportError, AttributeError, ZeroDivisionError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if "attn_implementation" in text:
+            raise ConfigError(
+                f"attn_implementation ('{config._attn_implementation}') must be one that the architecture "
+                f"'{config.model_type}' supports; set it to 'eager'"
+            ) from error
+        raise ConfigError(f"config ('{config.model_type}') must describe a model that can be built: {text}") from error
+
+
+def _take_generation_config(network: Any, path: str) -> None:
+    """Keep how the folder's model likes to generate, for whom it is exported to."""
+    if (Path(path).expanduser() / "generation_config.json").is_file():
+        kind = transformers_module().GenerationConfig
+        network.generation_config = kind.from_pretrained(str(Path(path).expanduser()), local_files_only=True)
+
+
+def _seq_len(network: nn.Module, config: Any, wanted: int | None) -> int:
+    longest = next(
+        (
+            int(value)
+            for name in ("max_position_embeddings", "max_seq_len", "seq_length")
+            if isinstance(value := getattr(config, name, None), int)
+        ),
+        None,
+    )
+    for name, module in network.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None and longest:
+            longest = min(longest, module.num_embeddings - int(module.padding_idx) - 1)  # RoBERTa counts from there
+    if wanted is None and longest is None:
+        raise ConfigError(f"seq_len (None) must be given: {type(config).__name__} has no max_position_embeddings")
+    if wanted is not None and wanted < 1:
+        raise ConfigError(f"seq_len ({wanted}) must be at least 1; leave it out for the longest")
+    if wanted is not None and longest is not None and wanted > longest:
+        raise ConfigError(
+            f"seq_len ({wanted}) must be at most what the positions of {type(config).__name__} allow ({longest}); "
+            "shorten it, or set overrides = {'max_position_embeddings': ...} where positions are not a learned table"
+        )
+    return wanted if wanted is not None else cast(int, longest)
+
+
+def _unit_classes(network: Any) -> frozenset[str]:
+    """Class names of the modules that the network, or a model in it, does not split."""
+    names: set[str] = set()
+    for module in network.modules():
+        names.update(getattr(module, "_no_split_modules", None) or ())
+    return frozenset(names)
+
+
+def _units(module: nn.Module, classes: frozenset[str], embedding: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules of these classes, in order; not those that hold the embedding."""
+    for child in module.children():
+        is_unit = any(kind.__name__ in classes for kind in type(child).__mro__)
+        if is_unit and all(inner is not embedding for inner in child.modules()):
+            yield child
+        else:
+            yield from _units(child, classes, embedding)

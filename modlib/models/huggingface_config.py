@@ -1,0 +1,155 @@
+"""What a transformers model is built from: the config in a folder, or one written down in a gin file."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from modlib.runtime.errors import ConfigError
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Read by transformers beside the fields that a config class declares.
+_ACCEPTED = {"model_type", "torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "_name_or_path"}
+
+
+def transformers_module() -> Any:
+    """The transformers library, without its progress bars, which every rank would draw.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError(
+            "HuggingFacePretrainedModel needs the transformers library; pip install 'modlib[huggingface]'"
+        ) from error
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def read_config(
+    path: str | None, config: Mapping[str, Any] | str | None, overrides: Mapping[str, Any], attn_implementation: str
+) -> Any:
+    """The transformers config of a model, with the overrides in it and float32 as its dtype.
+
+    Args:
+        path: Folder with config.json and weights, or None.
+        config: Fields with `model_type` among them, or a folder or file with them, or None.
+        overrides: Fields to replace.
+        attn_implementation: Written into the config.
+
+    Raises:
+        ConfigError: Not exactly one of path and config, no such folder, an unknown model_type or field.
+    """
+    if (path is None) == (config is None):
+        raise ConfigError(
+            f"path ({path!r}) and config ({_short(config)}) must be exactly one; "
+            "path loads weights from a folder, config builds the same architecture with random ones"
+        )
+    if isinstance(config, Mapping):
+        where, given = "config", dict(config)
+        _refuse_unknown(config, where)
+    elif config is not None:
+        where, given = f"config ('{config}')", _read_json("config", config)
+    else:
+        assert path is not None
+        where, given = f"path ('{path}')", _read_json("path", path)
+        _require_weights(path)
+    if overrides:
+        _refuse_unknown({"model_type": given.get("model_type"), **overrides}, "overrides")
+    built = _build({**_without_dtype(given), **overrides}, where)
+    if getattr(built, "quantization_config", None) is not None:
+        raise ConfigError(f"{where} must not be quantized (quantization_config); use the plain weights")
+    built.dtype = "float32"
+    built._attn_implementation = attn_implementation
+    return built
+
+
+def _short(config: Any) -> str:
+    return "a mapping" if isinstance(config, Mapping) else repr(config)
+
+
+def _without_dtype(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in ("dtype", "torch_dtype")}
+
+
+def _read_json(argument: str, place: str) -> dict[str, Any]:
+    """The config.json in a folder, or the file itself."""
+    path = Path(place).expanduser()
+    if argument == "config" and path.is_file():
+        file = path
+    elif path.is_dir():
+        file = path / "config.json"
+    else:
+        raise ConfigError(
+            f"{argument} ('{place}') must be an existing local folder; nothing is downloaded, so fetch a model of the "
+            f"hub first (hf download {place} --local-dir FOLDER); there is no {path.absolute()}"
+        )
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{argument} ('{place}') must have a config.json of transformers: {error}") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise ConfigError(f"{argument} ('{place}') must have a config.json with a model_type")
+    return content
+
+
+def _require_weights(path: str) -> None:
+    folder = Path(path).expanduser()
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        raise ConfigError(
+            f"path ('{path}') must hold weights ({', '.join(WEIGHT_FILES)}); "
+            f"config = '{path}' builds the model with random ones"
+        )
+
+
+def _config_class(model_type: Any, where: str) -> Any:
+    known = transformers_module().CONFIG_MAPPING
+    if model_type not in known:
+        close = difflib.get_close_matches(str(model_type), list(known.keys()), n=1)
+        raise ConfigError(
+            f"{where}: model_type ({model_type!r}) must be an architecture of transformers; "
+            + (
+                f"did you mean '{close[0]}'?"
+                if close
+                else "such as 'llama', 'gpt2' or 'bert'; code of a hub is not run"
+            )
+        )
+    return known[model_type]
+
+
+def _refuse_unknown(given: Mapping[str, Any], where: str) -> None:
+    """transformers takes any name as a field and ignores it; a misspelt one must not pass."""
+    if "model_type" not in given:
+        raise ConfigError(f"{where} must have a model_type, such as 'llama', 'gpt2' or 'bert'")
+    kind = _config_class(given["model_type"], where)
+    declared = {field.name for field in fields(kind)} if is_dataclass(kind) else set(kind().to_dict())
+    known = declared | set(kind.attribute_map) | _ACCEPTED
+    problems = []
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; it has {', '.join(sorted(declared))}"
+            problems.append(f"{where}: '{name}' must be a field of {kind.__name__}{hint}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _build(given: Mapping[str, Any], where: str) -> Any:
+    values = dict(given)
+    kind = _config_class(values.pop("model_type", None), where)
+    try:
+        return kind.from_dict(values)
+    except Exception as error:  # each config class checks in its own way
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{where} must be a valid {kind.__name__}: {text}") from error

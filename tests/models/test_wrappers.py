@@ -1,0 +1,185 @@
+"""Wrappers return the same model with a note, and any sensible order of them does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from modlib.distributed.fsdp import Sharding, shard
+from modlib.models.gpt2 import GPT2
+from modlib.models.huggingface import HuggingFacePretrainedModel
+from modlib.models.initialization import ComposedInitializer
+from modlib.models.weights import add_weights, initialize, named_state
+from modlib.models.wrappers import CheckpointedModel, FSDPModel, InitializedModel
+from modlib.runtime.errors import ConfigError
+from tests.workers import run_ranks
+
+small = partial(GPT2, vocab_size=64, seq_len=16, num_layers=4, num_heads=2, dim=16)
+llama = partial(
+    HuggingFacePretrainedModel,
+    config={
+        "model_type": "llama",
+        "vocab_size": 64,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "tie_word_embeddings": True,
+    },
+)
+Wrapper = Callable[..., nn.Module]
+
+
+class FileLoading:
+    """Reads a torch file into exactly the named tensors."""
+
+    def load_model(self, path: Path, model: nn.Module, names: Collection[str] | None) -> None:
+        stored = torch.load(path, weights_only=True)
+        assert names is not None
+        assert set(stored) == set(names)
+        with torch.no_grad():
+            for name, tensor in named_state(model).items():
+                if name in names:
+                    value = stored[name]
+                    if isinstance(tensor, DTensor):
+                        value = torch.distributed.tensor.distribute_tensor(value, tensor.device_mesh, tensor.placements)
+                    tensor.copy_(value)
+
+
+def adapted(model: Wrapper) -> nn.Module:
+    """A stand-in for an adapter: one parameter more, set by its own rule."""
+    built = model()
+    built.register_parameter("adapter", nn.Parameter(torch.empty(4, 2)))
+    add_weights(built, lambda whole, seed: torch.nn.init.constant_(whole.adapter, 0.5), ["adapter"])
+    return built
+
+
+def in_memory(model: Wrapper, seed: int = 3) -> Any:
+    with torch.device("meta"):
+        built = model()
+    if dist.is_initialized():
+        shard(built, init_device_mesh("cpu", (dist.get_world_size(),)), "float32")
+    built.to_empty(device="cpu")
+    initialize(built, None, seed)
+    return built
+
+
+def whole(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach()
+        for name, value in named_state(model).items()
+    }
+
+
+def orders(path: str) -> dict[str, Wrapper]:
+    """Compositions that all end with the checkpoint's weights, sharded by two blocks."""
+    initialized = partial(InitializedModel, initialization=ComposedInitializer, seed=9)
+    scaled = partial(initialized, initialization=partial(ComposedInitializer, weight_init_type="plain"))
+    checkpointed = partial(CheckpointedModel, checkpoint_path=path, checkpoint_loading=FileLoading)
+    sharded = partial(FSDPModel, layers_per_unit=2, reshard_after_forward=False)
+    return {
+        "checkpointed of fsdp of initialized": lambda inner: checkpointed(partial(sharded, partial(scaled, inner))),
+        "fsdp of checkpointed": lambda inner: sharded(partial(checkpointed, inner)),
+        "checkpointed of fsdp": lambda inner: checkpointed(partial(sharded, inner)),
+        "adapter of fsdp of checkpointed": lambda inner: adapted(partial(sharded, partial(checkpointed, inner))),
+        "fsdp of checkpointed of initialized": lambda inner: sharded(partial(checkpointed, partial(scaled, inner))),
+    }
+
+
+def build_in_order(path: str, order: str, inner: Wrapper) -> tuple[dict[str, torch.Tensor], int, torch.Tensor]:
+    """(weights, FSDP units, logits) on the ranks there are."""
+    model = in_memory(partial(orders(path)[order], inner))
+    assert model.sharding == Sharding(layers_per_unit=2, reshard_after_forward=False)
+    units = sum(isinstance(module, FSDPModule) for module in model.modules())
+    with torch.no_grad():
+        logits = model.eval()(torch.arange(12).view(1, 12))
+    return whole(model), units, logits
+
+
+@pytest.mark.parametrize("inner", [small, llama], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("order", list(orders("")))
+def test_any_order_gives_the_checkpoints_weights(order: str, inner: Wrapper, tmp_path: Path) -> None:
+    source = in_memory(partial(InitializedModel, inner, partial(ComposedInitializer, "plain", std=0.3)), seed=1)
+    path = tmp_path / "weights.pt"
+    torch.save(whole(source), path)
+    with torch.no_grad():
+        expected = source.eval()(torch.arange(12).view(1, 12))
+    found, _, logits = build_in_order(str(path), order, inner)
+    adapter = found.pop("adapter", None)
+    assert found.keys() == whole(source).keys()
+    assert all(torch.equal(found[name], value) for name, value in whole(source).items())
+    assert torch.equal(logits, expected)
+    assert (adapter is not None) == order.startswith("adapter")
+    assert adapter is None or bool((adapter == 0.5).all())
+    for other, units, other_logits in run_ranks(2, build_in_order, str(path), order, inner):
+        assert all(torch.equal(other[name], value) for name, value in found.items())
+        assert units == 5  # every block belongs to a group, and the root
+        torch.testing.assert_close(other_logits, expected)
+
+
+def test_the_same_module_comes_back() -> None:
+    built = small()
+    assert InitializedModel(lambda: built, ComposedInitializer) is built
+    assert FSDPModel(lambda: built) is built
+    assert type(built) is GPT2
+
+
+def test_initialized_takes_its_own_seed_or_the_runs() -> None:
+    direct = small()
+    ComposedInitializer()(direct, 3)
+    expected = direct.token_embedding.weight
+    wrapped = partial(InitializedModel, small, ComposedInitializer)
+    assert torch.equal(in_memory(wrapped, seed=3).token_embedding.weight, expected)
+    assert torch.equal(
+        in_memory(partial(wrapped, seed=3), seed=8).token_embedding.weight, direct.token_embedding.weight
+    )
+    assert not torch.equal(in_memory(wrapped, seed=8).token_embedding.weight, expected)
+    assert torch.equal(wrapped(seed=0).token_embedding.weight, in_memory(wrapped, seed=0).token_embedding.weight)
+    with pytest.raises(ConfigError, match=r"^seed \(-1\) must be at least 0; leave it out to take the run's$"):
+        wrapped(seed=-1)
+
+
+def test_initialized_leaves_alone_what_is_added_later() -> None:
+    model = in_memory(partial(adapted, partial(InitializedModel, small, ComposedInitializer)))
+    assert bool((model.adapter == 0.5).all())
+    assert abs(model.token_embedding.weight.std().item() - 0.02) < 0.003
+    outer = partial(InitializedModel, partial(adapted, small), ComposedInitializer)
+    with pytest.raises(ConfigError, match="adapter"):  # ComposedInitializer has no rule for it, and says so
+        in_memory(outer)
+
+
+def test_a_missing_checkpoint_is_a_config_error_at_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "none")
+    with torch.device("meta"), pytest.raises(ConfigError) as error:
+        CheckpointedModel(small, path, FileLoading)
+    assert str(error.value) == f"checkpoint_path ('{path}') must exist; there is no {path}"
+
+
+def test_wrong_sharding_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        FSDPModel(lambda: nn.Linear(2, 2), layers_per_unit=0, precision="float16")  # type: ignore[arg-type]
+    assert error.value.problems == [
+        "layers_per_unit (0) must be at least 1; 1 gathers one block at a time",
+        "precision ('float16') must be 'float32' or 'bfloat16'; leave it out to take the run's",
+        "units (None) must be given: Linear does not say what its blocks are",
+    ]
+    with pytest.raises(ConfigError, match=r"^units \(Blok\) must be classes of modules in GPT2; it has Block, Caus"):
+        FSDPModel(small, units=["Blok"])
+    with pytest.raises(ConfigError, match=r"^units \(Block, FeedForward\) of GPT2 must not hold one another; name one"):
+        FSDPModel(small, units=["Block", "FeedForward"])
+    with pytest.raises(ConfigError, match=r"^units \(\[\]\) must name at least one class"):
+        FSDPModel(small, units=[])
+    assert FSDPModel(small, units=["FeedForward"], precision="bfloat16").sharding == Sharding(
+        units=("FeedForward",), precision="bfloat16"
+    )
