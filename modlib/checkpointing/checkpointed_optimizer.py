@@ -36,11 +36,27 @@ def CheckpointedOptimizer(params: Any, optimizer: Callable[..., Any], checkpoint
     if not path.is_dir():
         raise ConfigError(f"checkpoint_path ('{checkpoint_path}') must be a folder; there is none at {path.absolute()}")
     built: Optimizer = optimizer(params)
-    built.restore_state = partial(_restore, built, path)  # type: ignore[attr-defined]
+    built.restore_state = partial(_restore, built, optimizer, path)  # type: ignore[attr-defined]
     return built
 
 
-def _restore(optimizer: Optimizer, path: Path, model: nn.Module) -> None:
+def _restore(optimizer: Optimizer, build: Callable[..., Any], path: Path, model: nn.Module) -> None:
     from modlib.checkpointing.loading import load_optimizer
 
-    load_optimizer(path, model=model, optimizer=optimizer)
+    load_optimizer(path, model=model, optimizer=optimizer, entries=_entries(optimizer, build))
+
+
+def _entries(optimizer: Optimizer, build: Callable[..., Any]) -> set[str]:
+    """What the optimizer keeps for a parameter, found by one update of small stand-ins with the same settings."""
+    import torch
+
+    groups = []
+    for group in optimizer.param_groups:
+        small = [torch.nn.Parameter(torch.zeros([min(size, 2) for size in p.shape])) for p in group["params"][:1]]
+        groups.append({**group, "params": small})
+    probe = build(groups)
+    for group in probe.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    probe.step()
+    return {entry for state in probe.state.values() for entry, value in state.items() if value is not None}

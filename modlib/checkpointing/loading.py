@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,92 +243,115 @@ def _load(
 
 
 def load_weights(path: Path | str, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> Path:
-    """Read some of a checkpoint's model tensors into live ones, which change only once every byte is verified.
+    """Read a checkpoint's model into live tensors, which change only once every byte is verified.
 
     All ranks call it together, each with its shards of the same tensors.
 
     Args:
-        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest complete checkpoint.
-        tensors: Name in the model -> where to put it.
+        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest undamaged checkpoint.
+        tensors: Name in the model -> where to put it; exactly those that were saved, a tied one under any of its names.
         group: As of `load`.
 
     Returns:
         The checkpoint that was read.
 
     Raises:
-        CheckpointError: A name is not in the checkpoint, or of another shape or dtype; all are listed.
-        DamagedCheckpointError: It is not what was saved.
+        CheckpointError: Other names, shapes or dtypes than were saved; all are listed.
+        DamagedCheckpointError: The checkpoint is not what was saved.
     """
     ranks = Ranks(group)
-    checkpoint = _share(_chosen(Path(path), ranks), ranks)
-    aliases, stored = checkpoint.manifest.aliases, checkpoint.manifest.tensors
-    keys = {name: aliases.get(f"model.{name}", f"model.{name}") for name in tensors}
-    state = TrainingState({key: tensors[name] for name, key in keys.items()})
-    subset = {key: stored[key] for key in state.tensors if key in stored}
-    error: Exception | None = None
-    try:
-        require_fit(replace(checkpoint.manifest, tensors=subset, aliases={}), state, checkpoint.path.name)
-    except CheckpointError as caught:
-        error = caught
-    ranks.raise_first(error)
-    staged = {key: torch.empty_like(tensor, requires_grad=False) for key, tensor in state.tensors.items()}
-    _read(checkpoint, staged, ranks)
-    with torch.no_grad():
-        for name, key in keys.items():
-            local_part(tensors[name])[0].copy_(local_part(staged[key])[0])
-    return checkpoint.path
+
+    def read(checkpoint: Checkpoint) -> None:
+        aliases = checkpoint.manifest.aliases
+        keys = {name: aliases.get(f"model.{name}", f"model.{name}") for name in tensors}
+        state = TrainingState({key: tensors[name] for name, key in keys.items()})
+        _agree(ranks, lambda: require_fit(replace(checkpoint.manifest, aliases={}), state, checkpoint.path.name))
+        staged = {key: torch.empty_like(tensor, requires_grad=False) for key, tensor in state.tensors.items()}
+        _read(checkpoint, staged, ranks)
+        with torch.no_grad():
+            for name, key in keys.items():
+                local_part(tensors[name])[0].copy_(local_part(staged[key])[0])
+
+    return _from_newest(Path(path), ranks, read)
 
 
 def load_optimizer(
-    path: Path | str, *, model: nn.Module, optimizer: Optimizer, group: dist.ProcessGroup | None = None
+    path: Path | str,
+    *,
+    model: nn.Module,
+    optimizer: Optimizer,
+    entries: Collection[str],
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Take over the optimizer's state (moments, step counts) from a checkpoint; its settings stay as they are.
 
     All ranks call it together.
 
     Args:
-        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest complete checkpoint.
+        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest undamaged checkpoint.
         model: The one whose parameters the optimizer has.
         optimizer: Of the class that was saved, with the same parameters.
+        entries: Names of the state that this optimizer keeps for a parameter, such as "exp_avg".
         group: As of `load`.
 
     Returns:
         The checkpoint that was read.
 
     Raises:
-        CheckpointError: It has no state for this optimizer's class and parameters.
-        DamagedCheckpointError: It is not what was saved.
+        CheckpointError: It has no state for this optimizer's class, settings and parameters.
+        DamagedCheckpointError: The checkpoint is not what was saved.
     """
     ranks = Ranks(group)
-    checkpoint = _share(_chosen(Path(path), ranks), ranks)
+
+    def read(checkpoint: Checkpoint) -> None:
+        manifest, name = checkpoint.manifest, checkpoint.path.name
+        _agree(ranks, lambda: require_optimizer_fit(manifest, capture(model, optimizer, None), entries, name))
+        staged = stage(manifest, model, optimizer, None, only_moments=True)
+        _read(checkpoint, staged.tensors, ranks)
+        staged.commit()
+
+    return _from_newest(Path(path), ranks, read)
+
+
+def _agree(ranks: Ranks, check: Callable[[], None]) -> None:
+    """Run a check on every rank; an error of one is raised on all."""
     error: Exception | None = None
-    staged = None
     try:
-        require_optimizer_fit(checkpoint.manifest, capture(model, optimizer, None), checkpoint.path.name)
-        staged = stage(checkpoint.manifest, model, optimizer, None, only_moments=True)
-    except CheckpointError as caught:
+        check()
+    except Exception as caught:
         error = caught
     ranks.raise_first(error)
-    assert staged is not None
-    _read(checkpoint, staged.tensors, ranks)
-    staged.commit()
-    return checkpoint.path
 
 
-def _chosen(path: Path, ranks: Ranks) -> Path:
-    """The checkpoint that a path means; the first rank looks."""
-    error: Exception | None = None
-    found = b""
-    if ranks.first:
-        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-        checkpoint = None if (path / MANIFEST).exists() else newest(folder)
-        if checkpoint is None and not (path / MANIFEST).exists():
-            error = CheckpointError(
-                f"{path} must be a checkpoint, or a run folder with a complete one; there is none in {folder}"
+def _from_newest(path: Path, ranks: Ranks, read: Callable[[Checkpoint], None]) -> Path:
+    """Read the checkpoint that a path names, or the newest of a folder that turns out to be undamaged."""
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    damaged: list[str] = []
+    excluded: set[int] = set()
+    while True:
+        found = b""
+        if ranks.first and (path / MANIFEST).exists():
+            found = str(path).encode()
+        elif ranks.first:  # another run's folder is only looked at: nothing in it is tidied up
+            candidates = (checkpoint for checkpoint in complete_checkpoints(folder) if checkpoint.step not in excluded)
+            found = next((str(checkpoint.path).encode() for checkpoint in candidates), b"")
+        chosen = ranks.broadcast(found).decode()
+        if not chosen:
+            raise CheckpointError(
+                f"{path} must be a checkpoint, or a run folder with an undamaged one; there is none in {folder}"
+                + "".join(f"\n  {text}" for text in damaged)
             )
-        found = str(path if checkpoint is None else checkpoint.path).encode()
-    ranks.raise_first(error)
-    return Path(ranks.broadcast(found).decode())
+        checkpoint = _share(Path(chosen), ranks)
+        try:
+            read(checkpoint)
+            return checkpoint.path
+        except DamagedCheckpointError as error:
+            if checkpoint.path == path:
+                raise
+            excluded.add(checkpoint.step)
+            damaged.append(str(error))
+            if ranks.first:
+                LOGGER.warning("checkpoint %s is damaged and skipped: %s", checkpoint.path.name, error)
 
 
 def _read(checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks: Ranks) -> None:

@@ -6,13 +6,14 @@ import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modlib.checkpointing.coordination import Ranks
 from modlib.checkpointing.loading import load_weights
 from modlib.checkpointing.state import WRAPPER_NAMES
 from modlib.checkpointing.strictness import listed
@@ -38,7 +39,7 @@ class FSDPCheckpointLoading:
         """Copy weights into the model in place; all ranks call it together.
 
         Args:
-            path: A checkpoint, or a run's or checkpoints folder, which stands for its newest complete checkpoint.
+            path: A checkpoint, or a run's or checkpoints folder, which stands for its newest undamaged checkpoint.
             model: Plain, or sharded by FSDP2.
             names: Full names of the parameters and persistent buffers to set; None sets all.
 
@@ -81,38 +82,50 @@ class TorchCheckpointLoading:
             CheckpointError: The file cannot be read safely, or its names and shapes are not the model's.
         """
         groups = _by_tensor(model, names)
-        with _opened(Path(path)) as stored:
-            wanted = {name for group, _ in groups for name in group}
-            surplus = [n for n in stored if n not in wanted and not any(p.fullmatch(n) for p in self.ignored)]
-            missing = [group[0] for group, _ in groups if not any(name in stored for name in group)]
-            shapes = [
-                f"{name} (file {stored[name].shape}, model {tuple(tensor.shape)})"
-                for group, tensor in groups
-                for name in group
-                if name in stored and stored[name].shape != tuple(tensor.shape)
-            ]
-            problems = [
-                *listed("missing from the file", (_with_hint(name, surplus) for name in missing)),
-                *listed("only in the file", surplus),
-                *listed("of another shape", shapes),
-                *listed("tied in the model but different in the file", _untied(groups, stored)),
-            ]
-            if problems:
-                raise CheckpointError(
-                    f"weights in {path} must be {type(model).__name__}'s; choose the model that was saved"
-                    + (", or name what it does not need in TorchCheckpointLoading.ignore" if surplus else "")
-                    + "".join(f"\n  {problem}" for problem in problems)
-                )
+        ranks, error = Ranks(), None
+        with ExitStack() as stack:
+            stored: Mapping[str, _Stored] = {}
+            try:
+                stored = _opened(Path(path), stack, {name for group, _ in groups for name in group})
+                self._require_fit(groups, stored, f"weights in {path} must be {type(model).__name__}'s")
+            except Exception as caught:
+                error = caught
+            ranks.raise_first(error)
             cast = set()
             for group, tensor in groups:
                 weight = stored[next(name for name in group if name in stored)]
                 copy_part(tensor, weight.read)
-                if weight.dtype != tensor.dtype:
+                if weight.dtype not in (None, tensor.dtype):
                     cast.add(f"{weight.dtype} to {tensor.dtype}".replace("torch.", ""))
         logger.info(
             "weights of %s are those of %s%s", type(model).__name__, path,
             f", cast from {', '.join(sorted(cast))}" if cast else "",
         )  # fmt: skip
+
+    def _require_fit(
+        self, groups: list[tuple[list[str], Tensor]], stored: Mapping[str, _Stored], expectation: str
+    ) -> None:
+        wanted = {name for group, _ in groups for name in group}
+        surplus = [name for name in stored if name not in wanted and not any(p.fullmatch(name) for p in self.ignored)]
+        missing = [group[0] for group, _ in groups if not any(name in stored for name in group)]
+        shapes = [
+            f"{name} (file {stored[name].shape}, model {tuple(tensor.shape)})"
+            for group, tensor in groups
+            for name in group
+            if name in stored and stored[name].shape != tuple(tensor.shape)
+        ]
+        problems = [
+            *listed("missing from the file", (_with_hint(name, surplus) for name in missing)),
+            *listed("only in the file", surplus),
+            *listed("of another shape", shapes),
+            *listed("tied in the model but different in the file", _untied(groups, stored)),
+        ]
+        if problems:
+            raise CheckpointError(
+                f"{expectation}; choose the model that was saved"
+                + (", or name what it does not need in TorchCheckpointLoading.ignore" if surplus else "")
+                + "".join(f"\n  {problem}" for problem in problems)
+            )
 
 
 class _Stored:
@@ -135,22 +148,26 @@ class _Stored:
         return self._dtype
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Mapping[str, _Stored]]:
-    """The tensors of a file or folder by their plain names."""
-    paths = _files(path)
-    with ExitStack() as stack:
-        found: dict[str, _Stored] = {}
-        for each in paths:
-            try:
-                tensors = _of_torch(each) if each.suffix in TORCH_SUFFIXES else _of_safetensors(each, stack)
-            except CheckpointError:
-                raise
-            except Exception as error:
-                raise CheckpointError(f"weights in {each} cannot be read: {error}") from error
-            for name, stored in tensors.items():
-                found[_plain(name, tensors)] = stored
-        yield found
+def _opened(path: Path, stack: ExitStack, wanted: Collection[str]) -> dict[str, _Stored]:
+    """The tensors of a file or folder by their plain names; files stay open as long as the stack."""
+    found: dict[str, _Stored] = {}
+    for each in _files(path):
+        try:
+            tensors = _of_torch(each) if each.suffix in TORCH_SUFFIXES else _of_safetensors(each, stack)
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"weights in {each} cannot be read: {error}") from error
+        prefixed = all(name.replace("_orig_mod.", "").startswith("module.") for name in tensors)
+        if prefixed and not any(name.startswith("module.") for name in wanted):  # DistributedDataParallel's
+            tensors = {name.replace("module.", "", 1): tensor for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            for wrapper in WRAPPER_NAMES:
+                name = name.replace(wrapper, "")
+            if name in found:
+                raise CheckpointError(f"weights in {path} must hold {name} once; two of its names stand for it")
+            found[name] = tensor
+    return found
 
 
 def _files(path: Path) -> list[Path]:
@@ -163,7 +180,10 @@ def _files(path: Path) -> list[Path]:
         return [path]
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        try:
+            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{index} must be JSON with a 'weight_map' (name -> file); it is not") from error
         return [path / Path(name).name for name in sorted(set(weight_map.values()))]
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (path / name).is_file():
@@ -200,7 +220,7 @@ def _of_torch(path: Path) -> dict[str, _Stored]:
     if state is None:
         raise CheckpointError(
             f"{path} must hold a state dict (name -> tensor), or one under {', '.join(CONTAINERS)}; it holds "
-            f"{type(content).__name__}"
+            f"{_described(content)}"
         )
     return {name: _Stored(tensor.shape, tensor.dtype, tensor.__getitem__) for name, tensor in state.items()}
 
@@ -213,17 +233,16 @@ def _state_in(content: Any) -> dict[str, Tensor] | None:
     return next((state for key in CONTAINERS if (state := _state_in(content.get(key))) is not None), None)
 
 
+def _described(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not isinstance(value, Tensor)]
+    return f"beside tensors {', '.join(others[:5])}"
+
+
 def _is_zip(path: Path) -> bool:
     with open(path, "rb") as file:
         return file.read(4) == b"PK\x03\x04"
-
-
-def _plain(name: str, all_names: Collection[str]) -> str:
-    if all(other.startswith("module.") for other in all_names):  # DistributedDataParallel
-        name = name.removeprefix("module.")
-    for wrapper in WRAPPER_NAMES:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def _by_tensor(model: nn.Module, names: Collection[str] | None) -> list[tuple[list[str], Tensor]]:

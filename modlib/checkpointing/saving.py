@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from modlib.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from modlib.checkpointing.writing import SavedCheckpoint
+
+logger = logging.getLogger("modlib")
 
 
 @component("checkpoint_saving_execution", "fsdp", not_science=("threads_per_processor",))
@@ -37,8 +40,8 @@ class FSDPCheckpointSaving:
 class CheckpointSaving:
     """Saves when any of its strategies asks for it, and removes what none of them keeps.
 
-    Each strategy sees what those before it do not keep: `[@SaveEveryKSteps, @SaveKMostRecent]` keeps every k-th
-    checkpoint for good and the newest few of the rest.
+    What one strategy keeps for good does not count for the others: `[@SaveKMostRecent, @SaveEveryKSteps]`, in any
+    order, keeps every k-th checkpoint and the newest few of the rest.
 
     Args:
         strategies: When to save and what to keep, at least one.
@@ -63,14 +66,21 @@ class CheckpointSaving:
 
         saved: SavedCheckpoint = self.execution.save(run_checkpoints, **state)
         if Ranks(state.get("group")).first:
-            self.prune(run_checkpoints)
+            try:
+                self.prune(run_checkpoints, state["step"])
+            except OSError as error:  # what was saved is saved
+                logger.warning("checkpoints in %s that are no longer kept stay for now: %s", run_checkpoints, error)
         return saved
 
-    def prune(self, run_checkpoints: Path | str) -> list[Path]:
+    def prune(self, run_checkpoints: Path | str, step: int) -> list[Path]:
         """Remove complete checkpoints that no strategy keeps, oldest first, and leftovers; one process calls it.
 
         What counts is what is on the disk, so it works after a restart. Damaged checkpoints neither count nor are
-        removed, and the newest complete one always stays.
+        removed; nor do those of later steps, which this run passed over when it resumed. That of `step` always stays.
+
+        Args:
+            run_checkpoints: The checkpoints folder of the run.
+            step: Of the checkpoint that was just saved.
 
         Returns:
             The paths removed.
@@ -80,14 +90,14 @@ class CheckpointSaving:
 
         folder = Path(run_checkpoints)
         clean(folder)
-        complete = list(complete_checkpoints(folder))
+        complete = [checkpoint for checkpoint in complete_checkpoints(folder) if checkpoint.step <= step]
         surplus = [checkpoint.step for checkpoint in complete]
-        for strategy in self.strategies:
+        for strategy in sorted(self.strategies, key=lambda strategy: not strategy.for_good):
             kept = strategy.kept(surplus)
-            surplus = [step for step in surplus if step not in kept]
+            surplus = [each for each in surplus if each not in kept]
         removed = []
-        for checkpoint in reversed(complete[1:]):
-            if checkpoint.step in surplus:
+        for checkpoint in reversed(complete):
+            if checkpoint.step in surplus and checkpoint.step != step:
                 delete(checkpoint.path, checkpoint.step)
                 removed.append(checkpoint.path)
         return removed

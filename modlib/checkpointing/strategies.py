@@ -16,6 +16,8 @@ class SaveEveryKSteps:
         k: Optimizer steps, at least 1.
     """
 
+    for_good = True
+
     def __init__(self, k: int) -> None:
         if k < 1:
             raise ConfigError(f"k ({k}) must be at least 1; to never save on a step leave this strategy out")
@@ -32,12 +34,14 @@ class SaveEveryKSteps:
 
 @component("checkpoint_saving_strategy", "save_k_most_recent_checkpoints_strategy", not_science=("k", "every"))
 class SaveKMostRecent:
-    """Saves every so many steps, and keeps the newest k checkpoints.
+    """Saves every so many steps, and keeps the newest k of the checkpoints that are not kept for good.
 
     Args:
         k: Checkpoints kept; -1 keeps all, 0 never saves on a step (training still saves when it ends).
         every: Optimizer steps between two saves, at least 1.
     """
+
+    for_good = False
 
     def __init__(self, k: int = 2, *, every: int) -> None:
         problems = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from modlib.checkpointing.manifest import DTYPE_BYTES, Manifest
@@ -41,8 +41,14 @@ def require_fit(manifest: Manifest, target: TrainingState, name: str) -> None:
         )
 
 
-def require_optimizer_fit(manifest: Manifest, target: TrainingState, name: str) -> None:
-    """Refuse a checkpoint whose optimizer was of another class, or has no state for one of the target's parameters.
+def require_optimizer_fit(manifest: Manifest, target: TrainingState, entries: Collection[str], name: str) -> None:
+    """Refuse a checkpoint whose optimizer was of another class, or lacks state that the target's optimizer keeps.
+
+    Args:
+        manifest: Of the checkpoint.
+        target: The model and the optimizer that continue.
+        entries: What the target's optimizer keeps for a parameter.
+        name: The checkpoint's, for the error.
 
     Raises:
         CheckpointError: Says which.
@@ -56,7 +62,14 @@ def require_optimizer_fit(manifest: Manifest, target: TrainingState, name: str) 
             f"optimizer ({live['class']}) must be the one of checkpoint {name} ({saved['class']}); choose that one, or "
             "start with a fresh optimizer"
         )
-    grouped = {parameter for group in live["groups"] for parameter in group["params"]}
+    kept = {entry for state in saved["state"].values() for entry in (*state["tensors"], *state["values"])}
+    if kept != set(entries):
+        raise CheckpointError(
+            f"state that {live['class']} keeps with these settings ({', '.join(sorted(entries)) or 'none'}) must be "
+            f"what checkpoint {name} holds ({', '.join(sorted(kept)) or 'none'}); use the settings it was saved with, "
+            "or start with a fresh optimizer"
+        )
+    grouped = {parameter for group in live["groups"] for parameter in group["params"]} if kept else set()
     shapes = {key.removeprefix("model."): tuple(tensor.shape) for key, tensor in target.tensors.items()}
     other = (
         f"{parameter} (checkpoint {manifest.tensors[f'model.{parameter}'].shape}, model {shapes[parameter]})"

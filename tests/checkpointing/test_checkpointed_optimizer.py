@@ -94,6 +94,26 @@ def test_another_class_or_other_parameters_are_refused(tmp_path: Path) -> None:
         optimizer.restore_state(wider.model)  # type: ignore[attr-defined]
 
 
+def test_settings_that_keep_other_state_are_refused(tmp_path: Path) -> None:
+    train_and_save(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        warmed(tmp_path, False, partial(torch.optim.AdamW, amsgrad=True))
+    assert "state that AdamW keeps with these settings (exp_avg, exp_avg_sq, max_exp_avg_sq, step) must be what" in str(
+        caught.value
+    )
+
+
+def test_an_optimizer_without_state_has_nothing_to_take_over(tmp_path: Path) -> None:
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    save(tmp_path, step=1, model=model, optimizer=optimizer)
+    fresh = CheckpointedOptimizer(list(model.parameters()), partial(torch.optim.SGD, lr=0.2), str(tmp_path))
+    fresh.restore_state(model)  # type: ignore[attr-defined]
+    assert fresh.state_dict()["state"] == {}
+
+
 def test_a_checkpoint_without_an_optimizer_is_refused(tmp_path: Path) -> None:
     run = Run(seed=0)
     save(tmp_path, step=1, model=run.model)

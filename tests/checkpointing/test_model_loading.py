@@ -91,12 +91,44 @@ def test_a_damaged_checkpoint_changes_nothing(tmp_path: Path) -> None:
     assert same(weights(model), before)
 
 
+def test_a_folder_stands_for_its_newest_undamaged_checkpoint_and_is_left_alone(tmp_path: Path) -> None:
+    run = trained()
+    for step in (1, 2):
+        save(tmp_path, step=step, **run.parts)
+    data = tmp_path / "step-00000002" / "data-00000-00000.bin"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    (tmp_path / ".replaced-step-00000003.0123abcd").mkdir()
+    before = sorted(os.listdir(tmp_path))
+    model = Small()
+    FSDPCheckpointLoading().load_model(tmp_path, model)
+    assert same(weights(model), weights(run.model))
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_more_than_the_model_has_is_refused(tmp_path: Path) -> None:
+    """A deeper model, and one whose head is not the embedding: nothing is dropped in silence."""
+    save(tmp_path / "deep", step=1, model=Small(num_layers=3))
+    with pytest.raises(CheckpointError, match=r"2 only in the checkpoint: blocks.2.(weight, blocks.2.)?bias"):
+        FSDPCheckpointLoading().load_model(tmp_path / "deep", Small(num_layers=2))
+    save(tmp_path / "untied", step=1, model=Small(tied=False))
+    with pytest.raises(CheckpointError, match=r"1 only in the checkpoint: head.weight"):
+        FSDPCheckpointLoading().load_model(tmp_path / "untied", Small())
+    tied = Small()
+    save(tmp_path / "tied", step=1, model=tied)
+    untied = Small(tied=False)
+    FSDPCheckpointLoading().load_model(tmp_path / "tied", untied)
+    assert torch.equal(untied.head.weight, tied.embedding.weight)
+    assert torch.equal(untied.embedding.weight, tied.embedding.weight)
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="must be a checkpoint, or a run folder with a complete one"):
+    with pytest.raises(CheckpointError, match="must be a checkpoint, or a run folder with an undamaged one"):
         FSDPCheckpointLoading().load_model(tmp_path, Small())
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("container", [None, "model", "state_dict"])
 @pytest.mark.parametrize("kind", ["zip", "old", "safetensors"])
 def test_single_files(tmp_path: Path, kind: str, container: str | None, prefix: str) -> None:
@@ -202,6 +234,30 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, text
 def test_a_folder_without_weights_and_a_file_without_a_state_dict(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"must hold model.safetensors, its index, or pytorch_model.bin"):
         TorchCheckpointLoading().load_model(tmp_path, Small())
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(
+        CheckpointError, match=r"index.json must be JSON with a 'weight_map' \(name -> file\); it is not"
+    ):
+        TorchCheckpointLoading().load_model(tmp_path, Small())
+    torch.save({"weight": torch.ones(2), "epoch": 3}, tmp_path / "mixed.pt")
+    with pytest.raises(CheckpointError, match=r"it holds beside tensors epoch \(int\)"):
+        TorchCheckpointLoading().load_model(tmp_path / "mixed.pt", Small())
+    torch.save({"norm.bias": torch.ones(2), "_orig_mod.norm.bias": torch.ones(2)}, tmp_path / "twice.pt")
+    with pytest.raises(CheckpointError, match=r"must hold norm.bias once; two of its names stand for it"):
+        TorchCheckpointLoading().load_model(tmp_path / "twice.pt", Small())
     torch.save([torch.ones(2)], tmp_path / "list.pt")
     with pytest.raises(CheckpointError, match=r"must hold a state dict \(name -> tensor\).*it holds list"):
         TorchCheckpointLoading().load_model(tmp_path / "list.pt", Small())
+
+
+def load_where_one_rank_sees_nothing(path: Path) -> str:
+    model = Run(seed=5, sharded=True).model
+    with pytest.raises(CheckpointError) as caught:
+        TorchCheckpointLoading().load_model(path if torch.distributed.get_rank() == 0 else path / "none", model)
+    return str(caught.value)
+
+
+def test_what_one_rank_cannot_read_is_raised_on_all(tmp_path: Path) -> None:
+    save_file({name: t.contiguous() for name, t in weights(trained().model).items()}, tmp_path / "model.safetensors")
+    for text in run_ranks(2, load_where_one_rank_sees_nothing, tmp_path):
+        assert "none" in text

@@ -12,7 +12,14 @@ from typing import Any
 
 import pytest
 
-from modlib.checkpointing import CheckpointSaving, FSDPCheckpointSaving, SaveEveryKSteps, SaveKMostRecent, save
+from modlib.checkpointing import (
+    CheckpointSaving,
+    FSDPCheckpointSaving,
+    SaveEveryKSteps,
+    SaveKMostRecent,
+    restore_newest,
+    save,
+)
 from modlib.components import CATALOGUE
 from modlib.runtime.errors import ConfigError
 from tests.checkpointing.training import Run
@@ -48,6 +55,41 @@ def test_strategies_combine(tmp_path: Path) -> None:
     assert steps(tmp_path) == [10]
 
 
+def test_the_order_of_strategies_does_not_matter(tmp_path: Path) -> None:
+    run = Run(seed=1)
+    for step in range(1, 10):
+        saving(recent(2), partial(SaveEveryKSteps, 4)).save(tmp_path, step=step, **run.parts)
+    assert steps(tmp_path) == [4, 7, 8, 9]
+
+
+def test_steps_that_a_resumed_run_passed_over_neither_count_nor_cost_the_newest(tmp_path: Path) -> None:
+    """Step 8 is damaged in a way that only its hash shows; the run went on from 2 and saves 3."""
+    run = Run(seed=1)
+    for step in (2, 8):
+        save(tmp_path, step=step, **run.parts)
+    data = tmp_path / "step-00000008" / "data-00000-00000.bin"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    assert restore_newest(tmp_path, **run.parts).step == 2  # type: ignore[union-attr]
+    saving(recent(1)).save(tmp_path, step=3, **run.parts)
+    assert steps(tmp_path) == [3, 8]
+    assert restore_newest(tmp_path, **run.parts).step == 3  # type: ignore[union-attr]
+
+
+def test_a_folder_that_cannot_be_tidied_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    run = Run(seed=1)
+    save(tmp_path, step=1, **run.parts)
+    monkeypatch.setattr("modlib.checkpointing.commit.delete", refuse)
+    assert saving(recent(1)).save(tmp_path, step=2, **run.parts).path == tmp_path / "step-00000002"
+    assert "that are no longer kept stay for now: [Errno 13] Permission denied" in caplog.text
+
+
 @pytest.mark.parametrize(("k", "left"), [(-1, [1, 2, 3, 4, 5]), (0, [5]), (1, [5]), (3, [3, 4, 5])])
 def test_the_newest_k_are_kept(tmp_path: Path, k: int, left: list[int]) -> None:
     run = Run(seed=1)
@@ -72,7 +114,7 @@ def test_damaged_ones_neither_count_nor_are_removed(tmp_path: Path) -> None:
         save(tmp_path, step=step, **run.parts)
     for step in (3, 4):
         os.truncate(tmp_path / f"step-0000000{step}" / "data-00000-00000.bin", 7)
-    removed = saving(recent(1)).prune(tmp_path)
+    removed = saving(recent(1)).prune(tmp_path, 4)
     assert [path.name for path in removed] == ["step-00000001"]
     assert steps(tmp_path) == [2, 3, 4]
 
@@ -80,7 +122,7 @@ def test_damaged_ones_neither_count_nor_are_removed(tmp_path: Path) -> None:
 def test_pruning_removes_leftovers(tmp_path: Path) -> None:
     save(tmp_path, step=1, **Run(seed=1).parts)
     (tmp_path / ".tmp-step-00000002.0123abcd").mkdir()
-    assert saving(recent()).prune(tmp_path) == []
+    assert saving(recent()).prune(tmp_path, 1) == []
     assert steps(tmp_path) == [1]
 
 
