@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modlib.components import component
-from modlib.models.accounting import FlopsConvention, flops_per_token
+from modlib.models.accounting import FlopsConvention, activation_bytes_per_token, flops_per_token
 from modlib.models.huggingface_config import read_config, transformers_module
 from modlib.models.huggingface_weights import (
     fill_pretrained,
@@ -216,6 +216,35 @@ class HuggingFacePretrainedModel(nn.Module):
             seq_len=self.seq_len if seq_len is None else seq_len,
             convention=convention,
         )
+
+    def activation_bytes(self, micro_batch_size: int, seq_len: int | None = None, bytes_per_value: int = 4) -> int:
+        """Estimated memory that forward keeps for backward on one rank, as of a plain transformer of these sizes.
+
+        Args:
+            micro_batch_size: Sequences per rank and forward pass.
+            seq_len: Tokens per sequence; default the model's own.
+            bytes_per_value: 4 for float32, 2 for bfloat16.
+        """
+        config = self.network.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", None) or 1
+        head_dim = getattr(config, "head_dim", None) or self.dim // heads
+        names = {name.rpartition(".")[2] for name, _ in self.network.named_modules()}
+        ffn_dim = next(
+            (value for name in ("intermediate_size", "n_inner", "ffn_dim") if (value := getattr(config, name, None))),
+            4 * self.dim,
+        )
+        per_token = activation_bytes_per_token(
+            num_layers=self.num_layers,
+            dim=self.dim,
+            kv_dim=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
+            ffn_dim=int(ffn_dim),
+            vocab_size=self.vocab_size,
+            swiglu="gate_proj" in names,
+            rotary="rotary_emb" in names,
+            dropout=False,
+            bytes_per_value=bytes_per_value,
+        )
+        return micro_batch_size * (self.seq_len if seq_len is None else seq_len) * per_token
 
 
 def _build_network(model_type: str, config: Any) -> Any:

@@ -17,6 +17,7 @@ from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.fsdp import shard
 from modlib.distributed.process_group import World
 from modlib.inference.generation import generate
+from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface import HuggingFacePretrainedModel
 from modlib.models.initialization import ComposedInitializer
 from modlib.models.weights import initialize
@@ -428,3 +429,14 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     (tmp_path / "untied" / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match=r"^weights in .* cannot be read: "):
         in_memory(path=str(tmp_path / "untied"))
+
+
+def test_activations_are_estimated_as_those_of_the_same_transformer() -> None:
+    fields = {"model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 80, "head_dim": 8}
+    fields |= {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.device("meta"):
+        model = HuggingFacePretrainedModel(config=fields, seq_len=24)
+        ours = GPT2(vocab_size=96, seq_len=24, num_layers=3, num_heads=4, num_kv_heads=2, dim=32, ffn_dim=80,
+                    activation="swiglu", position="rotary")  # fmt: skip
+    assert model.activation_bytes(5, 16, 2) == ours.activation_bytes(5, 16, 2)
+    assert model.activation_bytes(1) == ours.activation_bytes(1)
