@@ -246,25 +246,24 @@ def _decorated(tree: ast.Module, module: str, file: str) -> Iterator[Component]:
                 )
 
 
+# What training can drive as it is. Not LBFGS (needs a closure), SparseAdam (only sparse gradients), ReduceLROnPlateau
+# (a metric in each step). SequentialLR and ChainedScheduler take built schedulers; modlib.optim.combined takes
+# references. modlib.optim.unsharded has Adafactor and Rprop, which cannot work on shards; modlib.optim.schedules has
+# OneCycleLR, which has an end.
 OPTIMIZERS = {
     "Adadelta": "adadelta",
-    "Adafactor": "adafactor",
     "Adagrad": "adagrad",
     "Adam": "adam",
     "AdamW": "adam_w",
     "Adamax": "adamax",
     "ASGD": "asgd",
-    "LBFGS": "lbfgs",
     "Muon": "muon",
     "NAdam": "nadam",
     "RAdam": "radam",
     "RMSprop": "rmsprop",
-    "Rprop": "rprop",
     "SGD": "sgd",
-    "SparseAdam": "sparse_adam",
 }
 SCHEDULERS = {
-    "ChainedScheduler": "chained",
     "ConstantLR": "constant_lr",
     "CosineAnnealingLR": "cosine_annealing_lr",
     "CosineAnnealingWarmRestarts": "cosine_annealing_warm_restarts",
@@ -274,10 +273,7 @@ SCHEDULERS = {
     "LinearLR": "linear_lr",
     "MultiStepLR": "multi_step_lr",
     "MultiplicativeLR": "multiplicative_lr",
-    "OneCycleLR": "onecycle_lr",
     "PolynomialLR": "polynomial_lr",
-    "ReduceLROnPlateau": "reduce_lr_on_plateau",
-    "SequentialLR": "sequential_lr",
     "StepLR": "step_lr",
 }
 NORMS = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm"}

@@ -160,6 +160,19 @@ def known_module(entry: Component) -> str:
     return {"optimizer": "torch.optim", "scheduler": "torch.optim.lr_scheduler", "layer_norm": "torch.nn"}[entry.type]
 
 
+# Not usable by training as they are; some have a component of this package in their place.
+LEFT_OUT = {
+    "LBFGS": None,
+    "SparseAdam": None,
+    "ReduceLROnPlateau": None,
+    "Adafactor": "Adafactor",
+    "Rprop": "Rprop",
+    "OneCycleLR": "OneCycleLR",
+    "SequentialLR": "SequentialSchedules",
+    "ChainedScheduler": "ChainedSchedules",
+}
+
+
 def test_the_tables_name_everything_that_torch_has() -> None:
     import torch
 
@@ -170,8 +183,14 @@ def test_the_tables_name_everything_that_torch_has() -> None:
         }
 
     schedulers = torch.optim.lr_scheduler
-    assert public(torch.optim, torch.optim.Optimizer) == set(components.OPTIMIZERS)
-    assert public(schedulers, schedulers.LRScheduler) == set(components.SCHEDULERS)
+    assert public(torch.optim, torch.optim.Optimizer) - LEFT_OUT.keys() == set(components.OPTIMIZERS)
+    assert public(schedulers, schedulers.LRScheduler) - LEFT_OUT.keys() == set(components.SCHEDULERS)
+    for name, replacement in LEFT_OUT.items():
+        if replacement is None:
+            assert name not in known_components()
+        else:
+            ours = load_component(replacement).target
+            assert issubclass(ours, getattr(torch.optim, name, None) or getattr(schedulers, name))  # type: ignore[arg-type]
 
 
 def test_a_torch_that_lacks_a_class(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,38 @@ from modlib.components import component
 from modlib.runtime.errors import ConfigError
 
 
+def compiled_patterns(argument: str, patterns: Sequence[str]) -> list[re.Pattern[str]]:
+    """Regular expressions of an argument.
+
+    Raises:
+        ConfigError: One that is not.
+    """
+    problems, compiled = [], []
+    for pattern in patterns:
+        try:
+            compiled.append(re.compile(pattern))
+        except re.error as error:
+            problems.append(f"{argument} ({pattern!r}) must be a regular expression: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return compiled
+
+
+def require_matches(argument: str, patterns: Sequence[re.Pattern[str]], model: nn.Module) -> None:
+    """Refuse patterns that are found in no parameter's name.
+
+    Raises:
+        ConfigError: One that is not.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    unmatched = [pattern.pattern for pattern in patterns if not any(map(pattern.search, names))]
+    if unmatched:
+        raise ConfigError(
+            f"{argument} ({', '.join(map(repr, unmatched))}) must match a parameter of {type(model).__name__}; its "
+            f"names look like {', '.join(names[:3])}"
+        )
+
+
 @component("parameter_groups", "decay")
 class DecayGroups:
     """Weight decay for matrices, none for norms, biases and other vectors.
@@ -32,14 +64,7 @@ class DecayGroups:
 
     def __init__(self, decay_embeddings: bool = True, weight_decay_excluded: Sequence[str] = ()) -> None:
         self.decay_embeddings = decay_embeddings
-        problems, self.patterns = [], []
-        for pattern in weight_decay_excluded:
-            try:
-                self.patterns.append(re.compile(pattern))
-            except re.error as error:
-                problems.append(f"weight_decay_excluded ({pattern!r}) must be a regular expression: {error}")
-        if problems:
-            raise ConfigError(problems)
+        self.patterns = compiled_patterns("weight_decay_excluded", weight_decay_excluded)
 
     def __call__(self, model: nn.Module) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer: the decayed ones first; a group without parameters is left out.
@@ -47,14 +72,8 @@ class DecayGroups:
         Args:
             model: Plain or sharded by FSDP2; shapes are those of the whole parameter.
         """
+        require_matches("weight_decay_excluded", self.patterns, model)
         names = dict(model.named_parameters())  # torch lists a shared parameter once
-        unmatched = [pattern.pattern for pattern in self.patterns if not any(map(pattern.search, names))]
-        if unmatched:
-            examples = ", ".join(list(names)[:3])
-            raise ConfigError(
-                f"weight_decay_excluded ({', '.join(map(repr, unmatched))}) must match a parameter of "
-                f"{type(model).__name__}; its names look like {examples}"
-            )
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         decayed: list[nn.Parameter] = []
         kept: list[nn.Parameter] = []

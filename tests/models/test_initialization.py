@@ -13,8 +13,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from modlib.models.coca import CoCa
 from modlib.models.gpt2 import GPT2
-from modlib.models.initialization import ComposedInitializer
+from modlib.models.initialization import ComposedInitializer, plain_name
 from modlib.runtime.errors import ConfigError
 from tests.workers import run_ranks
 
@@ -106,22 +107,27 @@ def test_bfloat16_parameters_are_the_rounded_values() -> None:
         assert torch.equal(rounded[name], tensor.bfloat16()), name
 
 
-def sharded(shape: tuple[int, ...], on_meta: bool) -> dict[str, str]:
+def sharded(shape: tuple[int, ...], on_meta: bool, wrapped: bool) -> dict[str, str]:
     from torch.distributed.device_mesh import init_device_mesh
 
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=("replicate", "shard")[-len(shape) :])
     with torch.device("meta" if on_meta else "cpu"):
         model = small(position="rotary", dim=72, vocab_size=83)  # uneven shards, some empty
+    if wrapped:  # the order of a run: activation checkpointing, compile, shard, initialise
+        for index, block in enumerate(model.blocks):
+            model.blocks[index] = checkpoint_wrapper(block)
+        for block in model.blocks:
+            block.compile()
     for unit in model.fsdp_units():
         fully_shard(unit, mesh=mesh)
     fully_shard(model, mesh=mesh)
     if on_meta:
         model.to_empty(device="cpu")
-    ComposedInitializer()(model, 5)
+    ComposedInitializer(rules={r"blocks\.1\.attention\.out\.weight": 0.5})(model, 5)
     whole = {}
     for name, tensor in model.state_dict().items():
         assert isinstance(tensor, DTensor)
-        whole[name] = tensor.full_tensor()
+        whole[plain_name(name)] = tensor.full_tensor()
     whole["cos"] = next(model.buffers())
     return fingerprint(whole)
 
@@ -132,9 +138,42 @@ def sharded(shape: tuple[int, ...], on_meta: bool) -> dict[str, str]:
 )
 def test_sharded_values_equal_unsharded(world_size: int, shape: tuple[int, ...]) -> None:
     model = small(position="rotary", dim=72, vocab_size=83)
-    expected = fingerprint({**initialized(model, 5), "cos": next(model.buffers())})
-    for on_meta in (True, False):
-        assert run_ranks(world_size, sharded, shape, on_meta) == [expected] * world_size
+    state = initialized(model, 5, rules={r"blocks\.1\.attention\.out\.weight": 0.5})
+    expected = fingerprint({**state, "cos": next(model.buffers())})
+    for on_meta, wrapped in ((True, False), (False, False), (True, True)):
+        assert run_ranks(world_size, sharded, shape, on_meta, wrapped) == [expected] * world_size
+
+
+def test_coca_is_claimed_whole() -> None:
+    """Images, captions, pooling queries and tokens: matrices and embeddings at std, the rest constant."""
+    model = CoCa(
+        image_size=16,
+        patch_size=4,
+        vision_layers=1,
+        vision_dim=48,
+        vision_heads=2,
+        vocab_size=97,
+        seq_len=16,
+        text_layers=1,
+        multimodal_layers=1,
+        dim=48,
+        num_heads=2,
+    )
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, math.nan)
+    residual = ["attention.out", "feed_forward.down"]
+    ComposedInitializer(std=0.3, residual_outputs=residual, num_layers=8)(model, 0)
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), name
+        if parameter.ndim < 2:
+            assert len(parameter.unique()) == 1, name
+            assert parameter.unique().item() in (0, 1), name
+        else:
+            scaled = any(f".{name}".endswith(f".{output}.weight") for output in residual)
+            expected = 0.3 / 4 if scaled else 0.3
+            error = 5 / math.sqrt(parameter.numel())
+            assert parameter.std().item() == pytest.approx(expected, rel=error), name
+            assert abs(parameter.mean().item()) < expected * error, name
 
 
 class WithToken(nn.Module):
@@ -150,8 +189,10 @@ def test_a_parameter_without_a_rule_is_named_and_nothing_is_touched() -> None:
     with pytest.raises(ConfigError) as caught:
         ComposedInitializer("plain")(model, 0)
     assert str(caught.value) == (
-        "parameter cls of WithToken is claimed by no rule, must be exactly one; hold it in a module that has a rule "
-        "(Linear, Embedding, Conv, LayerNorm, RMSNorm, a class named *Norm) or write another model_initialization"
+        "parameter cls of WithToken is claimed by no rule, must be exactly one; add a pattern for it to "
+        'ComposedInitializer.rules, say in its class `parameter_rules = {"cls": "embedding"}` (or matrix, residual, '
+        "zeros, ones), or hold it in a module that has a rule (Linear, Embedding, Conv, LayerNorm, RMSNorm, a class "
+        "named *Norm)"
     )
     assert torch.equal(model.linear.weight, before)
 
@@ -187,6 +228,126 @@ def test_meta_parameters_are_refused() -> None:
         ComposedInitializer("plain")(model, 0)
 
 
+def test_rules_of_the_user_go_first() -> None:
+    rules = {r".*\.attention\.out\.weight": 0.5, "token_embedding.weight": 0, r"blocks\.0\.attention_norm\.weight": 0.1}
+    state, plain = initialized(small(), rules=rules), initialized(small())
+    changed = {name for name in state if not torch.equal(state[name], plain[name])}
+    assert (
+        changed
+        == {
+            *(f"blocks.{index}.attention.out.weight" for index in range(3)),
+            "token_embedding.weight",
+            "lm_head.weight",  # tied
+            "blocks.0.attention_norm.weight",
+        }
+        & state.keys()
+    )
+    assert state["blocks.2.attention.out.weight"].std().item() == pytest.approx(0.5, rel=0.05)
+    assert not state["token_embedding.weight"].any()
+    assert torch.equal(initialized(small(), rules=rules, mean=1.0)["token_embedding.weight"], torch.zeros(211, 64))
+    assert fingerprint(initialized(small(), rules={})) == fingerprint(plain)
+
+
+def test_modalities_expressions_match_whole_names() -> None:
+    """`re.fullmatch` on names without wrappers, so that a rule also counts under activation checkpointing."""
+    model = small()
+    model.blocks[0] = checkpoint_wrapper(model.blocks[0])
+    state = initialized(model, rules={r"blocks\.\d+\.attention\.(qkv|out)\.weight": 0.002})
+    for name, tensor in state.items():
+        if "attention." in name and name.endswith("weight"):
+            assert tensor.std().item() == pytest.approx(0.002, rel=0.05), name
+
+
+def test_rules_that_miss_or_overlap_are_refused() -> None:
+    rules = {"attention.out": 0.1, r"blocks.0.attention.qkv.weigth": 0.1, r"pos.*": 0.1, r"position_\w+\.weight": 0.2}
+    with pytest.raises(ConfigError) as caught:
+        ComposedInitializer(rules=rules)(small(), 0)
+    assert caught.value.problems == [
+        "parameter position_embedding.weight must match one of the rules, but matches 'pos.*' and "
+        "'position_\\\\w+\\\\.weight'; make one of them narrower",
+        "rules ('attention.out') must match the whole name of a parameter of GPT2; names near it are "
+        "blocks.0.attention.out.weight, blocks.0.attention.out.bias, blocks.1.attention.out.weight",
+        "rules ('blocks.0.attention.qkv.weigth') must match the whole name of a parameter of GPT2; names near it are "
+        "blocks.0.attention.qkv.weight, blocks.2.attention.qkv.weight, blocks.1.attention.qkv.weight",
+    ]
+
+
+def test_a_rule_for_what_another_source_sets_is_refused() -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"rules \('0.weight'\) must match the whole name of a parameter of Sequential "
+        "that no other source sets; names near it are 0.bias",
+    ):
+        ComposedInitializer("plain", rules={"0.weight": 1})(nn.Sequential(nn.Linear(2, 2)), 0, skip={"0.weight"})
+
+
+class Pooling(nn.Module):
+    parameter_rules = {"query": "embedding", "out": "residual", "mix": "matrix", "scale": "ones", "shift": "zeros"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.parameter_rules:
+            self.register_parameter(name, nn.Parameter(torch.full((100, 100), math.nan)))
+
+
+def test_a_class_says_what_its_own_parameters_are() -> None:
+    model = nn.Sequential(Pooling())
+    ComposedInitializer("scaled_embed", num_layers=2)(model, 0)
+    found = {name: (p.mean().item(), p.std().item()) for name, p in model[0].named_parameters()}
+    expected = {"query": (0, math.sqrt(0.4)), "out": (0, 0.01), "mix": (0, 0.02), "scale": (1, 0), "shift": (0, 0)}
+    for name, (mean, std) in expected.items():
+        assert found[name] == (pytest.approx(mean, abs=0.04 * std), pytest.approx(std, rel=0.03)), name
+
+
+class BadPooling(Pooling):
+    parameter_rules = {"query": "normal"}
+
+
+def test_a_class_that_declares_nonsense_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        ComposedInitializer("plain")(BadPooling(), 0)
+    assert str(caught.value) == (
+        "parameter_rules of BadPooling ('query': 'normal') must be one of embedding, matrix, residual, zeros, ones"
+    )
+
+
+class Conv1D(nn.Module):
+    """As in transformers.pytorch_utils: weight (in, out)."""
+
+    def __init__(self, out: int, into: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.full((into, out), math.nan)), nn.Parameter(torch.ones(out))
+
+
+def test_kinds_of_layers() -> None:
+    model = nn.ModuleDict(
+        {
+            "hf": Conv1D(64, 64),
+            "patches": nn.Conv2d(3, 32, 7),
+            "up": nn.ConvTranspose1d(16, 16, 9),
+            "attention": nn.MultiheadAttention(64, 2, add_bias_kv=True),
+            "cross": nn.MultiheadAttention(64, 2, kdim=48, vdim=32),
+            "norm": nn.BatchNorm2d(7),
+            "bag": nn.EmbeddingBag(50, 40),
+        }
+    )
+    ComposedInitializer("plain", std=0.3)(model, 0)
+    for name, parameter in model.named_parameters():
+        if name == "norm.weight":
+            assert torch.equal(parameter, torch.ones(7))
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            error = 4 / math.sqrt(parameter.numel())
+            assert parameter.std().item() == pytest.approx(0.3, rel=error), name
+            assert abs(parameter.mean().item()) < 0.3 * error, name
+
+
+def test_whole_numbers_are_numbers() -> None:
+    assert initialized(small(), std=1)["position_embedding.weight"].std().item() == pytest.approx(1, rel=0.1)
+    assert not initialized(small(), std=0)["position_embedding.weight"].any()
+
+
 def test_wrong_settings_are_refused_together() -> None:
     with pytest.raises(ConfigError) as caught:
         ComposedInitializer("xavier", std="big", num_layers=0, dim=0)  # type: ignore[arg-type]
@@ -196,5 +357,13 @@ def test_wrong_settings_are_refused_together() -> None:
         "num_layers (0) must be at least 1",
         "dim (0) must be at least 1",
     ]
-    with pytest.raises(ConfigError, match=r"std \(-1.0\) must be a number of at least 0, or 'auto'"):
-        ComposedInitializer(std=-1.0)
+    for std in (-1.0, math.nan, math.inf, True, "Auto"):
+        with pytest.raises(ConfigError, match=rf"std \({std!r}\) must be a number of at least 0, or 'auto'"):
+            ComposedInitializer(std=std)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as caught:
+        ComposedInitializer(mean=math.nan, rules={"a": -1, "(": 0.1})
+    assert caught.value.problems == [
+        "mean (nan) must be a finite number",
+        "std of rule 'a' (-1) must be a number of at least 0; 0 is all zeros",
+        "rules ('(') must be regular expressions: missing ), unterminated subpattern at position 0",
+    ]

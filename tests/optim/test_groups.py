@@ -43,6 +43,22 @@ def test_every_trainable_parameter_is_in_one_group() -> None:
     assert names(model, groups[1]) == {n for n, _ in model.named_parameters() if "norm" in n or n.endswith("bias")}
 
 
+def test_the_vectors_of_query_and_key_norms_do_not_decay() -> None:
+    model = small(qk_norm=True)
+    _, kept = DecayGroups()(model)
+    norms = {name for name, _ in model.named_parameters() if "q_norm" in name or "k_norm" in name}
+    assert norms
+    assert norms <= names(model, kept)
+
+
+def test_a_tied_head_is_in_once_and_decays_with_its_embedding() -> None:
+    model = small(tie_embeddings=True)
+    decayed, _ = DecayGroups()(model)
+    assert sum(parameter is model.token_embedding.weight for parameter in decayed["params"]) == 1
+    _, kept = DecayGroups(decay_embeddings=False)(model)
+    assert sum(parameter is model.token_embedding.weight for parameter in kept["params"]) == 1
+
+
 def test_embeddings_are_a_choice() -> None:
     model = small(tie_embeddings=False)
     _, kept = DecayGroups(decay_embeddings=False)(model)
