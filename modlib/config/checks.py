@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -28,6 +29,13 @@ def secrets(program: Program) -> Iterator[Problem]:
                 f"{name} holds a secret, and a config is written to the run folder; remove it and set the "
                 "environment variable that the service reads (WANDB_API_KEY, HF_TOKEN, ...)",
             )
+
+
+def not_installed(component: Component, place: Origin) -> Iterator[Problem]:
+    """The package of an optional extra that a component names as its class attribute `requires`."""
+    package = getattr(component.target, "requires", None)
+    if isinstance(package, str) and importlib.util.find_spec(package) is None:
+        yield Problem(place, f"{component.name} needs the package {package}; pip install 'modlib[{package}]'")
 
 
 def unused_bindings(program: Program, effective: list[Instance], possible: list[Instance]) -> Iterator[Problem]:

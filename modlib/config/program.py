@@ -70,13 +70,28 @@ class Program:
         value = self._resolve(statement.value, statement)
         if isinstance(statement, Macro):
             definitions = self.macros[statement.name]
-            definitions[definitions.index(statement)] = replace(statement, value=value)
+            place = definitions.index(statement)
+            definitions[place] = replace(statement, value=self._added(value, definitions[:place], statement))
             return
         name = self._component(statement.selector, statement, f"no component {statement.selector}")
         if name is None:
             self.mentioned |= {f"{close}.{statement.parameter}" for close in similar(statement.selector, self.known)}
             return
-        self.bindings.setdefault(name, []).append(replace(statement, selector=name, value=value))
+        bindings = self.bindings.setdefault(name, [])
+        same = [one for one in bindings if (one.scope, one.parameter) == (statement.scope, statement.parameter)]
+        bindings.append(replace(statement, selector=name, value=self._added(value, same, statement)))
+
+    def _added(self, value: Node, before: Sequence[Binding | Macro], statement: Binding | Macro) -> Node:
+        """What `+=` adds to, together with what it adds; any other value as it is."""
+        if not (isinstance(value, Operation) and value.symbol == "+="):
+            return value
+        if before:
+            return Operation("+=", (before[-1].value, *value.operands))
+        name = statement.name if isinstance(statement, Macro) else f"{statement.selector}.{statement.parameter}"
+        if name not in self.mentioned:
+            text = f"{name} += adds to what is set before, and nothing sets it before; put it after that, or use ="
+            self.problems.append(Problem(statement.origin, text))
+        return value.operands[0]
 
     def _resolve(self, node: Node, statement: Binding | Macro) -> Node:
         """The node with the components' own names in its references; unknown names are reported."""

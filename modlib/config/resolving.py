@@ -151,7 +151,8 @@ def _load(program: Program, instances: Iterable[Instance], problems: list[Proble
         if instance.name in loaded:
             continue
         try:
-            loaded[instance.name] = load_component(instance.name)
+            loaded[instance.name] = component = load_component(instance.name)
+            problems += checks.not_installed(component, checks.first_use(program, instance))
         except ConfigError as error:
             problems.append(Problem(checks.first_use(program, instance), str(error)))
         except Exception as error:  # a module may raise anything while it is imported

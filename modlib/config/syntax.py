@@ -7,7 +7,7 @@ import tokenize
 from modlib.config.statements import Binding, Import, Include, Macro, Problem, Statement
 from modlib.config.tokens import SKIPPED, Wrong
 from modlib.config.value_syntax import ValueReader
-from modlib.config.values import Node
+from modlib.config.values import Node, Operation
 
 
 def parse(text: str, source: str, *, is_file: bool = True) -> tuple[list[Statement], list[Problem]]:
@@ -59,16 +59,20 @@ class _Reader(ValueReader):
             self._import(word, line)
         elif word == "include" and self.current.string not in ("=", ":"):
             self._include(line)
-        elif self.current.string == "=":
+        elif self.current.string in ("=", "+="):
             self.key = word
-            self.position += 1
-            self._bind(scope, name, self._value(), line)
+            self._bind(scope, name, self._assigned(), line)
         elif self.current.string == ":":
             self._block(scope, name, line)
             return
         else:
             raise self._wrong(f"expected '=' after {word}; write {word} = value")
         self._end_of_line()
+
+    def _assigned(self) -> Node:
+        """The value after `=`; after `+=`, what it adds to the value that counted so far."""
+        adds = self._next().string == "+="
+        return Operation("+=", (self._value(),)) if adds else self._value()
 
     def _bind(self, scope: tuple[str, ...], name: str, value: Node, line: int) -> None:
         selector, _, parameter = name.rpartition(".")
@@ -108,11 +112,10 @@ class _Reader(ValueReader):
         parameter = self._next().string
         if self.current.string == ".":
             raise self._wrong(f"{expected}; {selector} is already named by the block, so leave it out here")
-        if self.current.string != "=":
+        if self.current.string not in ("=", "+="):
             raise self._wrong(f"{expected}; write {parameter} = value")
         self.key = f"{'/'.join((*scope, selector))}.{parameter}"
-        self.position += 1
-        self.statements.append(Binding(scope, selector, parameter, self._value(), self.origin(line)))
+        self.statements.append(Binding(scope, selector, parameter, self._assigned(), self.origin(line)))
         self._end_of_line()
 
     def _import(self, word: str, line: int) -> None:

@@ -75,7 +75,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Operation:
-    """Arithmetic on one or two operands."""
+    """Arithmetic on one or two operands, or `+=`: a list with more items."""
 
     symbol: str
     operands: tuple[Node, ...]
@@ -169,6 +169,8 @@ def _compute(symbol: str, operands: list[Any]) -> Any:
     written = (
         f" {symbol} ".join(map(format_value, operands)) if len(operands) > 1 else symbol + format_value(operands[0])
     )
+    if symbol == "+=":
+        return _extended(*operands)
     joined = symbol == "+" and len(operands) == 2 and type(operands[0]) is type(operands[1]) in (str, list, tuple)
     if any(isinstance(operand, Required) for operand in operands):
         return Required()
@@ -190,6 +192,18 @@ def _compute(symbol: str, operands: list[Any]) -> Any:
     if isinstance(result, int) and result.bit_length() > MAX_POWER_BITS:
         raise ValueProblem(f"{written} has more than {MAX_POWER_BITS} bits; use smaller numbers")
     return result
+
+
+def _extended(before: Any, more: Any) -> Any:
+    """A list with what is not in it yet: a file that adds something may be given twice."""
+    for operand in (before, more):
+        if not isinstance(operand, list | tuple):
+            raise ValueProblem(f"+= adds items to a list, and {format_value(operand)} is {type_name(operand)}; use =")
+    added = list(before)
+    for item in more:
+        if item not in added:
+            added.append(item)
+    return type(before)(added)
 
 
 def _check_power(base: int | float, exponent: int | float, written: str) -> None:

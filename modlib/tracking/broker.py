@@ -21,8 +21,9 @@ STEP_INTERVAL_S = 0.5  # how often a subscriber sees the newest StepDone
 class Subscriber(Protocol):
     """Whatever receives messages.
 
-    Two optional class attributes: `synchronous = True` runs `receive` inside `publish` (for what must be on disk when
-    publish returns); `receives` is the tuple of message types wanted (default: all but StepDone).
+    Optional attributes: `synchronous = True` runs `receive` inside `publish` (for what must be on disk when publish
+    returns); `receives` is the tuple of message types wanted (default: all but StepDone); `close_s` is how long `close`
+    may take where that is longer than others get.
     """
 
     def receive(self, message: Any) -> None:
@@ -97,17 +98,20 @@ class Broker:
         return {delivery.name: delivery.missed for delivery in (*self._synchronous, *self._queued) if delivery.missed}
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Let subscribers finish what is queued, at most `timeout_s` seconds in all. A hung one is left behind."""
+        """Let subscribers finish what is queued, for at most `timeout_s` seconds in all, or the longest `close_s`.
+
+        A hung one is left behind.
+        """
         if self._closed:
             return
         self._closed = True
-        deadline = time.monotonic() + timeout_s
+        started = time.monotonic()
         for direct in self._synchronous:
             direct.close()
         for queued in self._queued:
             queued.end()
         for queued in self._queued:
-            queued.join(deadline, timeout_s)
+            queued.join(started, max(timeout_s, queued.close_s))
 
 
 class _Delivery:
@@ -173,6 +177,7 @@ class _Queued(_Delivery):
 
     def __init__(self, subscriber: Subscriber, capacity: int, stall_s: float) -> None:
         super().__init__(subscriber)
+        self.close_s: float = getattr(subscriber, "close_s", 0.0)
         self._capacity = capacity
         self._stall_s = stall_s
         self._messages: deque[Message] = deque()
@@ -218,8 +223,8 @@ class _Queued(_Delivery):
             self._ending = True
             self._changed.notify()
 
-    def join(self, deadline: float, timeout_s: float) -> None:
-        self._thread.join(max(0.0, deadline - time.monotonic()))
+    def join(self, started: float, timeout_s: float) -> None:
+        self._thread.join(max(0.0, started + timeout_s - time.monotonic()))
         if self._thread.is_alive():
             with self._changed:
                 left = len(self._messages)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from modlib.checkpointing import SavedCheckpoint
+from modlib.config.secrets import text_without_secrets, without_secrets
 from modlib.tracking.broker import Broker
 from modlib.tracking.messages import CheckpointSaved, MetricsLogged, RunEnded, RunStarted, StepDone, TextLogged
 from modlib.tracking.plan import Plan
@@ -54,8 +55,9 @@ class RunLog:
                 start_step=progress.step,
                 num_steps=experiment.num_steps,
                 tokens_per_step=plan.tokens_per_step,
-                config_text=job.config.text,
-                resolved=job.config.resolved,
+                # no tracker gets a secret: a config file with one is refused, but a default may hold one
+                config_text=text_without_secrets(job.config.text),
+                resolved={name: without_secrets(name, value) for name, value in job.config.resolved.items()},
                 info={
                     "world_size": job.world.size,
                     "device": str(job.world.device),
