@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from fractions import Fraction
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,8 +19,10 @@ from torch import Tensor
 
 from modlib.components import component
 from modlib.data.batch import Batch, map_tensors, split
+from modlib.data.batch_sampler import BatchSampler, share_problems
 from modlib.data.loader_workers import LoaderWorkers, load_batch
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.data.sampler import FirstEpochAgain
+from modlib.runtime.errors import ConfigError
 
 MicroBatches = list[Batch]
 
@@ -26,16 +30,17 @@ MicroBatches = list[Batch]
 @component(
     "data_loader",
     "default",
-    runtime_args=("dataset", "sampler", "collate", "world_size", "rank", "micro_batch_size", "grad_accum_steps"),
+    runtime_args=(
+        "dataset", "sampler", "collate", "batch_sampler", "world_size", "rank", "micro_batch_size", "grad_accum_steps"
+    ),
     not_science=("num_workers", "prefetch", "start_method", "pin_memory"),
-)
+)  # fmt: skip
 class DataLoader:
-    """Batches of one rank, a pure function of the step.
+    """Batches of one rank, without end; a pure function of the step.
 
-    The global batch of step s is the sampler's positions s x G to (s + 1) x G, with G = world_size x micro_batch_size x
-    grad_accum_steps sequences. Within it, micro-batch a of rank r holds micro_batch_size positions from
-    a x world_size x micro_batch_size + r x micro_batch_size. Its state is therefore one integer, the step, and the
-    three factors of G may change when a run continues: the set of sequences per step stays the same.
+    What a step holds, the batch sampler computes from the step alone. So the state of a loader is one integer, and
+    world_size, micro_batch_size and grad_accum_steps may change when a run continues, as long as their product stays:
+    the set of sequences per step is the same.
 
     Use as a context manager: leaving it ends the background thread or the worker processes.
 
@@ -45,9 +50,10 @@ class DataLoader:
         start_method: How workers start. "spawn" is slower to start, and safe where forking a process with threads
             is not.
         pin_memory: Whether batches are put into page-locked memory; None does so when there is a GPU.
-        dataset: Has `__len__` and `__getitem__`; `__getitems__(indices)` and `check_unchanged()` are used if there.
-        sampler: Has `indices(start, count)`.
+        dataset: Has `__getitem__`; `__getitems__(indices)` and `check_unchanged()` are used if there.
+        sampler: Has `indices(start, count)`, and the number of samples as its length.
         collate: Makes (inputs, targets) from samples; inputs are a tensor or several by name.
+        batch_sampler: Called with the sampler and this rank's share; None is `BatchSampler`.
         world_size: Data-parallel ranks.
         rank: This one.
         micro_batch_size: Sequences per rank per forward.
@@ -68,29 +74,18 @@ class DataLoader:
         dataset: Any,
         sampler: Any,
         collate: Callable[[Any], Batch],
+        batch_sampler: Callable[..., Any] | None = None,
         world_size: int = 1,
         rank: int = 0,
         micro_batch_size: int,
         grad_accum_steps: int = 1,
     ) -> None:
-        _check_numbers(
-            at_least={
-                "num_workers": (num_workers, 0),
-                "prefetch": (prefetch, 1 if num_workers else 0),
-                "world_size": (world_size, 1),
-                "micro_batch_size": (micro_batch_size, 1),
-                "grad_accum_steps": (grad_accum_steps, 1),
-            },
-            rank=rank,
-            start_method=start_method,
-        )
-        self.global_batch_size = world_size * micro_batch_size * grad_accum_steps
-        if len(dataset) < self.global_batch_size:
-            raise DataError(
-                f"windows in the dataset ({len(dataset)}) must be at least one global batch ({self.global_batch_size} "
-                f"= micro_batch_size {micro_batch_size} x grad_accum_steps {grad_accum_steps} x {world_size} "
-                "processes); use more text, a shorter SEQ_LEN or a smaller batch"
-            )
+        problems = _settings_problems(num_workers, prefetch)
+        problems += share_problems(world_size, rank, micro_batch_size, grad_accum_steps)
+        if start_method not in ("fork", "spawn"):
+            problems.append(f"start_method ({start_method!r}) must be 'fork' or 'spawn'; choose one of them")
+        if problems:
+            raise ConfigError(problems)
         self.num_workers = num_workers
         self.prefetch = prefetch
         self.start_method = start_method
@@ -98,8 +93,15 @@ class DataLoader:
         self.dataset = dataset
         self.sampler = sampler
         self.collate = collate
-        self.world_size = world_size
-        self.rank = rank
+        self.batch_sampler = (batch_sampler or BatchSampler)(
+            sampler=sampler,
+            world_size=world_size,
+            rank=rank,
+            micro_batch_size=micro_batch_size,
+            grad_accum_steps=grad_accum_steps,
+        )
+        self.num_steps: int | None = None
+        """Steps after which `iterate` ends; None is never."""
         self.micro_batch_size = micro_batch_size
         self.grad_accum_steps = grad_accum_steps
         self.wait_s = 0.0
@@ -109,19 +111,19 @@ class DataLoader:
         self._workers: LoaderWorkers | None = None
 
     @property
-    def steps_per_epoch(self) -> float:
-        """Optimizer steps in which every window is seen once; epochs need not end on a step."""
-        return len(self.dataset) / self.global_batch_size
+    def global_batch_size(self) -> int:
+        """Sequences per optimizer step over all ranks."""
+        return int(self.batch_sampler.global_batch_size)
+
+    @property
+    def steps_per_epoch(self) -> Fraction:
+        """Optimizer steps of one epoch, exactly; epochs need not end on a step."""
+        return Fraction(self.batch_sampler.steps_per_epoch)
 
     def indices(self, step: int) -> npt.NDArray[np.int64]:
         """This rank's samples of one step, (grad_accum_steps x micro_batch_size,), micro-batch after micro-batch."""
-        start = step * self.global_batch_size + self.rank * self.micro_batch_size
-        per_forward = self.world_size * self.micro_batch_size
-        parts = [
-            self.sampler.indices(start + number * per_forward, self.micro_batch_size)
-            for number in range(self.grad_accum_steps)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found: npt.NDArray[np.int64] = self.batch_sampler.indices(step)
+        return found
 
     def batch(self, step: int) -> MicroBatches:
         """The micro-batches that `iterate` yields for this step, loaded now; for replay and inspection.
@@ -132,7 +134,7 @@ class DataLoader:
         return self._cut(self._load(step))
 
     def iterate(self, start_step: int = 0) -> Iterator[MicroBatches]:
-        """Yield, per optimizer step and without end, grad_accum_steps pairs of inputs and targets.
+        """Yield, per optimizer step, grad_accum_steps pairs of inputs and targets.
 
         Only one iteration is live at a time: starting another ends the one before.
 
@@ -140,17 +142,23 @@ class DataLoader:
             start_step: Steps done before the first batch; 0 starts from scratch.
 
         Raises:
+            ConfigError: start_step is negative, or beyond the last step.
             DataError: Reading failed, the data was changed, or a worker died.
         """
         if start_step < 0:
             raise ConfigError(f"start_step ({start_step}) must be at least 0; pass the steps done")
+        if self.num_steps is not None and start_step > self.num_steps:
+            raise ConfigError(
+                f"start_step ({start_step}) must be at most the loader's {self.num_steps} steps; raise num_epochs"
+            )
         self._generation += 1
+        steps = iter(itertools.count(start_step) if self.num_steps is None else range(start_step, self.num_steps))
         if self.num_workers:
-            source = self._from_workers(start_step)
+            source = self._from_workers(steps)
         elif self.prefetch:
-            source = self._from_thread(start_step)
+            source = self._from_thread(steps)
         else:
-            source = (self._load(step) for step in _count(start_step))
+            source = (self._load(step) for step in steps)
         return self._timed(source, self._generation)
 
     def _timed(self, source: Iterator[Batch], generation: int) -> Iterator[MicroBatches]:
@@ -159,8 +167,10 @@ class DataLoader:
                 if generation != self._generation:
                     raise RuntimeError("this iteration was ended by close() or by a newer iterate(); use the newer one")
                 started = time.perf_counter()
-                loaded = next(source)
+                loaded = next(source, None)
                 self.wait_s += time.perf_counter() - started
+                if loaded is None:
+                    return
                 yield self._cut(loaded)
         finally:
             source.close()  # type: ignore[attr-defined]  # every source is a generator
@@ -183,25 +193,26 @@ class DataLoader:
     def _cut(self, loaded: Batch) -> MicroBatches:
         return [loaded] if self.grad_accum_steps == 1 else split(loaded, self.micro_batch_size)
 
-    def _from_thread(self, start_step: int) -> Iterator[Batch]:
+    def _from_thread(self, steps: Iterator[int]) -> Iterator[Batch]:
         self._stop_thread()
         pool = self._pool = ThreadPoolExecutor(1, "modlib-data")
-        steps = _count(start_step)
         ahead: deque[Future[Batch]] = deque()
         try:
             while True:
-                while len(ahead) <= self.prefetch:
-                    ahead.append(pool.submit(self._load, next(steps)))
+                for step in itertools.islice(steps, self.prefetch + 1 - len(ahead)):
+                    ahead.append(pool.submit(self._load, step))
+                if not ahead:
+                    return
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _from_workers(self, start_step: int) -> Iterator[Batch]:
+    def _from_workers(self, steps: Iterator[int]) -> Iterator[Batch]:
         if self._workers is None:
             self._workers = LoaderWorkers(
                 self.dataset, self.collate, self.num_workers, self.prefetch, self.start_method
             )
-        for batch in self._workers.iterate(self._checked_indices(step) for step in _count(start_step)):
+        for batch in self._workers.iterate(self._checked_indices(step) for step in steps):
             yield self._pinned(batch)
 
     def _stop_thread(self) -> None:
@@ -226,19 +237,105 @@ class DataLoader:
         self.close()
 
 
-def _check_numbers(at_least: dict[str, tuple[int, int]], rank: int, start_method: str) -> None:
-    problems = [
+@component(
+    "data_loader",
+    "repeating_data_loader",
+    runtime_args=(
+        "dataset", "sampler", "collate", "batch_sampler", "world_size", "rank", "micro_batch_size", "grad_accum_steps"
+    ),
+    not_science=("num_workers", "prefetch", "start_method", "pin_memory"),
+)  # fmt: skip
+class RepeatingDataLoader(DataLoader):
+    """A `DataLoader` that ends after a number of epochs. Its length is the number of steps in them.
+
+    Where batches are carried from epoch to epoch, the samples of a last incomplete batch are left out.
+
+    Args:
+        num_epochs: Epochs, at least 1.
+        reshuffle_after_epoch: Whether each epoch has an order of its own; otherwise all have the first one's.
+        num_workers: See `DataLoader`, as for all that follow.
+        prefetch: Steps loaded ahead, per worker.
+        start_method: How workers start.
+        pin_memory: Whether batches are put into page-locked memory.
+        dataset: What is read.
+        sampler: The order of the samples.
+        collate: Makes (inputs, targets) from samples.
+        batch_sampler: Called with the sampler and this rank's share; None is `BatchSampler`.
+        world_size: Data-parallel ranks.
+        rank: This one.
+        micro_batch_size: Sequences per rank per forward.
+        grad_accum_steps: Micro-batches per rank per optimizer step.
+
+    Raises:
+        ConfigError: A number is out of range.
+        DataError: The dataset is shorter than one global batch.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_epochs: int,
+        reshuffle_after_epoch: bool = True,
+        num_workers: int = 0,
+        prefetch: int = 2,
+        start_method: Literal["fork", "spawn"] = "fork",
+        pin_memory: bool | None = None,
+        dataset: Any,
+        sampler: Any,
+        collate: Callable[[Any], Batch],
+        batch_sampler: Callable[..., Any] | None = None,
+        world_size: int = 1,
+        rank: int = 0,
+        micro_batch_size: int,
+        grad_accum_steps: int = 1,
+    ) -> None:
+        if num_epochs < 1:
+            raise ConfigError(f"num_epochs ({num_epochs}) must be at least 1; set it to 1 or more")
+        super().__init__(
+            num_workers=num_workers,
+            prefetch=prefetch,
+            start_method=start_method,
+            pin_memory=pin_memory,
+            dataset=dataset,
+            sampler=sampler if reshuffle_after_epoch else FirstEpochAgain(sampler),
+            collate=collate,
+            batch_sampler=batch_sampler,
+            world_size=world_size,
+            rank=rank,
+            micro_batch_size=micro_batch_size,
+            grad_accum_steps=grad_accum_steps,
+        )
+        self.num_epochs = num_epochs
+        self.num_steps: int = self.batch_sampler.num_steps(num_epochs)
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def steps_left(self, step: int) -> int:
+        """Batches that `iterate(step)` yields."""
+        return max(0, self.num_steps - step)
+
+    def require_steps(self, num_steps: int) -> None:
+        """Refuse a run that is longer than its epochs.
+
+        Raises:
+            ConfigError: num_steps needs more epochs than num_epochs.
+        """
+        if num_steps > self.num_steps:
+            raise ConfigError(
+                f"num_steps ({num_steps}) must be at most {self.num_steps}, the steps of num_epochs "
+                f"({self.num_epochs}) over {len(self.sampler)} windows at {self.global_batch_size} per step; set "
+                f"num_steps = {self.num_steps}, or num_epochs = {self.batch_sampler.num_epochs(num_steps)}"
+            )
+
+
+def _settings_problems(num_workers: int, prefetch: int) -> list[str]:
+    at_least = {"num_workers": (num_workers, 0), "prefetch": (prefetch, 1 if num_workers else 0)}
+    return [
         f"{name} ({value}) must be at least {least}; set it to {least} or more"
         for name, (value, least) in at_least.items()
         if value < least
     ]
-    world_size = at_least["world_size"][0]
-    if not 0 <= rank < max(world_size, 1):
-        problems.append(f"rank ({rank}) must be at least 0 and below world_size ({world_size}); check the launcher")
-    if start_method not in ("fork", "spawn"):
-        problems.append(f"start_method ({start_method!r}) must be 'fork' or 'spawn'; choose one of them")
-    if problems:
-        raise ConfigError(problems)
 
 
 def batch_fingerprint(micro_batches: Sequence[Batch]) -> str:
@@ -252,9 +349,3 @@ def batch_fingerprint(micro_batches: Sequence[Batch]) -> str:
             digest.update(f"{array.shape}".encode())
             digest.update(array.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1

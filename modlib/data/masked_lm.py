@@ -25,7 +25,7 @@ class MaskedLMCollator:
 
     Args:
         mask_id: What a hidden token is replaced by.
-        vocab_size: Replacements are drawn below it.
+        vocab_size: Replacements are drawn below it; the mask may be one more token of the model.
         share: Of the tokens that are targets, in (0, 1).
         hidden: Of the targets that become mask_id.
         random: Of the targets that become any token; the rest stays as it is. hidden + random is at most 1.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -86,3 +88,28 @@ class ShuffledSampler:
             remembered = (epoch, KeyedPermutation(self.num_samples, f"modlib sample order {self.seed} {epoch}"))
             self._permutation = remembered
         return remembered[1]
+
+
+class FirstEpochAgain:
+    """The order of a sampler's first epoch, in every epoch.
+
+    Args:
+        sampler: Has `indices(start, count)`, and the number of samples as its length.
+    """
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def indices(self, start: int, count: int) -> npt.NDArray[np.int64]:
+        """The samples at positions start..start+count-1; the range may cross epochs."""
+        parts = []
+        while count > 0:
+            index = start % len(self)
+            part = self.sampler.indices(index, min(count, len(self) - index))
+            parts.append(part)
+            start += len(part)
+            count -= len(part)
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)

@@ -30,7 +30,9 @@ class Experiment:
         dataset: Returns the training windows.
         sampler: Called with the number of windows; fixes their global order.
         collate: Returns the function that makes (inputs, targets) from windows.
-        data_loader: Called with dataset, sampler, collate and this rank's share.
+        batch_sampler: Passed to the data loader, which calls it with the sampler and this rank's share; cuts the order
+            into steps. None: `BatchSampler`.
+        data_loader: Called with dataset, sampler, collate, batch_sampler and this rank's share.
         evaluators: Evaluators, each with its own data, name and steps.
         checkpointing: When to save and what to keep.
         subscribers: Where metrics go; each called with the run folder, on rank 0.
@@ -56,6 +58,7 @@ class Experiment:
     gradient_clipper: Callable[..., Any] | None = None
     dataset: Callable[..., Any]
     sampler: Callable[..., Any]
+    batch_sampler: Callable[..., Any] | None = None
     collate: Callable[..., Any]
     data_loader: Callable[..., Any]
     evaluators: Sequence[Any] = ()

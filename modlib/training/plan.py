@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from modlib.components import component_name, known_components
+from modlib.components import CATALOGUE, component_name, known_components
 from modlib.config import Config
 from modlib.data import corpus
+from modlib.data.batch_sampler import require_one_batch
 from modlib.distributed.fsdp import COMPUTE_DTYPES
-from modlib.runtime.errors import ConfigError, DataError, ModlibError
+from modlib.runtime.errors import ConfigError, ModlibError
 from modlib.runtime.hardware import Peak, peak_flops
 from modlib.runtime.run_folder import versions
 from modlib.tracking.plan import Plan
 from modlib.training.batches import BatchLayout, batch_layout
 from modlib.training.evaluation import Evaluator
 from modlib.training.experiment import Experiment
+from modlib.training.loading import build_loader, require_steps
 
 CURVE_POINTS = 200
 MOST_SCHEDULE_STEPS = 100_000  # of a schedule without closed form, the curve shows no more
@@ -37,7 +40,13 @@ def build(config: Config, choice: Any, *args: Any, **kwargs: Any) -> Any:
             raise
         name = component_name(choice)
         problems = error.problems if isinstance(error, ConfigError) else [f"{name}: {str(error).splitlines()[0]}"]
-        raise ConfigError([config.explain(name, problem) for problem in problems]) from error
+        raise ConfigError([config.explain(_culprit(problem) or name, problem) for problem in problems]) from error
+
+
+def _culprit(problem: str) -> str | None:
+    """The component that a problem begins with: one that was called for a value of the one being built."""
+    name = problem.partition(":")[0]
+    return name if name in CATALOGUE else None
 
 
 def make_plan(
@@ -72,6 +81,7 @@ def make_plan(
     seq_len = model.seq_len if dataset is None else dataset.seq_len
     if dataset is not None:
         check_data(model, dataset, layout)
+        check_loading(config, experiment, dataset, layout)
         for evaluator in evaluators:
             check_evaluation_data(model, dataset, evaluator.dataset)
     probe = _Probe(config, experiment, model)
@@ -141,12 +151,22 @@ def check_data(model: Any, dataset: Any, layout: BatchLayout) -> None:
             "set both with SEQ_LEN"
         )
     dataset.check_vocabulary(model.vocab_size)
-    if len(dataset) < layout.global_batch_size:
-        raise DataError(
-            f"windows in the dataset ({len(dataset)}) must be at least one global batch ({layout.global_batch_size} = "
-            f"micro_batch_size {layout.micro_batch_size} x grad_accum_steps {layout.grad_accum_steps} x "
-            f"{layout.world_size} processes); use more text, a shorter SEQ_LEN or a smaller batch"
-        )
+    require_one_batch(len(dataset), layout.world_size, layout.micro_batch_size, layout.grad_accum_steps)
+
+
+def check_loading(config: Config, experiment: Experiment, dataset: Any, layout: BatchLayout) -> None:
+    """Build the first rank's data loader, without reading, to see what it refuses.
+
+    Raises:
+        ConfigError: A wrong value in it, or it ends before the run does.
+    """
+    call = partial(build, config)
+    loader = build_loader(experiment, dataset, call(experiment.collate), layout, 0, call)
+    try:
+        require_steps(loader, experiment.num_steps)
+    except ConfigError as error:
+        told = config.explain(component_name(experiment.data_loader), str(error))
+        raise ConfigError(config.explain("train", told)) from error
 
 
 def check_evaluation_data(model: Any, dataset: Any, held_out: Any) -> None:

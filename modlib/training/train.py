@@ -14,6 +14,7 @@ from modlib.runtime.seeds import derive, seed_everything
 from modlib.training.evaluation import build_evaluators
 from modlib.training.experiment import Experiment
 from modlib.training.job import Job
+from modlib.training.loading import build_loader, require_steps
 from modlib.training.log import RunLog
 from modlib.training.parts import Parts, build_parts
 from modlib.training.plan import make_plan
@@ -51,15 +52,8 @@ def train(experiment: Experiment, job: Job) -> Outcome:
     checkpointing = experiment.checkpointing()
     parts = build_parts(experiment, job.world, plan.flops_per_token * plan.num_tokens / job.world.size)
     progress = resume(parts, experiment, dataset, job)
-    loader = experiment.data_loader(
-        dataset=dataset,
-        sampler=experiment.sampler(num_samples=len(dataset)),
-        collate=collate,
-        world_size=job.world.size,
-        rank=job.world.rank,
-        micro_batch_size=progress.layout.micro_batch_size,
-        grad_accum_steps=progress.layout.grad_accum_steps,
-    )
+    loader = build_loader(experiment, dataset, collate, progress.layout, job.world.rank)
+    require_steps(loader, experiment.num_steps)
     vote = Vote(job.world.control_group)
     stopped = False
 

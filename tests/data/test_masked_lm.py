@@ -48,9 +48,9 @@ def test_padding_and_special_tokens_are_never_targets() -> None:
 
 def test_wrong_values_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        MaskedLMCollator(mask_id=50, vocab_size=50, share=0.0, hidden=0.8, random=0.3, seed=-1)
+        MaskedLMCollator(mask_id=-1, vocab_size=50, share=0.0, hidden=0.8, random=0.3, seed=-1)
     assert caught.value.problems == [
-        "mask_id (50) must be 0 to vocab_size - 1 (49); ask the tokenizer",
+        "mask_id (-1) must be at least 0; ask the tokenizer",
         "share (0.0) must be in (0, 1); BERT's is 0.15",
         "hidden (0.8) and random (0.3) must be at least 0 and at most 1 together",
         "seed (-1) must be at least 0; choose another seed",
