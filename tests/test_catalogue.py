@@ -20,6 +20,7 @@ from modlib.components import component, known_components
 from modlib.config import load
 from modlib.data.collate import LMCollator
 from modlib.data.sampler import ShuffledSampler
+from modlib.models.coca import CoCa
 from modlib.models.gpt2 import GPT2
 
 ROOT = Path(__file__).parents[1]
@@ -46,9 +47,13 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at_run_time(name: str, run_path: Path) -> dict[str, Any]:
     """What only a running process knows, by the names of runtime_args."""
     model = GPT2(vocab_size=64, seq_len=8, num_layers=1, num_heads=2, dim=8)
+    captioner = CoCa(
+        image_size=32, patch_size=8, vision_layers=1, vision_dim=8, vision_heads=2, vocab_size=32, seq_len=12,
+        text_layers=1, multimodal_layers=1, dim=8, num_heads=2, num_vision_queries=2, pool_heads=2,
+    )  # fmt: skip
     params = [parameter for parameter in model.parameters() if parameter.ndim == 2 or name != "Muon"]
     return {
-        "model": model,
+        "model": captioner if name == "CaptionSample" else model,
         "tokenizer": Tokenizer(WordLevel({"<|endoftext|>": 0, **{str(i): i for i in range(1, 64)}}, unk_token="1")),
         "params": params,
         "optimizer": torch.optim.AdamW(params, lr=0.1, betas=(0.9, 0.95)),
@@ -60,6 +65,7 @@ def at_run_time(name: str, run_path: Path) -> dict[str, Any]:
         "dataset": [[1, 2, 3, 4]] * 16,
         "sampler": ShuffledSampler(seed=0, num_samples=16),
         "collate": LMCollator(),
+        "batch_sampler": None,
         "world_size": 1,
         "rank": 0,
         "micro_batch_size": 2,
@@ -95,7 +101,7 @@ def test_every_row_file_is_of_a_component() -> None:
 CATALOGUE = {
     "model": "gpt2 huggingface_pretrained_model checkpointed fsdp_wrapped model_initialized coca lora",
     "model_initialization": "composed",
-    "loss": "clm_cross_entropy_loss chunked_clm_cross_entropy_loss contrastive_loss weighted_sum",
+    "loss": "clm_cross_entropy_loss chunked_clm_cross_entropy_loss contrastive weighted_losses",
     "optimizer": "adam adam_w checkpointed muon",
     "scheduler": "dummy_lr step_lr constant_lr onecycle_lr cosine_annealing_lr linear_warmup_cosine "
     "warmup_stable_decay linear_lr inverse_sqrt",

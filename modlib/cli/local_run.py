@@ -130,4 +130,5 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
         values=values,
         checkpoints=[path for _, path in reversed(step_folders(run.checkpoints_path))],
         sample=state.get("sample"),
+        writes_text=str(plan.resolved.get("train.sample")) in ("None", "@TextSample"),
     )

@@ -41,6 +41,7 @@ class RunSummary:
         checkpoints: Those on disk, oldest first.
         sample: The text sample made at the end.
         missed: Subscriber name -> what it missed (Broker.missed).
+        writes_text: Whether the model continues a text, so that `modlib generate` makes sense.
     """
 
     run_name: str
@@ -58,6 +59,7 @@ class RunSummary:
     checkpoints: Sequence[Path] = ()
     sample: str | None = None
     missed: Mapping[str, Missed] = field(default_factory=dict)
+    writes_text: bool = True
 
     @property
     def complete(self) -> bool:
@@ -104,14 +106,14 @@ def next_commands(summary: RunSummary) -> list[tuple[str, str]]:
         "look at the curves",
         f"tensorboard --logdir {shlex.quote(str(summary.run_path / TENSORBOARD_FOLDER))}",
     )
-    generate = ("let the model write", f"modlib generate {run} --prompt 'import '")
+    generate = [("let the model write", f"modlib generate {run} --prompt 'import '")] if summary.writes_text else []
     if not summary.complete:
         last = f"continue from step {summary.checkpoints[-1].name}" if summary.checkpoints else "start again"
         commands = [(last.replace("step step-", "step-"), command), tensorboard]
-        return [*commands, generate] if summary.checkpoints else commands
+        return commands + generate if summary.checkpoints else commands
     return [
         tensorboard,
-        generate,
+        *generate,
         ("change a parameter: a new run in a folder of its own", f"{_unnamed(summary.command)} --gin_param LR=1e-3"),
         ("continue after an interruption: the same command (this run is complete)", command),
     ]

@@ -156,6 +156,36 @@ def test_fingerprint_tells_batches_apart() -> None:
     assert len({batch_fingerprint(batch) for batch in [[pair], *others]}) == 4
 
 
+@pytest.mark.parametrize(
+    "settings", [{"prefetch": 0}, {}, {"num_workers": 2}, {"num_workers": 1, "start_method": "spawn"}]
+)
+def test_named_inputs_are_cut_into_micro_batches(settings: dict[str, Any]) -> None:
+    dataset = Numbers(20)
+    plain = make_loader(dataset, micro_batch_size=3, grad_accum_steps=2)
+    order = ShuffledSampler(seed=3, num_samples=20)
+    named = DataLoader(
+        dataset=dataset, sampler=order, collate=LMCollator(attention_mask=True), micro_batch_size=3,
+        grad_accum_steps=2, **settings,
+    )  # fmt: skip
+    with named:
+        for step, micro_batches in enumerate(itertools.islice(named.iterate(), 8)):
+            assert batch_fingerprint(micro_batches) == batch_fingerprint(named.batch(step))
+            assert batch_fingerprint(micro_batches) != batch_fingerprint(plain.batch(step))
+            for (inputs, targets), (ids, expected) in zip(micro_batches, plain.batch(step), strict=True):
+                assert isinstance(inputs, dict)
+                assert set(inputs) == {"input_ids", "attention_mask"}
+                assert torch.equal(inputs["input_ids"], ids)
+                assert torch.equal(inputs["attention_mask"], torch.ones(3, SEQ_LEN, dtype=torch.int64))
+                assert torch.equal(targets, expected)
+
+
+def test_fingerprint_of_named_inputs_does_not_depend_on_their_order() -> None:
+    first, second = torch.arange(6).reshape(2, 3), torch.ones(2, 3, dtype=torch.int64)
+    one = batch_fingerprint([({"a": first, "b": second}, second)])
+    assert batch_fingerprint([({"b": second, "a": first}, second)]) == one
+    assert batch_fingerprint([({"a": second, "b": first}, second)]) != one
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_global_random_state_is_left_alone(num_workers: int) -> None:
     """Else dropout would depend on how data is loaded, and on where a run was resumed."""

@@ -126,3 +126,10 @@ def test_long_commands_are_broken_so_that_they_can_be_pasted() -> None:
 
 def test_an_installed_command_is_shown_as_it_is() -> None:
     assert command_line(["modlib", "train", "a b"]) == "modlib train 'a b'"
+
+
+def test_a_model_that_does_not_continue_text_is_not_asked_to() -> None:
+    assert not any(
+        "generate" in command for _, command in next_commands(dataclasses.replace(SUMMARY, writes_text=False))
+    )
+    assert any("generate" in command for _, command in next_commands(dataclasses.replace(SUMMARY, step=3)))
