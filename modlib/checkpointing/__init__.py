@@ -18,8 +18,6 @@ if TYPE_CHECKING:
         Checkpoint,
         LoadedState,
         load,
-        load_optimizer,
-        load_weights,
         newest,
         restore_newest,
         verify,
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
     from modlib.checkpointing.rng import capture_rng, restore_rng
     from modlib.checkpointing.saving import CheckpointSaving, FSDPCheckpointSaving
     from modlib.checkpointing.strategies import SaveEveryKSteps, SaveKMostRecent
+    from modlib.checkpointing.warm_start import load_optimizer, load_weights
     from modlib.checkpointing.writing import SavedCheckpoint, save
 
 _HOMES = {
@@ -45,8 +44,8 @@ _HOMES = {
     "capture_rng": "rng",
     "clean": "commit",
     "load": "loading",
-    "load_optimizer": "loading",
-    "load_weights": "loading",
+    "load_optimizer": "warm_start",
+    "load_weights": "warm_start",
     "newest": "loading",
     "preflight": "commit",
     "restore_newest": "loading",

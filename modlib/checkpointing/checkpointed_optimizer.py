@@ -41,7 +41,7 @@ def CheckpointedOptimizer(params: Any, optimizer: Callable[..., Any], checkpoint
 
 
 def _restore(optimizer: Optimizer, build: Callable[..., Any], path: Path, model: nn.Module) -> None:
-    from modlib.checkpointing.loading import load_optimizer
+    from modlib.checkpointing.warm_start import load_optimizer
 
     load_optimizer(path, model=model, optimizer=optimizer, entries=_entries(optimizer, build))
 

@@ -6,12 +6,16 @@ their own gloo group, on which only small CPU tensors travel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 
 from modlib.checkpointing.manifest import DamagedCheckpointError
 from modlib.runtime.errors import CheckpointError
 
+T = TypeVar("T")
 _GROUPS: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
 
 
@@ -61,6 +65,21 @@ class Ranks:
         total = torch.tensor([value], dtype=torch.int64)
         dist.all_reduce(total, group=self.group)
         return int(total)
+
+    def agree(self, function: Callable[[], T]) -> T:
+        """Call a function on every rank; an error of one rank is raised on all.
+
+        Raises:
+            CheckpointError: See `raise_first`.
+        """
+        error: Exception | None = None
+        result: list[T] = []
+        try:
+            result.append(function())
+        except Exception as caught:
+            error = caught
+        self.raise_first(error)
+        return result[0]
 
     def raise_first(self, error: Exception | None) -> None:
         """Raise the same error on every rank if any rank has one: the lowest rank's.

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
@@ -31,10 +30,9 @@ from modlib.checkpointing.manifest import (
 from modlib.checkpointing.names import MANIFEST, step_folders
 from modlib.checkpointing.plain import decode
 from modlib.checkpointing.raw_reader import RawReader, read_file, require_size
-from modlib.checkpointing.state import TrainingState, capture, stage
-from modlib.checkpointing.strictness import require_fit, require_optimizer_fit
+from modlib.checkpointing.state import StagedState, capture, stage
+from modlib.checkpointing.strictness import require_fit
 from modlib.checkpointing.writing import num_threads, quiet, raise_failure
-from modlib.distributed.shards import local_part
 from modlib.runtime.errors import CheckpointError
 
 
@@ -165,7 +163,7 @@ def load(
     """
     ranks = Ranks(group)
     path = checkpoint.path if isinstance(checkpoint, Checkpoint) else Path(checkpoint)
-    return _load(_share(path, ranks), ranks, model, optimizer, scheduler)
+    return _load(share(path, ranks), ranks, model, optimizer, scheduler)
 
 
 def restore_newest(
@@ -201,7 +199,7 @@ def restore_newest(
             break
         path = folder / name
         try:
-            return _load(_share(path, ranks), ranks, model, optimizer, scheduler)
+            return _load(share(path, ranks), ranks, model, optimizer, scheduler)
         except DamagedCheckpointError as error:
             excluded.add(int(name.removeprefix("step-")))
             damaged.append(str(error))
@@ -223,138 +221,21 @@ def _load(
     checkpoint: Checkpoint, ranks: Ranks, model: nn.Module, optimizer: Optimizer | None, scheduler: Any
 ) -> LoadedState:
     path, manifest = checkpoint.path, checkpoint.manifest
-    error: Exception | None = None
-    rank_state: dict[str, Any] | None = None
-    staged = None
-    try:
+
+    def prepare() -> tuple[StagedState, dict[str, Any], dict[str, Any] | None]:
         require_fit(manifest, capture(model, optimizer, scheduler), path.name)
         rank_state = _rank_state(checkpoint, ranks)
-        staged = stage(manifest, model, optimizer, scheduler)
-        extra = checkpoint.extra
-    except Exception as caught:
-        error = caught
-    ranks.raise_first(error)
-    assert staged is not None
-    _read(checkpoint, staged.tensors, ranks)
+        return stage(manifest, model, optimizer, scheduler), checkpoint.extra, rank_state
+
+    staged, extra, rank_state = ranks.agree(prepare)
+    read_tensors(checkpoint, staged.tensors, ranks)
     staged.commit()
     if ranks.first and manifest.world_size != ranks.size:
         LOGGER.info("checkpoint %s of %d ranks was restored on %d", path.name, manifest.world_size, ranks.size)
     return LoadedState(manifest.step, extra, rank_state, path, manifest.world_size)
 
 
-def load_weights(path: Path | str, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None = None) -> Path:
-    """Read a checkpoint's model into live tensors, which change only once every byte is verified.
-
-    All ranks call it together, each with its shards of the same tensors.
-
-    Args:
-        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest undamaged checkpoint.
-        tensors: Name in the model -> where to put it; exactly those that were saved, a tied one under any of its names.
-        group: As of `load`.
-
-    Returns:
-        The checkpoint that was read.
-
-    Raises:
-        CheckpointError: Other names, shapes or dtypes than were saved; all are listed.
-        DamagedCheckpointError: The checkpoint is not what was saved.
-    """
-    ranks = Ranks(group)
-
-    def read(checkpoint: Checkpoint) -> None:
-        aliases = checkpoint.manifest.aliases
-        keys = {name: aliases.get(f"model.{name}", f"model.{name}") for name in tensors}
-        state = TrainingState({key: tensors[name] for name, key in keys.items()})
-        _agree(ranks, lambda: require_fit(replace(checkpoint.manifest, aliases={}), state, checkpoint.path.name))
-        staged = {key: torch.empty_like(tensor, requires_grad=False) for key, tensor in state.tensors.items()}
-        _read(checkpoint, staged, ranks)
-        with torch.no_grad():
-            for name, key in keys.items():
-                local_part(tensors[name])[0].copy_(local_part(staged[key])[0])
-
-    return _from_newest(Path(path), ranks, read)
-
-
-def load_optimizer(
-    path: Path | str,
-    *,
-    model: nn.Module,
-    optimizer: Optimizer,
-    entries: Collection[str],
-    group: dist.ProcessGroup | None = None,
-) -> Path:
-    """Take over the optimizer's state (moments, step counts) from a checkpoint; its settings stay as they are.
-
-    All ranks call it together.
-
-    Args:
-        path: A checkpoint, or a run's or checkpoints folder, which stands for its newest undamaged checkpoint.
-        model: The one whose parameters the optimizer has.
-        optimizer: Of the class that was saved, with the same parameters.
-        entries: Names of the state that this optimizer keeps for a parameter, such as "exp_avg".
-        group: As of `load`.
-
-    Returns:
-        The checkpoint that was read.
-
-    Raises:
-        CheckpointError: It has no state for this optimizer's class, settings and parameters.
-        DamagedCheckpointError: The checkpoint is not what was saved.
-    """
-    ranks = Ranks(group)
-
-    def read(checkpoint: Checkpoint) -> None:
-        manifest, name = checkpoint.manifest, checkpoint.path.name
-        _agree(ranks, lambda: require_optimizer_fit(manifest, capture(model, optimizer, None), entries, name))
-        staged = stage(manifest, model, optimizer, None, only_moments=True)
-        _read(checkpoint, staged.tensors, ranks)
-        staged.commit()
-
-    return _from_newest(Path(path), ranks, read)
-
-
-def _agree(ranks: Ranks, check: Callable[[], None]) -> None:
-    """Run a check on every rank; an error of one is raised on all."""
-    error: Exception | None = None
-    try:
-        check()
-    except Exception as caught:
-        error = caught
-    ranks.raise_first(error)
-
-
-def _from_newest(path: Path, ranks: Ranks, read: Callable[[Checkpoint], None]) -> Path:
-    """Read the checkpoint that a path names, or the newest of a folder that turns out to be undamaged."""
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    damaged: list[str] = []
-    excluded: set[int] = set()
-    while True:
-        found = b""
-        if ranks.first and (path / MANIFEST).exists():
-            found = str(path).encode()
-        elif ranks.first:  # another run's folder is only looked at: nothing in it is tidied up
-            candidates = (checkpoint for checkpoint in complete_checkpoints(folder) if checkpoint.step not in excluded)
-            found = next((str(checkpoint.path).encode() for checkpoint in candidates), b"")
-        chosen = ranks.broadcast(found).decode()
-        if not chosen:
-            raise CheckpointError(
-                f"{path} must be a checkpoint, or a run folder with an undamaged one; there is none in {folder}"
-                + "".join(f"\n  {text}" for text in damaged)
-            )
-        checkpoint = _share(Path(chosen), ranks)
-        try:
-            read(checkpoint)
-            return checkpoint.path
-        except DamagedCheckpointError as error:
-            if checkpoint.path == path:
-                raise
-            excluded.add(checkpoint.step)
-            damaged.append(str(error))
-            if ranks.first:
-                LOGGER.warning("checkpoint %s is damaged and skipped: %s", checkpoint.path.name, error)
-
-
-def _read(checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks: Ranks) -> None:
+def read_tensors(checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks: Ranks) -> None:
     """Read and verify these keys into fresh tensors."""
     try:
         with quiet():
@@ -369,7 +250,7 @@ def _read(checkpoint: Checkpoint, tensors: dict[str, Tensor], ranks: Ranks) -> N
         raise_failure(failure, ranks, checkpoint.path)
 
 
-def _share(path: Path, ranks: Ranks) -> Checkpoint:
+def share(path: Path, ranks: Ranks) -> Checkpoint:
     """Let the first rank read and check the manifest, and give all ranks the same."""
     error: Exception | None = None
     message = b""

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from modlib.checkpointing.coordination import Ranks
-from modlib.checkpointing.loading import load_weights
 from modlib.checkpointing.state import WRAPPER_NAMES
 from modlib.checkpointing.strictness import listed
+from modlib.checkpointing.warm_start import load_weights
 from modlib.components import component
 from modlib.config.suggestions import similar
 from modlib.distributed.shards import Slices, copy_part
@@ -82,15 +82,14 @@ class TorchCheckpointLoading:
             CheckpointError: The file cannot be read safely, or its names and shapes are not the model's.
         """
         groups = _by_tensor(model, names)
-        ranks, error = Ranks(), None
         with ExitStack() as stack:
-            stored: Mapping[str, _Stored] = {}
-            try:
+
+            def opened() -> Mapping[str, _Stored]:
                 stored = _opened(Path(path), stack, {name for group, _ in groups for name in group})
                 self._require_fit(groups, stored, f"weights in {path} must be {type(model).__name__}'s")
-            except Exception as caught:
-                error = caught
-            ranks.raise_first(error)
+                return stored
+
+            stored = Ranks().agree(opened)
             cast = set()
             for group, tensor in groups:
                 weight = stored[next(name for name in group if name in stored)]

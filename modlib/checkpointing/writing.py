@@ -81,20 +81,16 @@ def save(
     started = time.monotonic()
     ranks = Ranks(group)
     folder = Path(run_checkpoints)
-    error: Exception | None = None
-    plan: tuple[TrainingState, dict[str, Any], dict[str, Any]] | None = None
-    try:
+
+    def prepare() -> tuple[TrainingState, dict[str, Any], dict[str, Any]]:
         if type(step) is not int or step < 0:
             raise CheckpointError(
                 f"step ({step!r}) must be an int of at least 0; pass the number of optimizer steps done"
             )
         state = capture(model, optimizer, scheduler)
-        plan = state, encode(dict(extra or {}), "extra"), encode(dict(rank_state or {}), "rank_state")
-    except Exception as caught:
-        error = caught
-    ranks.raise_first(error)
-    assert plan is not None
-    state, plain_extra, plain_rank_state = plan
+        return state, encode(dict(extra or {}), "extra"), encode(dict(rank_state or {}), "rank_state")
+
+    state, plain_extra, plain_rank_state = ranks.agree(prepare)
     needed = ranks.sum(_local_bytes(state, ranks))
     save_id, aside = _open_aside(folder, step, needed, ranks)
     header = Manifest(
