@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-import subprocess
 from pathlib import Path
 from typing import Literal
 
 from modlib.checkpointing.names import step_folders
 from modlib.config import Config, diff, load, render_diff
 from modlib.config.secrets import redact
+from modlib.launching.git import SOURCE, commit_of, git
 from modlib.runtime import durable, logs
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.hardware import disk_free_bytes
@@ -20,10 +19,8 @@ from modlib.runtime.units import format_bytes
 
 logger = logging.getLogger("modlib")
 
-SOURCE = Path(__file__).parents[2]
 MOST_PATCH_BYTES = 5 << 20
 MOST_UNTRACKED = 100
-GIT_TIMEOUT_S = 20.0
 Resume = Literal["auto", "never", "must"]
 
 
@@ -75,7 +72,7 @@ def prepare(
         state = run.read()
         if "name" not in state:
             run.update(name=run.name, status="created", **code_state(run))
-        elif (commit := _commit(SOURCE)) != state.get("git_commit"):
+        elif (commit := commit_of(SOURCE)) != state.get("git_commit"):
             logger.warning(
                 "the code is of another commit (%s) than the run was started with (%s)", commit, state.get("git_commit")
             )
@@ -124,10 +121,10 @@ def code_state(run: RunFolder, source: Path = SOURCE) -> dict[str, object]:
         run: Where dirty.patch goes.
         source: The folder that holds the package modlib.
     """
-    commit = _commit(source)
+    commit = commit_of(source)
     if commit is None:
         return {"git_commit": None}
-    patch = _git(source, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
+    patch = git(source, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
     if patch is None:
         logger.warning("what was changed since commit %s is not recorded: git diff failed or took too long", commit)
         return {"git_commit": commit, "git_dirty": None}
@@ -143,31 +140,6 @@ def code_state(run: RunFolder, source: Path = SOURCE) -> dict[str, object]:
                 commit,
             )
         durable.atomic_write_bytes(run.path / "dirty.patch", data[:MOST_PATCH_BYTES])
-    untracked = _git(source, "ls-files", "-z", "--others", "--exclude-standard") or ""
+    untracked = git(source, "ls-files", "-z", "--others", "--exclude-standard") or ""
     names = [name.encode(errors="surrogateescape").decode(errors="replace") for name in untracked.split("\0") if name]
     return {**state, "git_untracked": names[:MOST_UNTRACKED]}
-
-
-def _commit(source: Path) -> str | None:
-    """The commit that the package modlib in this folder belongs to; None where it is not under version control."""
-    if _git(source, "ls-files", "--error-unmatch", "modlib/__init__.py") is None:
-        return None  # installed into a folder that happens to lie in somebody's repository
-    commit = _git(source, "rev-parse", "HEAD")
-    return commit.strip() if commit else None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """What a git command prints; None where it fails. Bytes that are not UTF-8 come as surrogate escapes."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},
-            stdin=subprocess.DEVNULL,
-            timeout=GIT_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.decode(errors="surrogateescape")

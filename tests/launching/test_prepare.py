@@ -293,6 +293,6 @@ def test_a_git_that_hangs_is_given_up(
     slow.chmod(0o755)
     monkeypatch.setenv("REAL_PATH", os.environ["PATH"])
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr(module, "GIT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("modlib.launching.git.GIT_TIMEOUT_S", 1.0)
     assert recorded(tmp_path)[0] == {"git_commit": commit, "git_dirty": None}
     assert f"what was changed since commit {commit} is not recorded: git diff failed or took too long" in messages()
