@@ -28,25 +28,50 @@ def launch(
     resume: Annotated[
         Literal["auto", "never", "must"], typer.Option(help="auto: continue the run if it exists.")
     ] = "auto",
+    executor: Annotated[
+        Literal["local", "slurm"] | None,
+        typer.Option(help="local: this machine; slurm: a job on the cluster. Default: the config's launch.executor."),
+    ] = None,
+    chain: Annotated[
+        int, typer.Option(min=1, help="Jobs that continue each other, for clusters that do not requeue.")
+    ] = 1,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="After submitting, show the log until the run ends.")
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry_run", help="Check and build for the target world size, print the plan, write nothing."),
     ] = False,
+    write_script: Annotated[
+        Path | None,
+        typer.Option("--write_script", help="With --dry_run: write a script for sbatch that needs no submitit here."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry_run: the plan as JSON on stdout.")] = False,
 ) -> None:
     """Train the experiment that the gin files describe; the same command continues it after an interruption."""
     with reported():
-        if as_json and not dry_run:
-            raise typer.BadParameter("--json goes with --dry_run")
+        for flag, given in (("--json", as_json), ("--write_script", write_script)):
+            if given and not dry_run:
+                raise typer.BadParameter(f"{flag} goes with --dry_run")
         from modlib.config import load
 
         config = load(gin_file, gin_param or [])
-        from modlib.cli import local_run
+        from modlib.cli import planning
 
+        place = planning.place_of(config, "slurm" if write_script else executor)
         if dry_run:
-            local_run.show_plan(config, runs_dir, name, as_json=as_json)
+            from modlib.cli.dry_run import show_plan
+
+            show_plan(config, place, runs_dir, name, as_json=as_json, write_script=write_script)
             return
-        code = local_run.train_here(config, runs_dir=runs_dir, name=name, resume=resume)
+        if isinstance(place, planning.Local):
+            from modlib.cli.local_run import train_here
+
+            code = train_here(config, place, runs_dir=runs_dir, name=name, resume=resume)
+        else:
+            from modlib.cli.slurm_run import submit_run
+
+            code = submit_run(config, place, runs_dir=runs_dir, name=name, resume=resume, chain=chain, follow=follow)
     raise typer.Exit(code)
 
 

@@ -3,49 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import gin
 import torch
 from rich.console import Console
 
 from modlib.checkpointing.names import step_folders
+from modlib.cli.planning import plan_run
 from modlib.cli.worker import work
 from modlib.config import Config
 from modlib.launching.local import Local, run_local
-from modlib.launching.prepare import Resume, default_name, prepare
+from modlib.launching.prepare import Resume, prepare
 from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED
-from modlib.runtime.hardware import disk_free_bytes
 from modlib.runtime.logs import report_error, start_logging
 from modlib.runtime.run_folder import Attempt, RunFolder
 from modlib.tracking.banner import start_banner
 from modlib.tracking.jsonl import read_lines
 from modlib.tracking.plan import Plan
 from modlib.tracking.summary import RunSummary, end_summary
-from modlib.training.evaluation import build_evaluators
-from modlib.training.experiment import Experiment
-from modlib.training.plan import build, data_is_ready, device_peak, make_plan
 
 WORKER = (sys.executable, "-m", "modlib.cli.worker")
 
 
-def show_plan(config: Config, runs_dir: Path, name: str | None, *, as_json: bool) -> None:
-    """Check and plan for the target world size, and print the plan; writes nothing."""
-    _, plan = _planned(config, runs_dir, name, make_data=False)
-    if as_json:
-        print(json.dumps(plan.to_json(), indent=1))
-    else:
-        Console().print(start_banner(plan))
-
-
-def train_here(config: Config, *, runs_dir: Path, name: str | None, resume: Resume) -> int:
+def train_here(config: Config, local: Local, *, runs_dir: Path, name: str | None, resume: Resume) -> int:
     """Plan, prepare the run folder, announce, train, and sum up; returns the exit code."""
     start_logging()
-    local, plan = _planned(config, runs_dir, name, make_data=True)
+    plan = plan_run(config, local, runs_dir, name, make_data=True)
     run = prepare(config, runs_dir=runs_dir, name=name, resume=resume, needed_bytes=plan.checkpoint_bytes)
     console = Console(stderr=True)
     with run.lock():
@@ -55,7 +41,7 @@ def train_here(config: Config, *, runs_dir: Path, name: str | None, resume: Resu
             return EXIT_OK
         console.print(start_banner(dataclasses.replace(plan, start_step=state.get("step", 0))))
         attempt = run.begin_attempt()
-        run.update(world_size=local.num_processes)
+        run.update(world_size=local.world_size, executor="local")
         started = time.monotonic()
         code = _train(config, local, run, attempt)
         after = run.read()
@@ -65,27 +51,6 @@ def train_here(config: Config, *, runs_dir: Path, name: str | None, resume: Resu
         if status != "failed":
             console.print(end_summary(_summary(plan, run, after, status, time.monotonic() - started)))
     return code
-
-
-def _planned(config: Config, runs_dir: Path, name: str | None, *, make_data: bool) -> tuple[Local, Plan]:
-    config.activate()
-    local: Local = build(config, gin.get_configurable("Local"))
-    experiment: Experiment = build(config, gin.get_configurable("train"))
-    dataset, evaluators = None, []
-    if make_data or data_is_ready(config):
-        dataset = build(config, experiment.dataset)
-        evaluators = build(config, build_evaluators, experiment.evaluators)
-    peak = device_peak(experiment, remember=make_data)
-    plan = make_plan(experiment, config, local.num_processes, dataset, evaluators, peak)
-    path = Path(runs_dir) / (default_name(config) if name is None else name)
-    outputs = {
-        "run folder": path,
-        "metrics": path / "metrics.jsonl",
-        "TensorBoard": path / "tb",
-        "checkpoints": path / "checkpoints",
-    }
-    free = disk_free_bytes(Path(runs_dir))
-    return local, dataclasses.replace(plan, run_name=path.name, outputs=outputs, disk_free_bytes=free)
 
 
 def _train(config: Config, local: Local, run: RunFolder, attempt: Attempt) -> int:

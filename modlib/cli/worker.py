@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import gin
@@ -22,8 +23,14 @@ from modlib.training.plan import build
 from modlib.training.train import Outcome, train
 
 
-def work(config: Config, run: RunFolder, attempt: Attempt) -> Outcome:
+def work(config: Config, run: RunFolder, attempt: Attempt, stop: StopRequest | None = None) -> Outcome:
     """Train as this rank of the world that the environment describes.
+
+    Args:
+        config: The run's.
+        run: Its folder.
+        attempt: This attempt.
+        stop: Installed already, where a launcher has its own limits; None: one for this machine.
 
     Raises:
         ModlibError: Whatever stopped the run.
@@ -32,8 +39,9 @@ def work(config: Config, run: RunFolder, attempt: Attempt) -> Outcome:
         start_logging(rank=world.rank, world_size=world.size, log_file=attempt.log_path(world.rank))
         config.activate()
         experiment: Experiment = build(config, gin.get_configurable("train"))
-        with StopRequest(stacks_path=attempt.stacks_path(world.rank)) as stop:
-            outcome = train(experiment, Job(config, run, attempt, world, stop))
+        installed = StopRequest(stacks_path=attempt.stacks_path(world.rank)) if stop is None else nullcontext(stop)
+        with installed as stop_request:
+            outcome = train(experiment, Job(config, run, attempt, world, stop_request))
         if world.rank == 0:
             run.update(step=outcome.step, sample=outcome.sample)
         return outcome

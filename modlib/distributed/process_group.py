@@ -83,6 +83,7 @@ def process_group(timeout_s: float = 600.0) -> Iterator[World]:
             "look for one that failed before in the logs of this attempt"
         ) from error
     yield World(rank, local_rank, size, device, control)
+    dist.barrier(control)  # leave together: rank 0 may be last, and a launcher may end the others' peers
     # Not after an error: the others would learn of it, fail too, and might be on record before this rank's own error.
     # They learn of it when this process ends.
     dist.destroy_process_group()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
+from modlib.runtime.errors import EXIT_HANG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
 from modlib.runtime.run_folder import Attempt
 
 MOST_LOG_LINES = 20
 MOST_LOG_BYTES = 16 << 10
+# what gloo and NCCL say in a rank whose peer is gone
+LOST_PEER = re.compile(
+    "Connection (closed|reset) by peer|gloo/transport|Broken pipe|NCCL (communicator|error)|remote process exited"
+    "|DistNetworkError|DistBackendError|Socket Timeout"
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def ending(
         return EXIT_INTERRUPTED, "interrupted twice: stopped now, without saving"
     failures = [end for end in ends if end.code not in (EXIT_OK, EXIT_PREEMPTED) and not end.by_launcher]
     if failures:
-        first = min(failures, key=lambda end: _record(attempt, end.rank).get("time", end.last_seen_alive))
+        first = min(failures, key=lambda end: _order(attempt, end))
         return (first.code if first.code > 0 else 1), _failure_text(attempt, first)
     why = "another rank stopped" if stop_signal is None else stop_signal.name
     killed = [end.rank for end in ends if end.code == -signal.SIGKILL]
@@ -59,6 +65,49 @@ def ending(
     if any(end.code == -signal.SIGTERM for end in ends):
         return EXIT_PREEMPTED, f"{why}: stopped before training began; the same command continues"
     return (EXIT_PREEMPTED if any(end.code == EXIT_PREEMPTED for end in ends) else EXIT_OK), ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The error that ended an attempt first.
+
+    Args:
+        text: For the user: whose it was, its log, the error.
+        exit_code: Of its class.
+        retry: It came from the machines, not from the run: another attempt may succeed.
+        hosts: Hosts that it blames.
+    """
+
+    text: str
+    exit_code: int
+    retry: bool
+    hosts: tuple[str, ...] = ()
+
+
+def first_failure(attempt: Attempt) -> Failure | None:
+    """The first error that a rank recorded, a lost peer only where no rank has an error of its own."""
+    ranks = [int(path.name.split("-")[1].split(".")[0]) for path in attempt.logs_path.glob("rank-*.error.json")]
+    records = [
+        record
+        for rank in ranks
+        if (record := _record(attempt, rank)).get("exit_code") not in (None, EXIT_OK, EXIT_PREEMPTED)
+    ]
+    if not records:
+        return None
+    first = min(records, key=lambda record: (_lost_peer(record), record.get("time", 0.0)))
+    code, hosts = int(first["exit_code"]), tuple(first.get("hosts", ()))
+    text = _failure_text(attempt, RankEnd(int(first["rank"]), code, 0.0))
+    return Failure(text, code, bool(hosts) or code == EXIT_HANG or _lost_peer(first), hosts)
+
+
+def _order(attempt: Attempt, end: RankEnd) -> tuple[bool, float]:
+    record = _record(attempt, end.rank)
+    return _lost_peer(record), record.get("time", end.last_seen_alive)
+
+
+def _lost_peer(record: dict[str, Any]) -> bool:
+    """Whether a rank failed because another was gone."""
+    return bool(LOST_PEER.search(f"{record.get('type', '')} {record.get('message', '')}"))
 
 
 def _record(attempt: Attempt, rank: int) -> dict[str, Any]:

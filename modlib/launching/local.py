@@ -55,6 +55,11 @@ class Local:
         self.num_processes = num_processes if num_processes is not None else max(1, visible_gpus())
         self.threads_per_process = threads_per_process or _user_threads() or max(1, num_cores() // self.num_processes)
 
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return self.num_processes
+
     def environment(self, rank: int, rendezvous: str) -> dict[str, str]:
         """The environment of one rank: this one's without what another launcher left, plus its place and threads."""
         clean = {name: value for name, value in os.environ.items() if not LEAKING.fullmatch(name)}

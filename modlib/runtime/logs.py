@@ -173,6 +173,7 @@ def _write_record(path: Path, error: BaseException, code: int, rank: int) -> Non
         "message": redact(str(error)),
         "traceback": "" if expected else redact("".join(traceback.format_exception(error))),
         "exit_code": code,
+        "hosts": list(getattr(error, "hosts", ())),  # that an error of the cluster blames
     }
     try:
         atomic_write_text(path, json.dumps(record, indent=1))

@@ -93,6 +93,10 @@ class Attempt:
         ending = {"reason": reason, "step": step, "exit_code": exit_code, "time": time.time()}
         durable.atomic_write_text(self.exit_path, json.dumps(ending, indent=1) + "\n")
 
+    def ending(self) -> dict[str, Any]:
+        """What `finish` recorded; empty before."""
+        return _read_json(self.exit_path)
+
 
 class RunFolder:
     """Paths and identity of one run.
@@ -142,11 +146,7 @@ class RunFolder:
 
     def read(self) -> dict[str, Any]:
         """run.json; empty when it is missing or torn."""
-        try:
-            content = json.loads(self.run_json_path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _read_json(self.run_json_path)
 
     def update(self, **fields: Any) -> None:
         """Merge fields into run.json, in one rename; processes that do so at once lose nothing."""
@@ -171,17 +171,17 @@ class RunFolder:
     def begin_attempt(self) -> Attempt:
         """Start the next attempt and say in run.json that the run is running here."""
         number = self.num_attempts + 1
-        before = self._attempt(number - 1)
+        before = self.attempt(number - 1)
         if before.path.is_dir() and not before.exit_path.exists():  # killed before it could say how it ended
             before.finish("died", self.read().get("step"), None)
-        attempt = self._attempt(number)
+        attempt = self.attempt(number)
         attempt.logs_path.mkdir(parents=True)
         self.update(status="running", attempts=number, host=socket.gethostname(), pid=os.getpid(), versions=versions())
         return attempt
 
     def current_attempt(self) -> Attempt:
         """The newest attempt, as a worker of it sees it."""
-        return self._attempt(self.num_attempts)
+        return self.attempt(self.num_attempts)
 
     @property
     def num_attempts(self) -> int:
@@ -190,7 +190,8 @@ class RunFolder:
             return 0
         return max((int(path.name) for path in self.attempts_path.iterdir() if path.name.isdecimal()), default=0)
 
-    def _attempt(self, number: int) -> Attempt:
+    def attempt(self, number: int) -> Attempt:
+        """One attempt by its number, whether or not it exists."""
         return Attempt(number, self.attempts_path / f"{number:04d}")
 
     @contextmanager
@@ -211,7 +212,7 @@ class RunFolder:
             raise RunFolderError(_unwritable("run folder", self.path, error)) from error
         _leases_held.add(descriptor)
         try:
-            holder = _lease(path)
+            holder = _read_json(path)
             locked = _lock_file(descriptor)
             if locked is False or _holds(path, holder):
                 raise RunFolderError(self._held_by(holder))
@@ -229,7 +230,7 @@ class RunFolder:
             os.fsync(descriptor)
             if locked is None:
                 time.sleep(SETTLE_S)  # of two that saw the folder free, the one that wrote last has it
-                if (winner := _lease(path)) != lease:
+                if (winner := _read_json(path)) != lease:
                     raise RunFolderError(self._held_by(winner))
             try:
                 with _renewing(descriptor):
@@ -287,7 +288,8 @@ def _lock_file(descriptor: int) -> bool | None:
     return True
 
 
-def _lease(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty when it is missing or torn."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):

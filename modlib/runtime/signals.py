@@ -36,7 +36,9 @@ class StopRequest:
     process that has not exited `grace_s` after the first request writes its stacks and exits with code 75.
 
     Args:
-        grace_s: Seconds from the first request to the hard exit; below the time the sender waits before SIGKILL.
+        grace_s: Seconds from SIGTERM or SIGINT to the hard exit; below the time the sender waits before SIGKILL.
+        warning_grace_s: Seconds from SIGUSR2, or from `stop_at`, to the hard exit: these come early. None: grace_s.
+        stop_at: Unix time at which the process stops by itself, before its time limit; None: never.
         stacks_path: Where the stacks of all threads are written at the hard exit; None: stderr.
         last_words: Called with the reason before a hard exit, for at most 2 s; to leave a record in the run folder.
     """
@@ -45,12 +47,16 @@ class StopRequest:
         self,
         *,
         grace_s: float = 25.0,
+        warning_grace_s: float | None = None,
+        stop_at: float | None = None,
         stacks_path: Path | None = None,
         last_words: Callable[[str], None] | None = None,
     ) -> None:
         if grace_s <= 0:
             raise ValueError(f"grace_s ({grace_s:g}) must be greater than 0; 25 fits a KillWait of 30 s")
         self.grace_s = grace_s
+        self.warning_grace_s = grace_s if warning_grace_s is None else warning_grace_s
+        self._stop_at = None if stop_at is None else time.monotonic() + stop_at - time.time()
         self.stacks_path = stacks_path
         self.last_words = last_words
         self.signal: str | None = None
@@ -58,6 +64,7 @@ class StopRequest:
         self.not_installed: str | None = "install() was not called"
         self._pid = os.getpid()
         self._deadline: float | None = None
+        self._grace_given_s = 0.0
         self._interrupts = 0
         self._previous: dict[int, Any] = {}
         self._previous_wakeup = -1
@@ -131,10 +138,15 @@ class StopRequest:
 
     def _watch(self) -> None:
         while True:
-            wait_s = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+            until = self._stop_at if self._deadline is None else self._deadline
+            wait_s = None if until is None else max(0.0, until - time.monotonic())
             ready, _, _ = select.select([self._reader], [], [], wait_s)
+            if not ready and self._deadline is None:
+                self._note("time limit")
+                self._received(0)
+                continue
             if not ready:
-                self._end(EXIT_PREEMPTED, f"{self.grace_s:g} s after {self.signal} the process had not stopped")
+                self._end(EXIT_PREEMPTED, f"{self._grace_given_s:g} s after {self.signal} the process had not stopped")
             numbers = os.read(self._reader, 512)
             if not numbers:
                 return
@@ -145,15 +157,18 @@ class StopRequest:
     def _received(self, number: int) -> None:
         name = signal.Signals(number).name if number else str(self.signal)
         self._interrupts += number == signal.SIGINT
+        grace_s = self.warning_grace_s if number in (0, signal.SIGUSR2) else self.grace_s
+        deadline = time.monotonic() + grace_s
         if self._deadline is None:
             self._note(name)
-            self._deadline = time.monotonic() + self.grace_s
+            self._deadline, self._grace_given_s = deadline, grace_s
             again = "; Ctrl-C again stops now" if number == signal.SIGINT else ""
-            logger.warning("%s: saving and stopping within %g s%s", name, self.grace_s, again)
+            logger.warning("%s: saving and stopping within %g s%s", name, grace_s, again)
         elif self._interrupts >= 2:
             self._end(EXIT_INTERRUPTED, "interrupted twice: stopping now, without saving", stacks=False)
         else:
             logger.warning("%s: already stopping because of %s", name, self.signal)
+            self._deadline = min(self._deadline, deadline)  # after a warning comes the real end
 
     def _end(self, code: int, reason: str, *, stacks: bool = True) -> None:
         """End this process without the main thread, which is stuck or must not go on."""

@@ -1,0 +1,47 @@
+"""`launch.py --dry_run`: everything that can be known before a run, and the script that a cluster would get."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from modlib.cli.planning import plan_run
+from modlib.cli.slurm_run import job_script, plain_script
+from modlib.config import Config
+from modlib.launching.local import Local
+from modlib.launching.slurm import Slurm
+from modlib.launching.submission import test_only
+from modlib.runtime import durable
+from modlib.tracking.banner import start_banner
+
+
+def show_plan(
+    config: Config,
+    place: Local | Slurm,
+    runs_dir: Path,
+    name: str | None,
+    *,
+    as_json: bool,
+    write_script: Path | None = None,
+) -> None:
+    """Check and plan for the target world size, and print the plan; writes nothing but the script that is asked for."""
+    plan = plan_run(config, place, runs_dir, name, make_data=False)
+    script = answer = None
+    if isinstance(place, Slurm):
+        run_path = (runs_dir / plan.run_name).resolve()
+        script = job_script(config, place, run_path)
+        answer = test_only(script)
+    if as_json:
+        print(json.dumps(plan.to_json() | ({} if script is None else {"sbatch": script, "slurm": answer}), indent=1))
+    else:
+        console = Console()
+        console.print(start_banner(plan))
+        if script is not None:
+            console.print(script, markup=False, highlight=False, soft_wrap=True)
+            console.print(answer or "not checked by SLURM: sbatch is not on this machine", highlight=False)
+    if write_script is not None and isinstance(place, Slurm):
+        durable.atomic_write_text(write_script, plain_script(config, place, (runs_dir / plan.run_name).resolve()))
+        print(f"wrote {write_script}; submit it with: sbatch {write_script}", file=sys.stderr)

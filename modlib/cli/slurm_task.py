@@ -1,0 +1,69 @@
+"""One rank of a SLURM job: what srun starts, through submitit or as `python -m modlib.cli.slurm_task RUN_FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from modlib.runtime.errors import EXIT_OK
+from modlib.runtime.logs import report_error, start_logging
+from modlib.runtime.run_folder import RunFolder
+from modlib.runtime.signals import StopRequest
+from modlib.runtime.streams import secure_streams
+
+DEFAULT_GRACE_S = 25.0  # SLURM's KillWait is 30 s where a site says nothing else
+HANDOVER_S = 10.0  # of the lead before the time limit, what is left for queueing the job again
+
+
+def run_task(run_path: str) -> None:
+    """Train as this task of the job. Ends the process with the exit code of the error's class, if there is one.
+
+    Args:
+        run_path: The run folder; the only thing that a submission passes on.
+    """
+    secure_streams()
+    rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(len([h for h in _hosts() if h == _hosts()[rank]])),
+    }
+    run = RunFolder(Path(run_path))
+    attempt = run.attempt(int(os.environ["MODLIB_ATTEMPT"]))
+    start_logging(rank=rank, world_size=size, log_file=attempt.log_path(rank))
+    # before torch is imported: a signal in these seconds counts too
+    with _stop_request(attempt.stacks_path(rank)) as stop:
+        try:
+            from modlib.cli.worker import work
+            from modlib.config import load
+
+            with run.lock() if rank == 0 else nullcontext():
+                outcome = work(load([run.config_path]), run, attempt, stop)
+                if rank == 0:
+                    run.update(status=outcome.reason)
+        except BaseException as error:
+            code = report_error(error, record_path=attempt.error_path(rank), rank=rank)
+            if code != EXIT_OK:
+                sys.exit(code)
+
+
+def _hosts() -> list[str]:
+    return os.environ["MODLIB_HOSTS"].split(",")
+
+
+def _stop_request(stacks_path: Path) -> StopRequest:
+    lead_s = float(os.environ.get("MODLIB_LEAD_S") or 0)
+    end_time = float(os.environ.get("MODLIB_END_TIME") or 0)
+    return StopRequest(
+        grace_s=float(os.environ.get("MODLIB_GRACE_S") or DEFAULT_GRACE_S),
+        warning_grace_s=max(lead_s - HANDOVER_S, HANDOVER_S),
+        stop_at=end_time - lead_s if end_time and lead_s else None,
+        stacks_path=stacks_path,
+    )
+
+
+if __name__ == "__main__":
+    run_task(sys.argv[1])

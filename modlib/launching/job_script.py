@@ -1,0 +1,127 @@
+"""The script of a SLURM job: a header of options, then the run's life around one srun.
+
+The same lines serve a job that submitit sends and a script that is handed to sbatch by hand; only the command that
+srun starts differs.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modlib.launching.slurm import Slurm
+
+TASK = "modlib.cli.slurm_task"
+
+
+@dataclass(frozen=True)
+class JobScript:
+    """What a job needs to know to run an experiment.
+
+    Args:
+        slurm: What to ask for.
+        name: The job's name.
+        runs: The run folder; of an array of jobs, one for each element.
+        code_paths: Folders for PYTHONPATH: the snapshot of the code.
+        code: The snapshot, which the job verifies; None: the code as it lies there when the job starts.
+        working_directory: Where relative paths of the config lead from.
+        array_file: Lists the run folders of an array, one per line.
+    """
+
+    slurm: Slurm
+    name: str
+    runs: Sequence[Path]
+    code_paths: Sequence[Path]
+    code: Path | None
+    working_directory: Path
+    array_file: Path | None = None
+
+    @property
+    def python(self) -> str:
+        """The interpreter of the job's own lines."""
+        return shlex.quote(self.slurm.python or sys.executable)
+
+    @property
+    def rank_python(self) -> str:
+        """The interpreter of the ranks: the job's own, or the container's."""
+        container = self.slurm.container
+        if container is None:
+            return self.python
+        if Path(container).suffix != ".sif":  # a command prefix of the user's
+            return f"{container} {shlex.quote(self.slurm.python or 'python3')}"
+        binds = sorted({str(self.working_directory), *(str(run.parent) for run in self.runs)})
+        gpus = ["--nv"] if self.slurm.gpus_per_node else []
+        words = ["apptainer", "exec", *gpus, "--bind", ",".join(binds), container, self.slurm.python or "python3"]
+        return shlex.join(words)
+
+    def before(self) -> list[str]:
+        """Lines before srun."""
+        if self.array_file is None:
+            run = [f"export MODLIB_RUN={shlex.quote(str(self.runs[0]))}"]
+        else:
+            listed = shlex.quote(str(self.array_file))
+            run = [f'export MODLIB_RUN="$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {listed})"']
+        variables = {
+            **self.slurm.variables(),
+            "PYTHONPATH": os.pathsep.join(map(str, self.code_paths)),
+            "PYTHONSAFEPATH": "1",
+            "PYTHONUNBUFFERED": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MODLIB_LEAD_S": str(self.slurm.signal_lead_s),
+            **({} if self.code is None else {"MODLIB_CODE": str(self.code)}),
+        }
+        return [
+            *run,
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+            f"cd {shlex.quote(str(self.working_directory))} || exit 1",
+            *self.slurm.setup,
+            "trap : TERM USR2  # the ranks save upon these; this shell waits for them",
+            f'eval "$({self.python} -m modlib.cli.slurm_job begin "$MODLIB_RUN" || echo exit 1)"',
+        ]
+
+    def after(self) -> list[str]:
+        """Lines after srun; the first reads its exit status."""
+        return [
+            "status=$?",
+            "trap '' TERM USR2",
+            f'exec {self.python} -m modlib.cli.slurm_job end "$MODLIB_RUN" "$status"',
+        ]
+
+    def text(self, config_text: str) -> str:
+        """The whole script for `sbatch`, without submitit; it makes the run folder where there is none.
+
+        Args:
+            config_text: The complete config.gin.
+        """
+        run = self.runs[0]
+        options = self.slurm.options(self.name) | {"output": run.parent / f"{self.name}-%j.out"}
+        before = self.before()
+        srun = shlex.join(["srun", "--unbuffered", *self.slurm.srun()])
+        return "\n".join(
+            [
+                "#!/bin/bash",
+                *(sbatch_line(name, options[name]) for name in sorted(options)),
+                "",
+                *before[:-1],
+                f"export MODLIB_SCRIPT={shlex.quote(str(run / 'sbatch.sh'))}",
+                'mkdir -p "$MODLIB_RUN" && cp "$0" "$MODLIB_SCRIPT" || exit 4  # for a successor, should it need one',
+                f"{self.python} -m modlib.cli.slurm_job prepare \"$MODLIB_RUN\" <<'CONFIG' || exit $?",
+                config_text.rstrip(),
+                "CONFIG",
+                before[-1],
+                "",
+                f'{srun} {self.rank_python} -m {TASK} "$MODLIB_RUN"',
+                "",
+                *self.after(),
+                "",
+            ]
+        )
+
+
+def sbatch_line(name: str, value: object) -> str:
+    """One option, as sbatch reads it."""
+    return f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"

@@ -1,0 +1,139 @@
+"""Sends a job script to SLURM, through submitit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from modlib.launching.job_script import JobScript
+from modlib.launching.local import LEAKING
+from modlib.runtime.errors import ModlibError
+
+SBATCH_TIMEOUT_S = 60.0
+SHELL_VARIABLES = re.compile("MODLIB_(?!CACHE).*|SUBMITIT_.*")
+
+
+class SubmissionError(ModlibError, RuntimeError):
+    """SLURM did not take the job; nothing was queued."""
+
+
+def submit(script: JobScript, task: Callable[[str], None], folder: Path, chain: int = 1) -> list[str]:
+    """Queue a job, or an array with one job per run folder; returns the ids of the jobs, those of a chain in order.
+
+    Args:
+        script: What to run.
+        task: What each rank calls with its run folder: an importable function, since it is pickled by name.
+        folder: Of submitit's files: script, payload and logs.
+        chain: Jobs to start one after the other, each continuing the run of the one before.
+
+    Raises:
+        SubmissionError: SLURM refused, with its reason.
+    """
+    from submitit import SlurmExecutor
+
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise SubmissionError(
+            "sbatch and srun must be on the PATH to submit to SLURM; log in to the cluster, load its module, or run "
+            "here with --executor local"
+        )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the payload is a pickle: nobody else may write it
+    executor = SlurmExecutor(folder, python=script.rank_python)
+    executor.update_parameters(**_parameters(script))
+    ids: list[str] = []
+    with _clean_environment(), _uninterrupted():  # submitit moves the payload into place after sbatch has returned
+        for _ in range(chain):
+            if ids:
+                executor.update_parameters(dependency=f"afterany:{ids[-1].partition('_')[0]}")
+            try:
+                jobs = executor.map_array(task, [str(run) for run in script.runs])
+            except Exception as error:  # submitit's errors of a failed command have no common class
+                raise SubmissionError(f"SLURM must take the job, but {_reason(error)}; nothing was queued") from error
+            ids += [job.job_id for job in jobs]
+    return ids
+
+
+def submitit_text(script: JobScript, folder: Path) -> str:
+    """The very script that `submit` hands to sbatch; needs no SLURM here."""
+    from submitit.slurm.slurm import _make_sbatch_string
+
+    command = f"{script.rank_python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    count = len(script.runs) if len(script.runs) > 1 else None
+    return _make_sbatch_string(command, folder, map_count=count, **_parameters(script))
+
+
+def test_only(text: str) -> str | None:
+    """What `sbatch --test-only` says about a script: when it would start; None where there is no sbatch.
+
+    Raises:
+        SubmissionError: SLURM would refuse it, with its reason.
+    """
+    try:
+        with _clean_environment():
+            done = subprocess.run(
+                ["sbatch", "--test-only"], input=text, capture_output=True, text=True, timeout=SBATCH_TIMEOUT_S
+            )
+    except FileNotFoundError:
+        return None
+    except subprocess.TimeoutExpired as error:
+        raise SubmissionError(
+            f"sbatch --test-only must answer within {SBATCH_TIMEOUT_S:g} s; ask the cluster"
+        ) from error
+    said = done.stderr.strip()
+    if done.returncode != 0:
+        raise SubmissionError(f"SLURM would refuse the job: {said}; correct the Slurm settings that it names")
+    return said.removeprefix("sbatch: ")
+
+
+def _parameters(script: JobScript) -> dict[str, Any]:
+    """What submitit is told: its own few parameters, and sbatch's options as they are."""
+    slurm = script.slurm
+    options = {name.replace("-", "_"): value for name, value in slurm.options(script.name).items()}
+    return {
+        "nodes": slurm.nodes,
+        "ntasks_per_node": slurm.tasks_per_node,
+        "time": slurm.minutes,
+        "wckey": None,
+        "stderr_to_stdout": True,
+        "setup": script.before(),
+        "teardown": script.after(),
+        "srun_args": slurm.srun(),
+        "additional_parameters": {name: value for name, value in options.items() if name != "open_mode"},
+    }
+
+
+@contextmanager
+def _clean_environment() -> Iterator[None]:
+    """Without what another job or launcher left in this shell: it would become the new job's."""
+    leaking = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if (LEAKING.fullmatch(name) or SHELL_VARIABLES.fullmatch(name)) and name != "SLURM_CONF"
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(leaking)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait: between sbatch and the payload's last move it would leave a job that cannot start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _reason(error: Exception) -> str:
+    """sbatch's own words in submitit's error."""
+    lines = [line.partition("error: ")[2] for line in str(error).splitlines() if "error: " in line]
+    return "; ".join(dict.fromkeys(lines)) or str(error).strip() or type(error).__name__
