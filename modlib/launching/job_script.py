@@ -98,7 +98,7 @@ class JobScript:
             config_text: The complete config.gin.
         """
         run = self.runs[0]
-        options = self.slurm.options(self.name) | {"output": run.parent / f"{self.name}-%j.out"}
+        options = self.slurm.options(self.name) | {"output": self.working_directory / f"{self.name}-%j.out"}
         before = self.before()
         srun = shlex.join(["srun", "--unbuffered", *self.slurm.srun()])
         return "\n".join(

@@ -26,6 +26,7 @@ from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 logger = logging.getLogger("modlib")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+EARLY_WARNING_S = 65.0  # SLURM looks once a minute whom to warn, and warns those whose time comes before the next look
 LAST_WORDS_S = 2.0  # how long the last words before a hard exit may take: they write to a disk that may hang
 
 
@@ -129,8 +130,14 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Nothing but the note: logging from here could interrupt a write of the same stream.
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and not self._is_early(number):
             self._note(signal.Signals(number).name)
+
+    def _is_early(self, number: int) -> bool:
+        """Whether this is SLURM's warning, up to a minute before the time that was asked for."""
+        if number != signal.SIGUSR2 or self._stop_at is None:
+            return False
+        return 0 < self._stop_at - time.monotonic() < EARLY_WARNING_S
 
     def _note(self, reason: str) -> None:
         if self.signal is None:
@@ -156,6 +163,9 @@ class StopRequest:
 
     def _received(self, number: int) -> None:
         name = signal.Signals(number).name if number else str(self.signal)
+        if self._stop_at is not None and self._is_early(number):
+            logger.info("%s: the time limit comes near; stopping in %.0f s", name, self._stop_at - time.monotonic())
+            return
         self._interrupts += number == signal.SIGINT
         grace_s = self.warning_grace_s if number in (0, signal.SIGUSR2) else self.grace_s
         deadline = time.monotonic() + grace_s
