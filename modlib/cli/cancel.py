@@ -94,20 +94,20 @@ def _cancel_jobs(run: RunFolder, state: RunState, now: bool) -> bool:
             _say(run, "is one for SLURM, but names no job; look for it with `modlib queue`")
         return False
     if active:
+        running = [job for job in active if not jobs[job].pending]
+        if now:  # before they are cancelled: SLURM passes no signal to a job that is about to have ended
+            for job in running:
+                scheduler.signal(job, "KILL", batch_script_too=True)
         complaint = scheduler.cancel(active)
-        if now:
-            running = [job for job in active if not jobs[job].pending]
-            complaint = "; ".join(filter(None, [complaint, *(scheduler.signal(job, "KILL") for job in running)]))
-        if complaint:
+        if complaint and any(job.active for job in scheduler.job_states(active, ()).values()):
             _say(run, f"could not be cancelled: {complaint}")
             return False
-        trains = any(not jobs[job].pending for job in active)
-        saves = "" if not trains else "; killed" if now else "; what runs saves first"
+        saves = "" if not running else "; killed" if now else "; what runs saves first"
         _say(run, f"cancelled job {', '.join(active)}{saves}")
     else:
         ended = ", ".join(f"{job.job_id} is {job.state}" for job in jobs.values())
         _say(run, f"has no job that waits or runs: {ended}")
-    if run.holder() is None and run.read().get("status") in ("created", "queued", "running", None):
+    if (now or run.holder() is None) and run.read().get("status") in ("created", "queued", "running", None):
         run.update(status="cancelled")  # nobody trains who could say so
     return True
 

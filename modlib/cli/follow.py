@@ -58,7 +58,8 @@ class Watch:
         self.run = run
         self.attempt = run.current_attempt()
         self._jobs: Mapping[str, JobState] = {}
-        self._asked = self._looked = 0.0
+        self._looked = 0.0
+        self._ask_next = 0.0
         self._shown: tuple[Any, ...] = ()
         self.state = self._judge()
         self._log = NewLines(self.attempt.log_path(0), FIRST_LINES)
@@ -86,18 +87,20 @@ class Watch:
         return over
 
     def _judge(self) -> RunState:
-        self._ask(ASK_SLURM_S)
+        self._ask()
         state = run_state(self.run, self._jobs)
         if state.is_over and state.state != "finished" and state.job_ids:
-            self._ask(0.0)  # it may be queued again meanwhile
+            self._ask(at_once=True)  # it may be queued again meanwhile
             state = run_state(self.run, self._jobs)
         return state
 
-    def _ask(self, at_most_every_s: float) -> None:
+    def _ask(self, *, at_once: bool = False) -> None:
         job_ids = job_ids_of(self.run.read())
-        if job_ids and time.monotonic() - self._asked >= at_most_every_s:
+        began = time.monotonic()
+        if job_ids and (at_once or began >= self._ask_next):
             self._jobs = job_states(job_ids, job_ids[-1:])
-            self._asked = time.monotonic()
+            took = time.monotonic() - began
+            self._ask_next = began + took + max(ASK_SLURM_S, 10 * took)  # a slow SLURM is asked less often
 
     def _drain(self) -> None:
         for line in self._log.read():
@@ -107,7 +110,8 @@ class Watch:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(record, dict) and (record.get("attempt") or 0) >= self._since_attempt:
+            # a line of the next attempt waits until that attempt is announced, and the file is read again
+            if isinstance(record, dict) and self._since_attempt <= _attempt_of(record) <= self.attempt.number:
                 print("\n".join(progress(record, self.state)))
         sys.stdout.flush()
 
@@ -175,6 +179,11 @@ def progress(record: Mapping[str, Any], state: RunState) -> list[str]:
         pairs = [f"{kind}={format_value(kind, value)}" for kind, value in metrics.items()]
         lines.append(f"eval {step} name={name} {' '.join(pairs)}")
     return lines
+
+
+def _attempt_of(record: Mapping[str, Any]) -> int:
+    number = record.get("attempt")
+    return number if isinstance(number, int) else 0
 
 
 def _is_number(value: Any) -> bool:

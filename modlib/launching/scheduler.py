@@ -71,7 +71,7 @@ class JobState:
         nodes: As SLURM abbreviates them, "node[1-2]"; "" before it has some.
         start: Local time, when it started or is expected to, "2026-05-01T12:00:00"; "" when unknown.
         end: When it ended or has to.
-        time_left_s: Until its time limit; None when unknown or without limit.
+        time_left_s: Until its time limit; None when it has ended, or has no limit.
         restarts: How often it was requeued.
     """
 
@@ -148,7 +148,11 @@ def my_jobs() -> list[QueuedJob] | None:
 
 
 def cancel(job_ids: Sequence[str]) -> str:
-    """Cancel jobs, so that they are not requeued; returns what scancel complains about, "" for nothing."""
+    """Cancel jobs, so that they are not requeued; returns what scancel complains about, "" for nothing.
+
+    What runs gets SIGTERM, and SIGKILL when it is still there after the cluster's KillWait. A job that has ended
+    meanwhile is something that scancel complains about.
+    """
     return _told(["scancel", *job_ids])
 
 
@@ -180,6 +184,7 @@ def parse_squeue(text: str) -> list[QueuedJob]:
         if len(fields) != len(_SQUEUE_FIELDS) or not _JOB_ID.fullmatch(fields[0]):
             continue
         job_id, state, reason, nodes, start, end, left, restarts, partition, folder, script, name = fields
+        lives = state in PENDING | HAS_NODES
         jobs.append(
             QueuedJob(
                 job_id,
@@ -188,7 +193,7 @@ def parse_squeue(text: str) -> list[QueuedJob]:
                 _known(nodes),
                 _known(start),
                 _known(end),
-                parse_time_left(left),
+                parse_time_left(left) if lives else None,
                 int(restarts) if restarts.isdecimal() else 0,
                 name,
                 partition,
