@@ -66,18 +66,24 @@ def find_run(word: str, runs_dir: Path) -> RunFolder:
     if path.is_dir() and is_run(path):
         return RunFolder(path.resolve() if path.name in ("", "..") else path)
     known = run_folders(runs_dir)
-    name = word.rstrip("/")
-    if name in known:
-        return known[name]
-    same = [run for key, run in known.items() if run.name == name]  # a point of a sweep, without the sweep
-    begun = same or [run for key, run in known.items() if name and (key.startswith(name) or run.name.startswith(name))]
-    if len(begun) == 1:
-        return begun[0]
-    if begun:
-        keys = _listed(key for key, run in known.items() if run in begun)
-        raise RunFolderError(f"RUN ({word}) must mean one run, and may mean {keys}; write more of the name")
-    hint = _hint(name, known, runs_dir)
+    meant = meant_by(word, known)
+    if len(meant) == 1:
+        return known[meant[0]]
+    if meant:
+        raise RunFolderError(f"RUN ({word}) must mean one run, and may mean {_listed(meant)}; write more of the name")
+    hint = _hint(word, known, runs_dir)
     raise RunFolderError(f"RUN ({word}) must be a run in {runs_dir}/ or the path of one; {hint}")
+
+
+def meant_by(word: str, known: Iterable[str]) -> list[str]:
+    """The names of runs that a word may mean: the one name, else points of sweeps named so, else all that begin so."""
+    name, known = word.rstrip("/"), list(known)
+    if name in known:
+        return [name]
+    points = [key for key in known if key.rpartition("/")[2] == name]
+    return points or [
+        key for key in known if name and (key.startswith(name) or key.rpartition("/")[2].startswith(name))
+    ]
 
 
 def states_of(runs: Iterable[RunFolder]) -> list[RunState]:
