@@ -18,7 +18,7 @@ logger = logging.getLogger("modlib")
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as in runs/quickstart-1a2b3c4d.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, or its name in runs/.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; must be new or empty.")],
     checkpoint: Annotated[
         int | None, typer.Option("--checkpoint", help="Step of the checkpoint. Default: the newest undamaged one.")

@@ -15,7 +15,7 @@ from modlib.runtime.errors import ConfigError
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, as in runs/quickstart-1a2b3c4d.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run's folder, or its name in runs/.")],
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue; empty starts a document.")] = "",
     max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Most tokens to add.")] = 128,
     temperature: Annotated[

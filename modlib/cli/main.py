@@ -12,11 +12,18 @@ import modlib
 
 # name: (module with a function `command` or a typer app `app`, what the help says). To add a command, add a line.
 COMMANDS = {
+    "cancel": ("modlib.cli.cancel", "Stop runs; they save first."),
     "diff": ("modlib.cli.diff", "Compare two configurations by what they mean."),
     "export": ("modlib.cli.export", "Write a trained model as a HuggingFace folder."),
+    "follow": ("modlib.cli.follow", "Watch a run until it ends."),
     "generate": ("modlib.cli.generate", "Let a trained model write."),
     "list": ("modlib.cli.list", "List the components that a gin file can choose."),
+    "logs": ("modlib.cli.logs", "Print a rank's log."),
+    "ls": ("modlib.cli.ls", "List the runs: state, step, ETA, loss, host."),
+    "queue": ("modlib.cli.queue", "List my SLURM jobs, with their runs and why they wait."),
+    "resume": ("modlib.cli.resume", "Start a run again where it stopped, as it was started."),
     "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
+    "status": ("modlib.cli.status", "Say what runs are doing, and why."),
 }
 
 

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """Print rows: as a table when stdout is a terminal, else one line a row with tabs between the cells."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", colours: Mapping[str, str] | None = None
+) -> None:
+    """Print rows: as a table when stdout is a terminal, else one line a row with tabs between the cells.
+
+    Args:
+        columns: Their heads.
+        rows: Their cells.
+        title: Above the table.
+        colours: On a terminal, of the cells with exactly this text.
+    """
     if not sys.stdout.isatty():
         for row in rows:
             print("\t".join(cell.replace("\n", "; ").replace("\t", " ") for cell in row))
@@ -20,5 +29,5 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     for number, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=False, style="bold" if number == 0 else "")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell, style=(colours or {}).get(cell, "")) for cell in row))
     Console().print(table)

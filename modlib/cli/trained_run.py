@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modlib.cli.runs import meant_by, run_folders
+from modlib.config.suggestions import similar
 from modlib.runtime.errors import CheckpointError, DataError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
 
@@ -41,7 +42,7 @@ def load_run(path: Path, step: int | None = None, flag: str = "--step") -> Train
     Nothing in the run folder changes, so the run may be training meanwhile.
 
     Args:
-        path: The run folder.
+        path: The run folder; or the name of a run in runs/, or the beginning of one.
         step: Of the checkpoint; None takes the newest one that is undamaged.
         flag: How the user gave the step, for the error.
 
@@ -51,6 +52,8 @@ def load_run(path: Path, step: int | None = None, flag: str = "--step") -> Train
     """
     from modlib.checkpointing.names import step_folders
 
+    if not path.exists() and len(meant := meant_by(str(path), known := run_folders(Path("runs")))) == 1:
+        path = known[meant[0]].path
     run = RunFolder(path)
     if not run.config_path.is_file():
         raise RunFolderError(f"run ({path}) must be a run folder, with a config.gin in it; {_hint(path)}")
@@ -88,8 +91,8 @@ def _hint(path: Path) -> str:
     """Runs with a name like the one asked for."""
     if path.exists():
         return f"there is no {path / 'config.gin'}"
-    runs = {str(found.parent) for folder in (path.parent, Path("runs")) for found in folder.glob("*/config.gin")}
-    close = difflib.get_close_matches(str(path), runs, n=1) or [run for run in runs if Path(run).name == path.name]
+    runs = {str(run.path) for folder in {path.parent, Path("runs")} for run in run_folders(folder).values()}
+    close = similar(str(path), runs, 1) or [run for run in runs if Path(run).name == path.name]
     return f"did you mean {close[0]}?" if close else f"there is no folder {path.absolute()}"
 
 

@@ -17,16 +17,9 @@ SQUEUE_TIMEOUT_S = 10.0
 SACCT_TIMEOUT_S = 20.0  # asks a database
 UNKNOWN = "UNKNOWN"  # SLURM answered, and knows no such job
 PENDING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
-ACTIVE = PENDING | {
-    "CONFIGURING",
-    "RUNNING",
-    "COMPLETING",
-    "SUSPENDED",
-    "STOPPED",
-    "RESIZING",
-    "SIGNALING",
-    "STAGE_OUT",
-}
+HAS_NODES = frozenset(
+    ("CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
+)
 
 _JOB_ID = re.compile(r"\d+([_+]\d+)?")
 # the name last: it alone may have a bar in it
@@ -78,7 +71,7 @@ class JobState:
         nodes: As SLURM abbreviates them, "node[1-2]"; "" before it has some.
         start: Local time, when it started or is expected to, "2026-05-01T12:00:00"; "" when unknown.
         end: When it ended or has to.
-        time_left_s: Until its time limit; None when unknown or without limit.
+        time_left_s: Until its time limit; None when it has ended, or has no limit.
         restarts: How often it was requeued.
     """
 
@@ -99,7 +92,7 @@ class JobState:
     @property
     def active(self) -> bool:
         """It waits, runs or is about to have ended."""
-        return self.state in ACTIVE
+        return self.state in PENDING | HAS_NODES
 
 
 @dataclass(frozen=True)
@@ -155,7 +148,11 @@ def my_jobs() -> list[QueuedJob] | None:
 
 
 def cancel(job_ids: Sequence[str]) -> str:
-    """Cancel jobs, so that they are not requeued; returns what scancel complains about, "" for nothing."""
+    """Cancel jobs, so that they are not requeued; returns what scancel complains about, "" for nothing.
+
+    What runs gets SIGTERM, and SIGKILL when it is still there after the cluster's KillWait. A job that has ended
+    meanwhile is something that scancel complains about.
+    """
     return _told(["scancel", *job_ids])
 
 
@@ -187,6 +184,7 @@ def parse_squeue(text: str) -> list[QueuedJob]:
         if len(fields) != len(_SQUEUE_FIELDS) or not _JOB_ID.fullmatch(fields[0]):
             continue
         job_id, state, reason, nodes, start, end, left, restarts, partition, folder, script, name = fields
+        lives = state in PENDING | HAS_NODES
         jobs.append(
             QueuedJob(
                 job_id,
@@ -195,7 +193,7 @@ def parse_squeue(text: str) -> list[QueuedJob]:
                 _known(nodes),
                 _known(start),
                 _known(end),
-                parse_time_left(left),
+                parse_time_left(left) if lives else None,
                 int(restarts) if restarts.isdecimal() else 0,
                 name,
                 partition,
@@ -255,16 +253,8 @@ def _squeue(*arguments: str) -> str | None:
 
 
 def _sacct_command(job_ids: Sequence[str]) -> list[str]:
-    format_ = f"--format={','.join(_SACCT_FIELDS)}"
-    return [
-        "sacct",
-        "--duplicates",
-        "--allocations",
-        "--parsable2",
-        "--noheader",
-        format_,
-        f"--jobs={','.join(job_ids)}",
-    ]
+    kind = ("--duplicates", "--allocations", "--parsable2", "--noheader")
+    return ["sacct", *kind, f"--format={','.join(_SACCT_FIELDS)}", f"--jobs={','.join(job_ids)}"]
 
 
 def _output(command: Sequence[str], timeout_s: float) -> str | None:

@@ -241,6 +241,27 @@ class RunFolder:
             _leases_held.discard(descriptor)
             os.close(descriptor)
 
+    def holder(self) -> dict[str, Any] | None:
+        """Who trains into the folder now, as far as one look tells; neither takes nor disturbs the lock.
+
+        Returns host, pid, started and since, and as `renewed` the Unix time at which the holder last showed itself.
+        None when nobody holds it, when the process is of this host and gone, and when it is of another host and has
+        not renewed its lease for longer than clocks may differ.
+        """
+        path = self.path / "lease.json"
+        holder = _lease(path)
+        try:
+            renewed = path.stat().st_mtime
+        except OSError:
+            return None
+        if not holder:
+            return None
+        if holder.get("host") == socket.gethostname():
+            alive = _lives_here(holder)
+        else:
+            alive = time.time() - renewed <= LEASE_LASTS_S + CLOCKS_DIFFER_S
+        return {**holder, "renewed": renewed} if alive else None
+
     def _held_by(self, holder: dict[str, Any]) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"])) if "since" in holder else "unknown"
         return (
@@ -302,9 +323,18 @@ def _holds(path: Path, holder: dict[str, Any]) -> bool:
     if not holder:
         return False
     if holder.get("host") == socket.gethostname():
-        started = _start_time(int(holder.get("pid", 0)))
-        return started is not None and abs(started - float(holder.get("started") or 0)) < 1.0
+        return _lives_here(holder)
     return _is_renewed(path, holder)
+
+
+def _lives_here(holder: dict[str, Any]) -> bool:
+    """Whether the process that wrote a lease on this host still lives."""
+    try:
+        pid, since = int(holder.get("pid", 0)), float(holder.get("started") or 0)
+    except (TypeError, ValueError):
+        return False
+    started = _start_time(pid)
+    return started is not None and abs(started - since) < 1.0
 
 
 def _is_renewed(path: Path, holder: dict[str, Any]) -> bool:

@@ -133,12 +133,23 @@ def read_lines(path: Path, containing: bytes = b"") -> Iterator[dict[str, Any]]:
         for line in file:
             record = _record(line) if containing in line else None
             if record is not None:
-                yield {
-                    name: _SPECIAL.get(value, value)
-                    if isinstance(value, str) and name not in ("text", "tag")
-                    else value
-                    for name, value in record.items()
-                }
+                yield _with_floats(record)
+
+
+def read_last_lines(path: Path, most_bytes: int, containing: bytes = b"") -> list[dict[str, Any]]:
+    """The records in the last bytes of metrics.jsonl or samples.jsonl, as `read_lines` gives them; oldest first.
+
+    Args:
+        path: The file.
+        most_bytes: How much of its end is read, however long it is.
+        containing: Read only lines with these bytes in them.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - most_bytes - 1))
+        lines = file.read(most_bytes + 1).split(b"\n")
+    records = [_record(line) for line in lines[size > most_bytes :] if line and containing in line]
+    return [_with_floats(record) for record in records if record is not None]
 
 
 def rewind(path: Path, step: int) -> None:
@@ -191,6 +202,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except ValueError:
         return None
     return record if isinstance(record, dict) else None
+
+
+def _with_floats(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _SPECIAL.get(value, value) if isinstance(value, str) and name not in ("text", "tag") else value
+        for name, value in record.items()
+    }
 
 
 def _as_json(value: Any) -> Any:

@@ -117,6 +117,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(run_copy: P
     assert done.stdout == ""
 
 
+def test_a_run_by_the_beginning_of_its_name(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "some-name").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    words = ("--prompt", "import", "--max_new_tokens", "4", "--temperature", "0")
+    assert generate("some", *words).stdout == generate(trained, *words).stdout
+
+
 def test_runs_that_are_not_there(trained: Path, tmp_path: Path) -> None:
     text = generate(f"{trained}y", code=4).stderr
     assert text == (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modlib.cli.main import COMMANDS
+from modlib.runtime.run_folder import RunFolder
 
 HEAVY = "torch", "numpy", "tokenizers", "tensorboard", "transformers"
 
@@ -55,6 +56,20 @@ def test_a_config_error_imports_no_torch(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "a.gin:1: train.seed = 'x' is str, expected int" in done.stderr
     assert "a.gin:4: Local.num_processes = '2' is str, expected int or None; write 2" in done.stderr
+    assert imported(done) == "[]"
+
+
+@pytest.mark.parametrize(
+    "words", [("ls",), ("status",), ("status", "one"), ("logs", "one"), ("queue",), ("cancel", "one")]
+)
+def test_commands_around_a_run_import_nothing_heavy(words: tuple[str, ...], tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create()
+    run.begin_attempt().log_path(0).write_text("hello\n")
+    run.update(status="finished")
+    run.metrics_path.write_text('{"step": 1, "tokens": 32, "time": 1.0, "attempt": 1, "train/loss": 5.0}\n')
+    done = modlib(*words, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
     assert imported(done) == "[]"
 
 

@@ -363,6 +363,39 @@ def test_of_two_that_start_at_once_without_locks_one_wins(run: RunFolder) -> Non
 # ----------------------------------------------------------------------------- several processes, and killed ones
 
 
+def test_the_holder_is_seen_without_waiting_and_without_disturbing_it(run: RunFolder) -> None:
+    assert run.holder() is None
+    with holder(run) as process:
+        before = time.monotonic()
+        seen = run.holder()
+        assert time.monotonic() - before < 1
+        assert seen is not None
+        assert (seen["host"], seen["pid"]) == (socket.gethostname(), process.pid)
+        assert abs(seen["renewed"] - time.time()) < DEADLINE_S
+        process.kill()
+        process.wait()
+        assert run.holder() is None
+        assert (run.path / "lease.json").stat().st_size > 0  # it is left for the next one to take over
+
+
+def test_the_holder_on_another_host_counts_by_the_age_of_its_lease(run: RunFolder) -> None:
+    path = lease_of(run)
+    before = time.monotonic()
+    seen = run.holder()
+    assert time.monotonic() - before < 1
+    assert seen is not None
+    assert (seen["host"], seen["pid"]) == ("node7", 4711)
+    old = time.time() - run_folder.LEASE_LASTS_S - run_folder.CLOCKS_DIFFER_S - 5
+    os.utime(path, (old, old))
+    assert run.holder() is None
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", '{"host": "HERE", "pid": "x"}', '{"host": "HERE", "started": []}'])
+def test_a_torn_lease_names_no_holder(run: RunFolder, torn: str) -> None:
+    (run.path / "lease.json").write_text(torn.replace("HERE", socket.gethostname()))
+    assert run.holder() is None
+
+
 def test_updates_of_several_processes_at_once_all_arrive(run: RunFolder) -> None:
     code = "import sys; from modlib.runtime.run_folder import RunFolder\n"
     code += "for n in range(20): RunFolder(sys.argv[1]).update(**{f'{sys.argv[2]}-{n}': n})"

@@ -1,0 +1,83 @@
+"""`modlib logs`: what a rank wrote into its log."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from modlib.cli.report import reported
+from modlib.cli.runs import RunArgument, RunsDir, find_run
+from modlib.runtime.errors import ConfigError, RunFolderError
+from modlib.runtime.run_folder import Attempt, RunFolder
+
+BLOCK_BYTES = 64 << 10
+
+
+def command(
+    run: RunArgument,
+    rank: Annotated[int, typer.Option("--rank", help="Whose log.")] = 0,
+    attempt: Annotated[
+        int | None, typer.Option("--attempt", help="Of which start of the run, from 1. Default: the last.")
+    ] = None,
+    lines: Annotated[int, typer.Option("--lines", help="Last lines to print; 0: all.")] = 100,
+    runs_dir: RunsDir = Path("runs"),
+) -> None:
+    """Print the log of one rank of a run; its path goes to stderr."""
+    with reported():
+        if lines < 0:
+            raise ConfigError(f"--lines ({lines}) must be at least 0; 0 prints all")
+        path = log_file(find_run(run, runs_dir), rank, attempt)
+        print(path, file=sys.stderr, flush=True)
+        with open(path, "rb") as file:
+            file.seek(tail_offset(file, lines) if lines else 0)
+            text = file.read().decode(errors="replace")
+        sys.stdout.write(text)
+        if not text:
+            print("is empty: this rank had nothing to say but its metrics", file=sys.stderr)
+
+
+def log_file(run: RunFolder, rank: int, attempt: int | None) -> Path:
+    """The log of a rank.
+
+    Raises:
+        RunFolderError: There is none; the text names those that there are.
+    """
+    last = run.current_attempt().number
+    if not last:
+        raise RunFolderError(f"run ({run.path}) must have been started to have logs; see `modlib status {run.name}`")
+    number = last if attempt is None else attempt
+    if not 1 <= number <= last:
+        raise RunFolderError(f"--attempt ({number}) must be one of {run.name}'s, 1 to {last}")
+    chosen = Attempt(number, run.attempts_path / f"{number:04d}")
+    path = chosen.log_path(rank)
+    if not path.is_file():
+        found = sorted(chosen.logs_path.glob("rank-*.out"), key=lambda each: (len(each.name), each.name))
+        ranks = ", ".join(each.stem.removeprefix("rank-") for each in found)
+        others = f"those of {ranks} are there" if ranks else "there is none"
+        raise RunFolderError(f"--rank ({rank}) must be one with a log in {chosen.logs_path}; {others}")
+    return path
+
+
+def tail_offset(file: BinaryIO, lines: int) -> int:
+    """Where the last lines of an open file begin; reads its end alone."""
+    end = file.seek(0, os.SEEK_END)
+    position, newlines, first = end, 0, True
+    while position > 0:
+        size = min(BLOCK_BYTES, position)
+        position -= size
+        file.seek(position)
+        block = file.read(size)
+        stop = len(block)
+        if first and block.endswith(b"\n"):
+            stop -= 1  # the end of the last line begins no other
+        first = False
+        while (found := block.rfind(b"\n", 0, stop)) >= 0:
+            newlines += 1
+            if newlines == lines:
+                return position + found + 1
+            stop = found
+    return 0
