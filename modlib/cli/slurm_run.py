@@ -60,8 +60,7 @@ def submit_run(
     except BaseException:
         run.update(status=state.get("status"), slurm=state.get("slurm", {}))
         raise
-    # the job may be running already, and have written here: change nothing but the ids
-    run.update(slurm={**run.read().get("slurm", {}), "job_ids": ids})
+    run.update(slurm={**run.read()["slurm"], "job_ids": ids})
     console.print(_submitted(run, ids), markup=False, highlight=False, soft_wrap=True)
     return EXIT_OK
 

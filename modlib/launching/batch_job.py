@@ -47,9 +47,11 @@ def begin(run: RunFolder) -> dict[str, str] | None:
     hosts = scontrol.hosts_of_ranks()
     with run.lock():
         attempt = run.begin_attempt()
-        state = run.read()
         run.update(
-            host=hosts[0], world_size=len(hosts), executor="slurm", slurm={**state.get("slurm", {}), "running": job_id}
+            host=hosts[0],
+            world_size=len(hosts),
+            executor="slurm",
+            job={"id": job_id, "restart": restart, "hosts": sorted(set(hosts))},
         )
     facts = scontrol.job_facts(job_id)
     return {
@@ -109,16 +111,16 @@ def _continue(run: RunFolder, job_id: str, failure: Failure | None) -> int:
     except NoProgressError as error:
         return _give_up(run, job_id, error.exit_code, str(error))
     bad = failure.hosts if failure else ()
-    excluded = sorted({*slurm.get("excluded", []), *bad})
+    excluded = sorted({*state.get("excluded_hosts", []), *bad})
     if bad:
         _say(f"the next attempt keeps off {', '.join(bad)}")
-    run.update(status="queued", slurm={**slurm, "excluded": excluded})
+    run.update(status="queued", excluded_hosts=excluded)
     if waiting := _others(run, job_id):
         _say(f"job {waiting[0]} of the chain continues from step {step}")
     elif scontrol.requeue(job_id, excluded):
         _say(f"job {job_id} is queued again; it continues from step {step}")
     elif successor := scontrol.submit_successor(_script(run), job_id, excluded):
-        run.update(slurm={**run.read().get("slurm", {}), "job_ids": [*slurm.get("job_ids", []), successor]})
+        run.update(slurm={**slurm, "job_ids": [*slurm.get("job_ids", []), successor]})
         _say(f"job {job_id} may not be queued again; its successor, job {successor}, continues from step {step}")
     else:
         run.update(status="stopped")

@@ -126,5 +126,10 @@ def launch_slurm(
     for other in (*others, "testcluster.gin"):
         words += ["--gin_file", other]
     return subprocess.run(
-        words, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        words,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
     )

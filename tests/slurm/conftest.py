@@ -32,4 +32,4 @@ def _settle() -> None:
             with_state = ask("sinfo", "-h", "-n", node, "-o", "%T")
             if "down" in with_state or "drain" in with_state:
                 ask("scontrol", "update", f"nodename={node}", "state=resume")
-    wait_for("idle nodes", lambda: set(ask("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").split()) == set(NODES), 60)
+    wait_for("idle nodes", lambda: set(ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == set(NODES), 60)

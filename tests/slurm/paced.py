@@ -8,7 +8,7 @@ import time
 from torch import Tensor
 
 from modlib.components import component
-from modlib.nn.losses import CLMCrossEntropyLoss
+from modlib.nn.losses import CLMCrossEntropyLoss, Outputs
 
 
 @component("loss", "paced_cross_entropy")
@@ -24,7 +24,7 @@ class PacedCrossEntropyLoss(CLMCrossEntropyLoss):
         super().__init__()
         self.seconds, self.fail_file = seconds, fail_file
 
-    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def __call__(self, outputs: Outputs, targets: Tensor) -> Tensor:
         time.sleep(self.seconds)
         if self.fail_file and os.path.exists(self.fail_file):
             with open(self.fail_file) as file:
