@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 from pathlib import Path
 
 from rich.console import Console
 
+from modlib.cli.follow import command as follow_run
 from modlib.cli.planning import plan_run
 from modlib.cli.slurm_task import run_task
 from modlib.config import Config
@@ -16,6 +18,7 @@ from modlib.launching.scheduler import job_states
 from modlib.launching.slurm import Slurm
 from modlib.launching.snapshot import take_snapshot
 from modlib.launching.submission import submit, submitit_text
+from modlib.runtime import durable
 from modlib.runtime.errors import EXIT_OK, RunFolderError
 from modlib.runtime.logs import start_logging
 from modlib.runtime.run_folder import RunFolder
@@ -45,31 +48,56 @@ def submit_run(
         console.print(f"run {run.name} is finished: {state['step']} steps are done and saved in {run.path}")
         return EXIT_OK
     _require_idle(run)
+    run.update(num_steps=plan.num_steps)
     console.print(start_banner(dataclasses.replace(plan, start_step=state.get("step", 0))))
-    snapshot = take_snapshot(run, config)
-    script = JobScript(slurm, run.name, [run.path], snapshot.python_paths, snapshot.path, Path.cwd())
-    run.update(
-        status="queued",
-        executor="slurm",
-        num_steps=plan.num_steps,
-        world_size=slurm.world_size,
-        slurm={"job_ids": [], "attempts_before": run.num_attempts, "code": snapshot.sha256},
-    )
-    try:
-        ids = submit(script, run_task, run.path / SUBMITIT, chain)
-    except BaseException:
-        run.update(status=state.get("status"), slurm=state.get("slurm", {}))
-        raise
-    run.update(slurm={**run.read()["slurm"], "job_ids": ids})
+    ids = _queue([run], config, slurm, RunFolder(run.path), chain)
     console.print(_submitted(run, ids), markup=False, highlight=False, soft_wrap=True)
+    if follow:
+        follow_run(str(run.path))
     return EXIT_OK
+
+
+def _queue(runs: list[RunFolder], config: Config, slurm: Slurm, place: RunFolder, chain: int = 1) -> list[str]:
+    """Snapshot the code and submit one job, or an array with one element per run; returns the ids.
+
+    Args:
+        runs: Prepared.
+        config: Of the first of them; the code is the same for all.
+        slurm: What to ask for.
+        place: Where the snapshot and submitit's files go: the run's folder, or the sweep's.
+        chain: Jobs one after the other.
+    """
+    snapshot = take_snapshot(place, config)
+    folder = place.path / SUBMITIT
+    array_file = folder / f"runs-{uuid.uuid4().hex[:8]}.txt" if len(runs) > 1 else None
+    if array_file is not None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        durable.atomic_write_text(array_file, "".join(f"{run.path}\n" for run in runs))
+    paths = [run.path for run in runs]
+    script = JobScript(slurm, place.name, paths, snapshot.python_paths, snapshot.path, Path.cwd(), folder, array_file)
+    before = [run.read() for run in runs]
+    for run in runs:
+        run.update(
+            status="queued",
+            executor="slurm",
+            world_size=slurm.world_size,
+            slurm={"job_ids": [], "attempts_before": run.num_attempts, "code": snapshot.sha256},
+        )
+    try:
+        ids = submit(script, run_task, chain)
+    except BaseException:
+        for run, state in zip(runs, before):
+            run.update(status=state.get("status"), slurm=state.get("slurm", {}))
+        raise
+    for number, run in enumerate(runs):
+        run.update(slurm={**run.read()["slurm"], "job_ids": ids if len(runs) == 1 else ids[number :: len(runs)]})
+    return ids
 
 
 def job_script(config: Config, slurm: Slurm, run_path: Path) -> str:
     """The script that `submit_run` would hand to sbatch, but for the folder of the snapshot, which is not taken yet."""
     code = run_path / "code" / "SNAPSHOT"
-    script = JobScript(slurm, run_path.name, [run_path], [code], code, Path.cwd())
-    return submitit_text(script, run_path / SUBMITIT)
+    return submitit_text(JobScript(slurm, run_path.name, [run_path], [code], code, Path.cwd(), run_path / SUBMITIT))
 
 
 def plain_script(config: Config, slurm: Slurm, run_path: Path) -> str:

@@ -119,7 +119,7 @@ def _continue(run: RunFolder, job_id: str, failure: Failure | None) -> int:
         _say(f"job {waiting[0]} of the chain continues from step {step}")
     elif scontrol.requeue(job_id, excluded):
         _say(f"job {job_id} is queued again; it continues from step {step}")
-    elif successor := scontrol.submit_successor(_script(run), job_id, excluded):
+    elif successor := scontrol.submit_successor(_script(), job_id, excluded):
         run.update(slurm={**slurm, "job_ids": [*slurm.get("job_ids", []), successor]})
         _say(f"job {job_id} may not be queued again; its successor, job {successor}, continues from step {step}")
     else:
@@ -160,7 +160,7 @@ def _give_up(run: RunFolder, job_id: str, code: int, text: str) -> int:
 
 def _others(run: RunFolder, job_id: str) -> list[str]:
     """The run's other jobs that still wait."""
-    ids = [one for one in run.read().get("slurm", {}).get("job_ids", []) if one != job_id]
+    ids = [one for one in run.read().get("slurm", {}).get("job_ids", []) if one not in (job_id, _element())]
     states = job_states(ids) if ids else {}
     return [one for one in ids if one in states and states[one].state == "PENDING"]
 
@@ -170,12 +170,17 @@ def _cancel_others(run: RunFolder, job_id: str) -> None:
         cancel(waiting)
 
 
-def _script(run: RunFolder) -> Path:
-    return Path(os.environ.get("MODLIB_SCRIPT") or run.path / "submitit" / f"{_submission_id()}_submission.sh")
+def _script() -> Path:
+    """This job's own script: submitit's, or the one that was handed to sbatch."""
+    if "MODLIB_SCRIPT" in os.environ:
+        return Path(os.environ["MODLIB_SCRIPT"])
+    submitted_as = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
+    return Path(os.environ["MODLIB_SUBMITIT"]) / f"{submitted_as}_submission.sh"
 
 
-def _submission_id() -> str:
-    return os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
+def _element() -> str:
+    """This job's number as an element of an array."""
+    return f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
 
 
 def _restart() -> int:

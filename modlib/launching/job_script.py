@@ -29,6 +29,7 @@ class JobScript:
         code_paths: Folders for PYTHONPATH: the snapshot of the code.
         code: The snapshot, which the job verifies; None: the code as it lies there when the job starts.
         working_directory: Where relative paths of the config lead from.
+        folder: Of submitit's files: scripts, payloads and logs; None: the script does without submitit.
         array_file: Lists the run folders of an array, one per line.
     """
 
@@ -38,6 +39,7 @@ class JobScript:
     code_paths: Sequence[Path]
     code: Path | None
     working_directory: Path
+    folder: Path | None = None
     array_file: Path | None = None
 
     @property
@@ -73,6 +75,7 @@ class JobScript:
             "PYTHONDONTWRITEBYTECODE": "1",
             "MODLIB_LEAD_S": str(self.slurm.signal_lead_s),
             **({} if self.code is None else {"MODLIB_CODE": str(self.code)}),
+            **({} if self.folder is None else {"MODLIB_SUBMITIT": str(self.folder)}),
         }
         return [
             *run,

@@ -10,7 +10,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from modlib.launching.job_script import JobScript
@@ -25,13 +24,12 @@ class SubmissionError(ModlibError, RuntimeError):
     """SLURM did not take the job; nothing was queued."""
 
 
-def submit(script: JobScript, task: Callable[[str], None], folder: Path, chain: int = 1) -> list[str]:
+def submit(script: JobScript, task: Callable[[str], None], chain: int = 1) -> list[str]:
     """Queue a job, or an array with one job per run folder; returns the ids of the jobs, those of a chain in order.
 
     Args:
         script: What to run.
         task: What each rank calls with its run folder: an importable function, since it is pickled by name.
-        folder: Of submitit's files: script, payload and logs.
         chain: Jobs to start one after the other, each continuing the run of the one before.
 
     Raises:
@@ -44,8 +42,9 @@ def submit(script: JobScript, task: Callable[[str], None], folder: Path, chain: 
             "sbatch and srun must be on the PATH to submit to SLURM; log in to the cluster, load its module, or run "
             "here with --executor local"
         )
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the payload is a pickle: nobody else may write it
-    executor = SlurmExecutor(folder, python=script.rank_python)
+    assert script.folder is not None
+    script.folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # the payload is a pickle: nobody else may write it
+    executor = SlurmExecutor(script.folder, python=script.rank_python)
     executor.update_parameters(**_parameters(script))
     ids: list[str] = []
     with _clean_environment(), _uninterrupted():  # submitit moves the payload into place after sbatch has returned
@@ -60,13 +59,14 @@ def submit(script: JobScript, task: Callable[[str], None], folder: Path, chain: 
     return ids
 
 
-def submitit_text(script: JobScript, folder: Path) -> str:
+def submitit_text(script: JobScript) -> str:
     """The very script that `submit` hands to sbatch; needs no SLURM here."""
     from submitit.slurm.slurm import _make_sbatch_string
 
-    command = f"{script.rank_python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    assert script.folder is not None
+    command = f"{script.rank_python} -u -m submitit.core._submit {shlex.quote(str(script.folder))}"
     count = len(script.runs) if len(script.runs) > 1 else None
-    return _make_sbatch_string(command, folder, map_count=count, **_parameters(script))
+    return _make_sbatch_string(command, script.folder, map_count=count, **_parameters(script))
 
 
 def test_only(text: str) -> str | None:

@@ -21,7 +21,12 @@ from modlib.runtime.run_folder import RunFolder
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run in the first attempt of job 41, on a machine without SLURM's commands."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    for name, value in {"SLURM_JOB_ID": "41", "SLURM_NTASKS_PER_NODE": "2", "MODLIB_ATTEMPT": "1"}.items():
+    for name, value in {
+        "SLURM_JOB_ID": "41",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "MODLIB_ATTEMPT": "1",
+        "MODLIB_SUBMITIT": str(tmp_path),
+    }.items():
         monkeypatch.setenv(name, value)
     for name in ("SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "MODLIB_CODE", "MODLIB_SCRIPT"):
         monkeypatch.delenv(name, raising=False)

@@ -11,10 +11,14 @@ from modlib.launching.job_script import JobScript
 from modlib.launching.slurm import Slurm
 from modlib.launching.submission import submitit_text
 
+FOLDER = Path("/runs/my run/submitit")
+
 
 def script(slurm: Slurm, *runs: Path, array_file: Path | None = None) -> JobScript:
     paths = list(runs) or [Path("/runs/my run")]
-    return JobScript(slurm, "a-run", paths, [Path("/code/project")], Path("/code"), Path("/home/me"), array_file)
+    return JobScript(
+        slurm, "a-run", paths, [Path("/code/project")], Path("/code"), Path("/home/me"), FOLDER, array_file
+    )
 
 
 def require_bash_reads(text: str) -> None:
@@ -32,7 +36,7 @@ SETTINGS = [
 @pytest.mark.parametrize("slurm", SETTINGS)
 def test_both_forms_hold_the_same_life_around_srun(slurm: Slurm) -> None:
     made = script(slurm)
-    for text in (made.text("train.seed = 0\n"), submitit_text(made, Path("/runs/my run/submitit"))):
+    for text in (made.text("train.seed = 0\n"), submitit_text(made)):
         require_bash_reads(text)
         lines = text.splitlines()
         srun = next(index for index, line in enumerate(lines) if line.startswith("srun "))
@@ -90,6 +94,6 @@ def test_no_environment_of_the_submitting_shell_is_written(monkeypatch: pytest.M
     monkeypatch.setenv("WANDB_API_KEY", "canary-0123456789")
     monkeypatch.setenv("RANK", "5")
     made = script(Slurm())
-    for text in (made.text(""), submitit_text(made, Path("/runs/x/submitit"))):
+    for text in (made.text(""), submitit_text(made)):
         assert "canary" not in text
         assert "RANK" not in text
