@@ -45,19 +45,20 @@ def begin(run: RunFolder) -> dict[str, str] | None:
         raise
     job_id, restart = os.environ["SLURM_JOB_ID"], _restart()
     hosts = scontrol.hosts_of_ranks()
+    rendezvous = f"tcp://{hosts[0]}:{free_port(job_id, restart)}"
     with run.lock():
         attempt = run.begin_attempt()
         run.update(
             host=hosts[0],
             world_size=len(hosts),
             executor="slurm",
-            job={"id": job_id, "restart": restart, "hosts": sorted(set(hosts))},
+            job={"id": job_id, "restart": restart, "hosts": list(dict.fromkeys(hosts)), "rendezvous": rendezvous},
         )
     facts = scontrol.job_facts(job_id)
     return {
         "MODLIB_ATTEMPT": str(attempt.number),
         "MODLIB_HOSTS": ",".join(hosts),
-        "MODLIB_RENDEZVOUS": f"tcp://{hosts[0]}:{free_port(job_id, restart)}",
+        "MODLIB_RENDEZVOUS": rendezvous,
         "MODLIB_RENDEZVOUS_TOKEN": f"{run.name}/{attempt.number}/{job_id}.{restart}",
         "MODLIB_GRACE_S": f"{max(1.0, scontrol.kill_wait_s() - KILL_MARGIN_S):g}",
         "MODLIB_END_TIME": "" if facts.end_time is None else f"{facts.end_time:.0f}",
