@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from modlib.launching.prepare import Resume, default_name, prepare
 from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED
 from modlib.runtime.hardware import disk_free_bytes
 from modlib.runtime.logs import report_error, start_logging
-from modlib.runtime.run_folder import Attempt, RunFolder
+from modlib.runtime.run_folder import Attempt, RunFolder, check_name
 from modlib.tracking.banner import start_banner
 from modlib.tracking.jsonl import read_lines
 from modlib.tracking.plan import Plan
@@ -68,16 +69,17 @@ def train_here(config: Config, *, runs_dir: Path, name: str | None, resume: Resu
 
 
 def _planned(config: Config, runs_dir: Path, name: str | None, *, make_data: bool) -> tuple[Local, Plan]:
+    run_name = check_name(default_name(config) if name is None else name)
     config.activate()
     local: Local = build(config, gin.get_configurable("Local"))
     experiment: Experiment = build(config, gin.get_configurable("train"))
     dataset, evaluators = None, []
     if make_data or data_is_ready(config):
         dataset = build(config, experiment.dataset)
-        evaluators = build(config, build_evaluators, experiment.evaluators)
+        evaluators = build_evaluators(experiment.evaluators, partial(build, config))
     peak = device_peak(experiment, remember=make_data)
     plan = make_plan(experiment, config, local.num_processes, dataset, evaluators, peak)
-    path = Path(runs_dir) / (default_name(config) if name is None else name)
+    path = Path(runs_dir) / run_name
     outputs = {
         "run folder": path,
         "metrics": path / "metrics.jsonl",

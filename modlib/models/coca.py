@@ -20,7 +20,7 @@ from modlib.nn.feed_forward import ACTIVATIONS, Activation, FeedForward, default
 from modlib.nn.norms import build_norm
 from modlib.runtime.errors import ConfigError
 
-Norm = Callable[..., nn.Module]
+Norm = Callable[[int], nn.Module]
 LARGEST_LOGIT_SCALE = 100.0  # CLIP's: beyond it training becomes unstable
 
 

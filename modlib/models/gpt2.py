@@ -18,7 +18,7 @@ from modlib.nn.norms import build_norm
 from modlib.nn.rope import RotaryTable
 
 Position = Literal["learned", "rotary", "none"]
-Norm = Callable[..., nn.Module]
+Norm = Callable[[int], nn.Module]
 Head = Callable[[Tensor, Tensor], Tensor]
 
 
