@@ -27,6 +27,7 @@ from modlib.training.experiment import Experiment
 from modlib.training.loading import build_loader, require_steps
 
 CURVE_POINTS = 200
+NO_ACTIVATIONS = "memory is without activations: the model estimates none"
 MOST_SCHEDULE_STEPS = 100_000  # of a schedule without closed form, the curve shows no more
 
 
@@ -149,6 +150,7 @@ def make_plan(
             "activations": activations,
         },
         checkpoint_bytes=4 * (trainable if getattr(model, "adapter_only_checkpoints", False) else total) + state_bytes,
+        flops_convention="palm" if hasattr(model, "flops_per_token") else "parameters",
         learning_rates=probe.learning_rates(experiment.num_steps),
         dataset=describe_data(config, dataset),
         precision=experiment.precision,
@@ -157,6 +159,7 @@ def make_plan(
         peak_flops=peak.flops if peak else None,
         peak_source=peak.source if peak else "",
         versions=versions(),
+        notes=[] if hasattr(model, "activation_bytes") else ["memory is without activations: the model estimates none"],
     )
 
 
@@ -167,10 +170,16 @@ def device_peak(experiment: Experiment, *, remember: bool) -> Peak:
 
 
 def flops_per_token(model: Any, seq_len: int) -> float:
-    """Forward and backward of one token: the model's own count, else six per parameter."""
+    """Forward and backward of one token: the model's own count, else six per parameter that is not only looked up."""
     if hasattr(model, "flops_per_token"):
         return float(model.flops_per_token(seq_len))
-    return 6.0 * sum(parameter.numel() for parameter in model.parameters())
+    multiplied = {
+        parameter: parameter.numel()
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for parameter in module.parameters(recurse=False)
+    }
+    return 6.0 * sum(multiplied.values())
 
 
 def check_data(model: Any, dataset: Any, layout: BatchLayout) -> None:
