@@ -116,7 +116,9 @@ def component(
 
 def component_name(choice: Any) -> str:
     """The gin name of a configured class or function, as a gin file writes it."""
-    return str(getattr(choice, "__name__", type(choice).__name__))
+    origins = getattr(choice, "__mro__", ()) or (inspect.unwrap(choice),)  # gin makes a subclass, or wraps a function
+    names = (name for origin in origins for name, entry in CATALOGUE.items() if entry.target is origin)
+    return next(names, str(getattr(choice, "__name__", type(choice).__name__)))
 
 
 def known_components() -> dict[str, Component]:

@@ -60,7 +60,10 @@ def test_a_users_own_model_trains_from_outside_the_repository(users_project: Pat
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in metrics(users_project / "runs" / "own") if "train/loss" in line] == [1, 2, 3, 4]
     plan = launch("./my.gin", [], "--dry_run", "--json", cwd=users_project)
-    assert json.loads(plan.stdout)["parameters"]["total"] == 4096 * 4096
+    cost = json.loads(plan.stdout)
+    assert cost["parameters"]["total"] == 4096 * 4096
+    assert (cost["num_flops"], cost["estimated_seconds"]) == (0, None), "a table is looked up, not multiplied"
+    assert cost["notes"] == ["memory is without activations: the model estimates none"]
 
 
 def test_a_wrong_parameter_of_a_users_model_is_caught_before_anything_runs(users_project: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @component("optimizer", "checkpointed", runtime_args=("params",))
-def CheckpointedOptimizer(params: Any, optimizer: Callable[..., Any], checkpoint_path: str) -> Optimizer:
+def CheckpointedOptimizer(params: Any, optimizer: Callable[[Any], Any], checkpoint_path: str) -> Optimizer:
     """An optimizer with the moments and step counts of a checkpoint of this library, by parameter name.
 
     Its settings (learning rate, betas, ...) are those of the configuration. Belongs with a model that starts from the

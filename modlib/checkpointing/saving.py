@@ -49,7 +49,7 @@ class CheckpointSaving:
     """
 
     def __init__(
-        self, strategies: Sequence[Callable[..., Any]], execution: Callable[..., Any] = FSDPCheckpointSaving
+        self, strategies: Sequence[Callable[[], Any]], execution: Callable[[], Any] = FSDPCheckpointSaving
     ) -> None:
         if not strategies:
             raise ConfigError("strategies ([]) must name at least one; set e.g. [@SaveKMostRecent]")

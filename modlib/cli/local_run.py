@@ -77,7 +77,7 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
     mean_rate = len(rates) / sum(1 / rate for rate in rates) if rates else None
     mfu = (
         plan.flops_per_token * mean_rate / (plan.peak_flops * plan.world_size)
-        if mean_rate and plan.peak_flops
+        if mean_rate and plan.peak_flops and plan.flops_per_token
         else None
     )
     return RunSummary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from modlib.launching.local import Local
 from modlib.launching.prepare import default_name
 from modlib.launching.slurm import Executor, Slurm
 from modlib.runtime.hardware import disk_free_bytes
+from modlib.runtime.run_folder import check_name
 from modlib.tracking.plan import Plan
 from modlib.training.evaluation import build_evaluators
 from modlib.training.experiment import Experiment
@@ -37,15 +39,16 @@ def plan_run(config: Config, place: Local | Slurm, runs_dir: Path, name: str | N
         name: Its name; None: the default.
         make_data: Make data that does not exist yet; else it is left out of the checks.
     """
+    run_name = check_name(default_name(config) if name is None else name)
     experiment: Experiment = build(config, gin.get_configurable("train"))
     dataset, evaluators = None, []
     if make_data or data_is_ready(config):
         dataset = build(config, experiment.dataset)
-        evaluators = build(config, build_evaluators, experiment.evaluators)
+        evaluators = build_evaluators(experiment.evaluators, partial(build, config))
     # a cluster's nodes are not this machine
     peak = device_peak(experiment, remember=make_data) if isinstance(place, Local) else None
     plan = make_plan(experiment, config, place.world_size, dataset, evaluators, peak)
-    path = Path(runs_dir) / (default_name(config) if name is None else name)
+    path = Path(runs_dir) / run_name
     outputs = {
         "run folder": path,
         "metrics": path / "metrics.jsonl",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import indent
 
 import typer
 
@@ -16,8 +17,8 @@ def error_text(error: ModlibError) -> str:
     if isinstance(error, ConfigError):
         count = len(error.problems)
         head = "config error" if count == 1 else f"{count} config errors"
-        return "\n".join([f"{head}; nothing was started", *(f"  {problem}" for problem in error.problems)])
-    return f"{type(error).__name__}: {error}"
+        return "\n".join([f"{head}; nothing was started", *(indent(problem, "  ") for problem in error.problems)])
+    return indent(f"{type(error).__name__}: {error}", "  ")[2:]
 
 
 @contextmanager

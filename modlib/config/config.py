@@ -101,12 +101,30 @@ class Config:
         return value
 
     def explain(self, component_name: str, message: str) -> str:
-        """A message with the origin of every parameter of a component that it names."""
+        """A message with the origin of every parameter of a component that it names.
+
+        Of one in several scopes, those whose value it names. A message that names no parameter of the component, such
+        as torch's own, comes with what it seems to mean: the parameters whose value it has, here or anywhere.
+        """
+
+        def says(words: str) -> bool:
+            return re.search(rf"(?<![\w.]){re.escape(words)}(?!\w|\.\d)", message) is not None
+
+        def says_value(value: Any) -> bool:
+            return says(format_value(value)) or (isinstance(value, str) and len(value) > 2 and says(value))
+
+        own = [one for one in self.settings if one.instance.name == component_name]
+        named = [one for one in own if says(one.parameter)]
+        valued = {one.parameter for one in named if says_value(one.value)}
+        found = [one for one in named if one.parameter not in valued or says_value(one.value)]
+        found = found or [one for one in own if one.origins and says_value(one.value)]
+        found = found or [one for one in self.settings if says(one.parameter) and says_value(one.value)]
+        if not found and message.startswith(f"{component_name}:"):  # Python's words: the choice may be the mistake
+            found = [one for one in self.settings if _chooses(one.value, component_name)]
         lines = [message]
-        for setting in self.settings:
-            if setting.instance.name == component_name and re.search(rf"\b{re.escape(setting.parameter)}\b", message):
-                where = f"was set at {' -> '.join(setting.origins)}" if setting.origins else "is its default"
-                lines.append(f"{setting.name} = {format_value(setting.value)} {where}")
+        for setting in found:
+            where = f"was set at {' -> '.join(setting.origins)}" if setting.origins else "is its default"
+            lines.append(f"{setting.name} = {format_value(setting.value)} {where}")
         return "\n".join(lines)
 
     def to_run_folder(self, path: str | Path) -> None:
@@ -136,6 +154,12 @@ class Config:
                 for setting in self.settings
             },
         }
+
+
+def _chooses(value: Any, name: str) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_chooses(item, name) for item in value)
+    return isinstance(value, Reference) and value.selector == name
 
 
 def load(gin_files: Sequence[str | Path], gin_params: Sequence[str] = ()) -> Config:

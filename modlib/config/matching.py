@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import math
 import numbers
 import os
 import types
@@ -13,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from modlib.components import CATALOGUE
 from modlib.config.signatures import NOTHING, is_callable_type, is_union, return_type, type_text
 from modlib.config.suggestions import similar
 from modlib.config.values import Constant, Reference, format_value, type_name
@@ -153,17 +155,56 @@ def _fit_reference(value: Reference, annotation: Any, target_of: Callable[[str],
 
 
 def _fit_component(value: Reference, annotation: Any, target_of: Callable[[str], Any]) -> Any:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    passed = arguments[0] if arguments and isinstance(arguments[0], list) else None
     if value.called:
         made = return_type(target_of(value.selector))
-        if inspect.isclass(made) and "__call__" not in {name for owner in made.__mro__ for name in vars(owner)}:
+        if inspect.isclass(made) and not _takes_anything(made) and not _is_called_with(made, passed):
             raise Mismatch(f"a component, not what it makes; write {str(value)[:-2]} without ()")
         return value
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if passed is not None and (takes := _refused(value.selector, target_of(value.selector), len(passed))):
+        arguments_text = {0: "no argument", 1: "1 argument"}.get(len(passed), f"{len(passed)} arguments")
+        raise Mismatch(f"one that is called with {arguments_text}; {value.selector} takes {takes}")
     if origin is type and arguments and inspect.isclass(arguments[0]):
         target = target_of(value.selector)
         if inspect.isclass(target) and not getattr(arguments[0], "_is_protocol", False):
             _require(issubclass(target, arguments[0]), value, f"a kind of {type_text(arguments[0])}")
     return value
+
+
+def _is_called_with(made: type, passed: list[Any] | None) -> bool:
+    """Whether what a class makes may be called with these positional arguments; None: with any."""
+    if "__call__" not in {name for owner in made.__mro__ for name in vars(owner)}:
+        return False
+    if passed is None:
+        return True
+    _, positional, most = _taken(getattr(made, "forward", made.__call__))  # a torch module's call is its forward
+    required = [name for name, needed in positional[len(passed) + 1 :] if needed]  # the first one is self
+    return len(passed) < most and not required
+
+
+def _refused(name: str, target: Any, passed: int) -> str:
+    """What a component takes from Python, where it is not so many positional arguments; "" where it may be."""
+    names, positional, most = _taken(target)
+    given = {name for name, _ in positional[:passed]}
+    entry = CATALOGUE.get(name)
+    unfilled = [one for one in (entry.runtime_args if entry else ()) if names.get(one) and one not in given]
+    if passed <= most and not unfilled:
+        return ""
+    return ", ".join(entry.runtime_args if entry else ()) or "none"
+
+
+def _taken(target: Any) -> tuple[dict[str, bool], list[tuple[str, bool]], float]:
+    """(parameter -> whether it is required, the positional ones of them, most positional arguments)."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (ValueError, TypeError):  # written in C
+        return {}, [], math.inf
+    named = [one for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    required = {one.name: one.default is one.empty for one in named}
+    positional = [(one.name, required[one.name]) for one in named if one.kind is not one.KEYWORD_ONLY]
+    any_number = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    return required, positional, math.inf if any_number else len(positional)
 
 
 def _items(value: Any, annotation: Any) -> list[Any] | tuple[Any, ...]:

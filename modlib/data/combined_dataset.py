@@ -30,7 +30,7 @@ class SeveralDatasets:
         DataError: Different tokenizers made them.
     """
 
-    def __init__(self, datasets: Sequence[Callable[..., Any]], kind: str) -> None:
+    def __init__(self, datasets: Sequence[Callable[[], Any]], kind: str) -> None:
         if not datasets:
             raise ConfigError(f"datasets of {kind} (0) must be at least one; e.g. datasets = [@a/PackedDataset]")
         self.sources: list[Any] = [dataset() for dataset in datasets]
@@ -137,7 +137,7 @@ class CombinedDataset(SeveralDatasets):
         DataError: Different tokenizers made them.
     """
 
-    def __init__(self, *, datasets: Sequence[Callable[..., Any]]) -> None:
+    def __init__(self, *, datasets: Sequence[Callable[[], Any]]) -> None:
         super().__init__(datasets, "combined")
         self._ends = np.cumsum(self.sizes)
 

@@ -63,7 +63,7 @@ class JSONLDataset:
         self,
         *,
         jsonl_path: str,
-        tokenizer: Callable[..., Any],
+        tokenizer: Callable[[], Any],
         seq_len: int,
         key: str = "text",
         end_of_document: str | None = None,

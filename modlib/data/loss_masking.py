@@ -48,8 +48,8 @@ class LossMaskingCollator:
     def __init__(
         self,
         *,
-        collate: Callable[..., Any],
-        tokenizer: Callable[..., Any],
+        collate: Callable[[], Any],
+        tokenizer: Callable[[], Any],
         begin_token: str,
         end_token: str,
         train_end: bool = True,

@@ -50,7 +50,7 @@ class MixtureDataset(SeveralDatasets):
     def __init__(
         self,
         *,
-        datasets: Sequence[Callable[..., Any]],
+        datasets: Sequence[Callable[[], Any]],
         weights: Sequence[float],
         num_samples: int | None = None,
         seed: int = 0,

@@ -14,15 +14,11 @@ from modlib.models.coca import greedy_captions
 from modlib.runtime.errors import ConfigError
 
 
-@component("sample", "caption", runtime_args=("model", "tokenizer"), not_science=("dataset", "num_images"))
-def CaptionSample(
-    model: Any, tokenizer: Tokenizer, *, dataset: Callable[..., Any], collate: Callable[..., Any], num_images: int = 8
-) -> str:
+@component("sample", "caption", not_science=("dataset", "num_images"))
+class CaptionSample:
     """Caption the first images of a dataset greedily: one line each, with the true caption where it is another.
 
     Args:
-        model: The trained model; every rank calls it when it is sharded.
-        tokenizer: The training data's.
         dataset: Returns the images with captions.
         collate: Returns the run's collator.
         num_images: How many images, at least 1.
@@ -30,20 +26,31 @@ def CaptionSample(
     Raises:
         ConfigError: num_images is below 1.
     """
-    if num_images < 1:
-        raise ConfigError(f"num_images ({num_images}) must be at least 1; to show none leave train.sample out")
-    images = dataset()
-    inputs, targets = collate()([images[index] for index in range(min(num_images, len(images)))])
-    device = next(model.parameters()).device
-    inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
-    written = greedy_captions(model, inputs["images"], inputs["input_ids"][:, 0], targets.shape[1]).cpu()
-    lines = []
-    for caption, target in zip(written, targets, strict=True):
-        truth = target[target >= 0].tolist()
-        text = tokenizer.decode(_up_to(caption, truth[-1]))
-        right = caption[: len(truth)].tolist() == truth
-        lines.append(f"right: {text}" if right else f"wrong: {text} (it is {tokenizer.decode(truth)})")
-    return "\n".join(lines)
+
+    def __init__(self, *, dataset: Callable[[], Any], collate: Callable[[], Any], num_images: int = 8) -> None:
+        if num_images < 1:
+            raise ConfigError(f"num_images ({num_images}) must be at least 1; to show none leave train.sample out")
+        self.dataset, self.collate, self.num_images = dataset, collate, num_images
+
+    def __call__(self, model: Any, tokenizer: Tokenizer) -> str:
+        """The lines.
+
+        Args:
+            model: The trained model; every rank calls it when it is sharded.
+            tokenizer: The training data's.
+        """
+        images = self.dataset()
+        inputs, targets = self.collate()([images[index] for index in range(min(self.num_images, len(images)))])
+        device = next(model.parameters()).device
+        inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
+        written = greedy_captions(model, inputs["images"], inputs["input_ids"][:, 0], targets.shape[1]).cpu()
+        lines = []
+        for caption, target in zip(written, targets, strict=True):
+            truth = target[target >= 0].tolist()
+            text = tokenizer.decode(_up_to(caption, truth[-1]))
+            right = caption[: len(truth)].tolist() == truth
+            lines.append(f"right: {text}" if right else f"wrong: {text} (it is {tokenizer.decode(truth)})")
+        return "\n".join(lines)
 
 
 def _up_to(caption: torch.Tensor, end: int) -> list[int]:

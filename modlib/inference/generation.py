@@ -62,9 +62,16 @@ def next_tokens(
     return torch.multinomial(probabilities, 1, generator=generator)
 
 
-def _check(tokens: Tensor, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None) -> None:
+def check_sampling(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None = None, tokens: Tensor | None = None
+) -> None:
+    """Refuse settings of `generate` that are out of range, all of them together.
+
+    Raises:
+        ConfigError: At least one is.
+    """
     problems = []
-    if tokens.ndim != 2 or tokens.shape[1] < 1:
+    if tokens is not None and (tokens.ndim != 2 or tokens.shape[1] < 1):
         problems.append(
             f"prompt {tuple(tokens.shape)} must be (batch, tokens) with at least 1 token; use {END_OF_TEXT}"
         )
@@ -149,7 +156,7 @@ def generate(
     Raises:
         ConfigError: An argument out of its range.
     """
-    _check(tokens, max_new_tokens, temperature, top_k, top_p)
+    check_sampling(max_new_tokens, temperature, top_k, top_p, tokens)
     parameter = next(model.parameters())
     is_sharded = _is_sharded(model)
     batch_size, prompt_length = tokens.shape

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from modlib.runtime.errors import ConfigError
 
 FlopsConvention = Literal["palm", "causal_half"]
@@ -48,6 +50,7 @@ def activation_bytes_per_token(
     swiglu: bool,
     rotary: bool,
     dropout: bool,
+    scores: int,
     bytes_per_value: int,
 ) -> int:
     """Estimated peak of what forward keeps for backward, per token, loss included, nothing recomputed.
@@ -56,7 +59,8 @@ def activation_bytes_per_token(
     values dim + 2 kv_dim, the feed-forward's 2 ffn_dim (swiglu 4 ffn_dim), and with rotary positions the rotated
     queries and keys dim + kv_dim. At the end the final norm's input and output, and three times the logits in float32,
     when backward begins: their log-softmax, its gradient and their own. Attention keeps no scores (flash kernels), but
-    dropout inside attention does on CPUs, which have no such kernel with dropout. Other dropped values cost one byte.
+    with dropout it does on CPUs, which have no such kernel: the weights, what is dropped of them, and what is left, in
+    float32. Other dropped values cost one byte.
 
     Args:
         num_layers: Number of blocks.
@@ -67,6 +71,8 @@ def activation_bytes_per_token(
         swiglu: Whether the feed-forward is gated.
         rotary: Whether queries and keys are rotated.
         dropout: Whether dropout is on.
+        scores: Attention scores of one token in one block, query heads times keys; counted when dropout is on and this
+            machine has no GPU.
         bytes_per_value: 4 for float32, 2 for bfloat16.
     """
     values = 5 * dim + (dim + 2 * kv_dim) + (4 if swiglu else 2) * ffn_dim
@@ -76,4 +82,6 @@ def activation_bytes_per_token(
     per_token += 2 * dim * bytes_per_value + 3 * 4 * vocab_size
     if dropout:
         per_token += dim + num_layers * 2 * dim
+        if not torch.cuda.is_available():
+            per_token += num_layers * scores * 3 * 4
     return per_token

@@ -20,7 +20,7 @@ from modlib.nn.feed_forward import ACTIVATIONS, Activation, FeedForward, default
 from modlib.nn.norms import build_norm
 from modlib.runtime.errors import ConfigError
 
-Norm = Callable[..., nn.Module]
+Norm = Callable[[int], nn.Module]
 LARGEST_LOGIT_SCALE = 100.0  # CLIP's: beyond it training becomes unstable
 
 
@@ -167,6 +167,7 @@ class CoCa(nn.Module):
         self.vocab_size, self.seq_len, self.dim, self.dropout = vocab_size, seq_len, dim, dropout
         self.num_layers = text_layers + multimodal_layers
         self.ffn_dim = default_ffn_dim(dim, activation) if ffn_dim is None else ffn_dim
+        self.num_heads, self.vision_heads = num_heads, vision_heads
         self.vision_dim, self.vision_ffn_dim = vision_dim, vision_ffn_dim or default_ffn_dim(vision_dim, activation)
         self.activation, self.num_vision_queries = activation, num_vision_queries
         shared: dict[str, Any] = {"activation": activation, "norm": norm, "bias": bias, "dropout": dropout}
@@ -323,12 +324,14 @@ class CoCa(nn.Module):
             "dropout": self.dropout > 0,
             "bytes_per_value": bytes_per_value,
         }
+        steps = self.seq_len if seq_len is None else seq_len
         image = activation_bytes_per_token(
             num_layers=len(self.vision.blocks),
             dim=self.vision_dim,
             kv_dim=self.vision_dim,
             ffn_dim=self.vision_ffn_dim,
             vocab_size=0,
+            scores=self.vision_heads * self.vision.num_patches,
             **shared,
         )
         text = activation_bytes_per_token(
@@ -337,9 +340,9 @@ class CoCa(nn.Module):
             kv_dim=self.dim,
             ffn_dim=self.ffn_dim,
             vocab_size=self.vocab_size,
+            scores=self.num_heads * steps,
             **shared,
         )
-        steps = self.seq_len if seq_len is None else seq_len
         return micro_batch_size * (self.vision.num_patches * image + steps * text)
 
     def _lookups(self) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from modlib.nn.norms import build_norm
 from modlib.nn.rope import RotaryTable
 
 Position = Literal["learned", "rotary", "none"]
-Norm = Callable[..., nn.Module]
+Norm = Callable[[int], nn.Module]
 Head = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -279,6 +279,7 @@ class GPT2(nn.Module):
             seq_len: Tokens per sequence; default the model's own.
             bytes_per_value: 4 for float32, 2 for bfloat16.
         """
+        length = self.seq_len if seq_len is None else seq_len
         per_token = activation_bytes_per_token(
             num_layers=self.num_layers,
             dim=self.dim,
@@ -288,6 +289,7 @@ class GPT2(nn.Module):
             swiglu=self.activation == "swiglu",
             rotary=self.position == "rotary",
             dropout=self.dropout > 0,
+            scores=self.num_heads * length,
             bytes_per_value=bytes_per_value,
         )
-        return micro_batch_size * (self.seq_len if seq_len is None else seq_len) * per_token
+        return micro_batch_size * length * per_token

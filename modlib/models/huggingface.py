@@ -233,6 +233,8 @@ class HuggingFacePretrainedModel(nn.Module):
             (value for name in ("intermediate_size", "n_inner", "ffn_dim") if (value := getattr(config, name, None))),
             4 * self.dim,
         )
+        length = self.seq_len if seq_len is None else seq_len
+        dropped = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
         per_token = activation_bytes_per_token(
             num_layers=self.num_layers,
             dim=self.dim,
@@ -241,10 +243,11 @@ class HuggingFacePretrainedModel(nn.Module):
             vocab_size=self.vocab_size,
             swiglu="gate_proj" in names,
             rotary="rotary_emb" in names,
-            dropout=False,
+            dropout=any(getattr(config, name, 0) for name in dropped),
+            scores=heads * length,
             bytes_per_value=bytes_per_value,
         )
-        return micro_batch_size * (self.seq_len if seq_len is None else seq_len) * per_token
+        return micro_batch_size * length * per_token
 
 
 def _build_network(model_type: str, config: Any) -> Any:

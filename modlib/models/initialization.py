@@ -133,6 +133,11 @@ class ComposedInitializer:
         """
         plan = self._plan(model, skip)
         stds = self._stds(model)
+        on_meta = [name for name, parameter, _ in plan if parameter.device.type == "meta"]
+        if on_meta:
+            raise ConfigError(
+                [f"parameter {name} is on the meta device; call model.to_empty(device=...) first" for name in on_meta]
+            )
         with torch.no_grad():
             for name, parameter, rule in plan:
                 std = self.rules[rule][1] if rule in self.rules else stds.get(rule)
@@ -140,6 +145,11 @@ class ComposedInitializer:
                     parameter.fill_(_CONSTANTS.get(rule, 0.0))
                 else:
                     fill_normal(parameter, seed=seed, name=name, mean=self.mean, std=std)
+
+    def check(self, model: nn.Module, skip: Collection[str] = ()) -> None:
+        """Refuse what calling it with a model like this one would refuse; the model may be on meta."""
+        self._plan(model, skip)
+        self._stds(model)
 
     def _claims(self, module_name: str, module: nn.Module, leaf: str) -> list[str]:
         """Every rule that claims this parameter; what its class declares goes before what its kind suggests."""
@@ -174,9 +184,7 @@ class ComposedInitializer:
             if name in skip:
                 continue
             claims = [pattern for pattern, (rule, _) in self.rules.items() if rule.fullmatch(name)] or claims
-            if parameter.device.type == "meta":
-                problems.append(f"parameter {name} is on the meta device; call model.to_empty(device=...) first")
-            elif len(claims) == 1:
+            if len(claims) == 1:
                 plan.append((name, parameter, claims[0]))
             elif any(claim in self.rules for claim in claims):
                 problems.append(

@@ -36,7 +36,7 @@ READ_TABLES = {
 
 @component("model", "lora", not_science=("adapter_only_checkpoints",))
 def LoRAModel(
-    model: Callable[..., nn.Module],
+    model: Callable[[], nn.Module],
     *,
     r: int,
     alpha: float,

@@ -78,14 +78,7 @@ def initialize(model: nn.Module, initialization: Callable[..., Any] | None, seed
         ConfigError: Nothing sets some parameter.
     """
     sources = weight_sources(model)
-    claimed: frozenset[str] = frozenset().union(*(source.names for source in sources))
-    unclaimed = [name for name in parameter_names(model) if name not in claimed]
-    if unclaimed and initialization is None:
-        raise ConfigError(
-            f"initialization (None) must be given for {len(unclaimed)} parameters of {type(model).__name__} "
-            f"({', '.join(unclaimed[:3])}{', ...' if len(unclaimed) > 3 else ''}) that nothing else sets; "
-            "set train.initialization = @ComposedInitializer"
-        )
+    claimed, unclaimed = _claimed(model, initialization)
     if unclaimed and initialization is not None:
         if claimed:
             initialization(model, seed, skip=claimed)
@@ -95,3 +88,31 @@ def initialize(model: nn.Module, initialization: Callable[..., Any] | None, seed
         source.fill(model, seed)
     if sources:
         model.weight_sources = []  # type: ignore[assignment]
+
+
+def check_initialization(model: nn.Module, initialization: Any) -> None:
+    """Refuse what `initialize` would refuse, with the model still on meta.
+
+    Args:
+        model: As `initialize` will see it.
+        initialization: A callable as there; asked by its method `check` (model, skip) where it has one.
+
+    Raises:
+        ConfigError: Nothing sets some parameter, or the initialization has no rule for it.
+    """
+    claimed, unclaimed = _claimed(model, initialization)
+    if unclaimed and hasattr(initialization, "check"):
+        initialization.check(model, skip=claimed)
+
+
+def _claimed(model: nn.Module, initialization: Any) -> tuple[frozenset[str], list[str]]:
+    """The names of parameters that the model's own sources set, and of the others."""
+    claimed: frozenset[str] = frozenset().union(*(source.names for source in weight_sources(model)))
+    unclaimed = [name for name in parameter_names(model) if name not in claimed]
+    if unclaimed and initialization is None:
+        raise ConfigError(
+            f"initialization (None) must be given for {len(unclaimed)} parameters of {type(model).__name__} "
+            f"({', '.join(unclaimed[:3])}{', ...' if len(unclaimed) > 3 else ''}) that nothing else sets; "
+            "set train.initialization = @ComposedInitializer"
+        )
+    return claimed, unclaimed

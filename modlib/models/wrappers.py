@@ -19,9 +19,7 @@ from modlib.runtime.errors import ConfigError
 
 
 @component("model", "model_initialized")
-def InitializedModel(
-    model: Callable[..., Any], initialization: Callable[..., Any], seed: int | None = None
-) -> nn.Module:
+def InitializedModel(model: Callable[[], Any], initialization: Callable[[], Any], seed: int | None = None) -> nn.Module:
     """A model whose parameters are initialised by a rule of its own.
 
     Takes the place of train.initialization for this model; what an outer wrapper adds later (an adapter, a checkpoint)
@@ -54,7 +52,7 @@ def InitializedModel(
 
 @component("model", "checkpointed")
 def CheckpointedModel(
-    model: Callable[..., Any], checkpoint_path: str, checkpoint_loading: Callable[..., Any]
+    model: Callable[[], Any], checkpoint_path: str, checkpoint_loading: Callable[[], Any]
 ) -> nn.Module:
     """A model that starts from the weights of a checkpoint: a warm start, with a fresh optimizer and step 0.
 
@@ -87,7 +85,7 @@ def CheckpointedModel(
 
 @component("model", "fsdp_wrapped")
 def FSDPModel(
-    model: Callable[..., Any],
+    model: Callable[[], Any],
     units: Sequence[str] | None = None,
     reshard_after_forward: bool = True,
     layers_per_unit: int = 1,

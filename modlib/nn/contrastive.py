@@ -132,7 +132,7 @@ class WeightedLosses:
     def __init__(
         self,
         *,
-        losses: Sequence[Callable[..., Any]],
+        losses: Sequence[Callable[[], Any]],
         weights: Sequence[float] | None = None,
         names: Sequence[str] | None = None,
         nll_term: str | None = None,

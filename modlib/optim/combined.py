@@ -42,7 +42,7 @@ class SequentialSchedules(SequentialLR):
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, schedulers: Sequence[Callable[..., Any]], milestones: Sequence[int]
+        self, optimizer: Optimizer, *, schedulers: Sequence[Callable[[Any], Any]], milestones: Sequence[int]
     ) -> None:
         if not schedulers or len(milestones) != len(schedulers) - 1:
             raise ConfigError(
@@ -77,7 +77,7 @@ class ChainedSchedules(ChainedScheduler):
         ConfigError: None given, or one that sets the rate whatever it was, so that the others had no effect.
     """
 
-    def __init__(self, optimizer: Optimizer, *, schedulers: Sequence[Callable[..., Any]]) -> None:
+    def __init__(self, optimizer: Optimizer, *, schedulers: Sequence[Callable[[Any], Any]]) -> None:
         if not schedulers:
             raise ConfigError("schedulers (none) must be at least one reference to a scheduler, such as @LinearLR")
         built = []

@@ -17,7 +17,11 @@ from modlib.tracking.plot import plot
 
 WIDE = 110  # columns from which the parameter table and the learning rate stand side by side
 WIDEST = 130
-FLOPS_CONVENTIONS = {"palm": "6N + attention, as in PaLM", "causal_half": "6N + the causal half of attention"}
+FLOPS_CONVENTIONS = {
+    "palm": "6N + attention, as in PaLM",
+    "causal_half": "6N + the causal half of attention",
+    "parameters": "6N, embeddings left out; the model brings no count of its own",
+}
 
 
 def start_banner(plan: Plan) -> RenderableType:

@@ -98,8 +98,10 @@ class Plan:
 
     @property
     def estimated_seconds(self) -> float | None:
-        """Training time at `assumed_mfu` of the peak of all ranks; None when the peak is not known."""
-        return self.flops_per_rank / (self.peak_flops * self.assumed_mfu) if self.peak_flops else None
+        """Training time at `assumed_mfu` of the peak of all ranks; None when either is not known."""
+        if not self.peak_flops or not self.num_flops:
+            return None
+        return self.flops_per_rank / (self.peak_flops * self.assumed_mfu)
 
     def to_json(self) -> dict[str, Any]:
         """Every field and what follows from them, in types that `json` can write."""

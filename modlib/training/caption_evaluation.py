@@ -44,7 +44,7 @@ class CaptionAccuracy:
         self,
         *,
         name: str = "captions",
-        dataset: Callable[..., Any],
+        dataset: Callable[[], Any],
         every: int,
         num_images: int | None = None,
         micro_batch_size: int | None = None,

@@ -35,7 +35,7 @@ class Evaluator:
         self,
         *,
         name: str = "validation",
-        dataset: Callable[..., Any],
+        dataset: Callable[[], Any],
         every: int,
         num_sequences: int | None = None,
         micro_batch_size: int | None = None,
@@ -106,13 +106,17 @@ def _sums(parts: Parts, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
     return sums | {"loss": parts.loss(outputs, targets)} | parts.loss.terms(outputs, targets)
 
 
-def build_evaluators(choices: Any) -> list[Evaluator]:
+def build_evaluators(choices: Any, call: Callable[[Any], Any] = lambda choice: choice()) -> list[Evaluator]:
     """The run's evaluators, from called or uncalled references.
+
+    Args:
+        choices: The references, or what they made.
+        call: Calls a reference; may explain what it refuses.
 
     Raises:
         ConfigError: Two evaluators have the same name.
     """
-    evaluators = [choice() if callable(choice) else choice for choice in choices]
+    evaluators = [call(choice) if callable(choice) else choice for choice in choices]
     names = [evaluator.name for evaluator in evaluators]
     for name in names:
         if names.count(name) > 1:

@@ -46,23 +46,24 @@ class Experiment:
         precision: "bfloat16" computes in bfloat16 over float32 weights and optimizer state.
         compile: torch.compile of the blocks and the loss. "auto": on a GPU; on a CPU when a C++ compiler is there and
             the run is long enough to earn back the compilation.
-        sample: Called with (model, tokenizer) after the last step; its text is logged. None: no sample.
+        sample: Returns a callable (model, tokenizer) -> text, called after the last step; the text is logged. None: no
+            sample.
     """
 
-    model: Callable[..., Any]
-    initialization: Callable[..., Any] | None = None
-    loss: Callable[..., Any]
-    parameter_groups: Callable[..., Any]
-    optimizer: Callable[..., Any]
-    scheduler: Callable[..., Any]
-    gradient_clipper: Callable[..., Any] | None = None
-    dataset: Callable[..., Any]
+    model: Callable[[], Any]
+    initialization: Callable[[], Any] | None = None
+    loss: Callable[[], Any]
+    parameter_groups: Callable[[], Any]
+    optimizer: Callable[[Any], Any]
+    scheduler: Callable[[Any], Any]
+    gradient_clipper: Callable[[Any], Any] | None = None
+    dataset: Callable[[], Any]
     sampler: Callable[..., Any]
     batch_sampler: Callable[..., Any] | None = None
-    collate: Callable[..., Any]
+    collate: Callable[[], Any]
     data_loader: Callable[..., Any]
     evaluators: Sequence[Any] = ()
-    checkpointing: Callable[..., Any]
+    checkpointing: Callable[[], Any]
     subscribers: Sequence[Callable[..., Any]] = ()
     seed: int
     num_steps: int
@@ -72,7 +73,7 @@ class Experiment:
     log_every: int = 10
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool | Literal["auto"] = "auto"
-    sample: Callable[..., str] | None = None
+    sample: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
         problems = [

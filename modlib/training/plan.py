@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,7 @@ from modlib.config import Config
 from modlib.data import corpus
 from modlib.data.batch_sampler import require_one_batch
 from modlib.distributed.fsdp import COMPUTE_DTYPES
+from modlib.models.weights import check_initialization
 from modlib.runtime.errors import ConfigError, ModlibError
 from modlib.runtime.hardware import Peak, peak_flops
 from modlib.runtime.run_folder import versions
@@ -24,6 +27,7 @@ from modlib.training.experiment import Experiment
 from modlib.training.loading import build_loader, require_steps
 
 CURVE_POINTS = 200
+NO_ACTIVATIONS = "memory is without activations: the model estimates none"
 MOST_SCHEDULE_STEPS = 100_000  # of a schedule without closed form, the curve shows no more
 
 
@@ -32,15 +36,44 @@ def build(config: Config, choice: Any, *args: Any, **kwargs: Any) -> Any:
 
     Raises:
         ConfigError: The component refused its parameters.
+        ModlibError: Another error of its own.
     """
+    name = component_name(choice)
+    with _explained(config, name):
+        try:
+            return choice(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, ModlibError):
+                raise
+            raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _explained(config: Config, *names: str) -> Iterator[None]:
+    """An error inside says where the parameters of these components that it names were set."""
     try:
-        return choice(*args, **kwargs)
-    except (ConfigError, ValueError, TypeError) as error:
-        if isinstance(error, ModlibError) and not isinstance(error, ConfigError):
-            raise
-        name = component_name(choice)
-        problems = error.problems if isinstance(error, ConfigError) else [f"{name}: {str(error).splitlines()[0]}"]
-        raise ConfigError([config.explain(_culprit(problem) or name, problem) for problem in problems]) from error
+        yield
+    except ModlibError as error:
+        raised = _as_raised(error)
+        problems = raised.problems if isinstance(raised, ConfigError) else [str(raised)]
+        told = [_told(config, names, problem) for problem in problems]
+        raise type(raised)(told if isinstance(raised, ConfigError) else told[0]) from error  # type: ignore[arg-type]
+
+
+def _told(config: Config, names: Sequence[str], problem: str) -> str:
+    """A problem with the origin of what it names of these components, each line once."""
+    lines = [problem]
+    for name in names:
+        lines += config.explain(_culprit(problem) or name, problem).removeprefix(problem).splitlines()[1:]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _as_raised(error: ModlibError) -> ModlibError:
+    """The error itself: gin raises one of a subclass in its place, whose text ends with the class's path and scope."""
+    inner = error.__context__
+    while isinstance(inner, ModlibError) and type(inner) is not type(error) and isinstance(error, type(inner)):
+        error, inner = inner, inner.__context__
+    return error
 
 
 def _culprit(problem: str) -> str | None:
@@ -73,14 +106,17 @@ def make_plan(
         ConfigError: Parts that do not fit, with where they were set.
         DataError: Data that does not fit the model.
     """
-    layout = batch_layout(
-        experiment.micro_batch_size, experiment.grad_accum_steps, experiment.global_batch_size, world_size
-    )
+    with _explained(config, "train"):
+        layout = batch_layout(
+            experiment.micro_batch_size, experiment.grad_accum_steps, experiment.global_batch_size, world_size
+        )
     with torch.device("meta"):
         model = build(config, experiment.model)
     seq_len = model.seq_len if dataset is None else dataset.seq_len
+    check_parts(config, experiment, model)
     if dataset is not None:
-        check_data(model, dataset, layout)
+        with _explained(config, component_name(experiment.dataset), component_name(experiment.model)):
+            check_data(model, dataset, layout)
         check_loading(config, experiment, dataset, layout)
         for evaluator in evaluators:
             check_evaluation_data(model, dataset, evaluator.dataset)
@@ -114,6 +150,7 @@ def make_plan(
             "activations": activations,
         },
         checkpoint_bytes=4 * (trainable if getattr(model, "adapter_only_checkpoints", False) else total) + state_bytes,
+        flops_convention="palm" if hasattr(model, "flops_per_token") else "parameters",
         learning_rates=probe.learning_rates(experiment.num_steps),
         dataset=describe_data(config, dataset),
         precision=experiment.precision,
@@ -122,6 +159,7 @@ def make_plan(
         peak_flops=peak.flops if peak else None,
         peak_source=peak.source if peak else "",
         versions=versions(),
+        notes=[] if hasattr(model, "activation_bytes") else ["memory is without activations: the model estimates none"],
     )
 
 
@@ -132,10 +170,16 @@ def device_peak(experiment: Experiment, *, remember: bool) -> Peak:
 
 
 def flops_per_token(model: Any, seq_len: int) -> float:
-    """Forward and backward of one token: the model's own count, else six per parameter."""
+    """Forward and backward of one token: the model's own count, else six per parameter that is not only looked up."""
     if hasattr(model, "flops_per_token"):
         return float(model.flops_per_token(seq_len))
-    return 6.0 * sum(parameter.numel() for parameter in model.parameters())
+    multiplied = {
+        parameter: parameter.numel()
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        for parameter in module.parameters(recurse=False)
+    }
+    return 6.0 * sum(multiplied.values())
 
 
 def check_data(model: Any, dataset: Any, layout: BatchLayout) -> None:
@@ -154,6 +198,37 @@ def check_data(model: Any, dataset: Any, layout: BatchLayout) -> None:
     require_one_batch(len(dataset), layout.world_size, layout.micro_batch_size, layout.grad_accum_steps)
 
 
+def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> None:
+    """Build what is called late in a run, so that a wrong value in it is found before the run begins.
+
+    Raises:
+        ConfigError: A component refused its parameters.
+    """
+    for choice in (experiment.loss, experiment.checkpointing, experiment.sample):
+        if choice is not None:
+            build(config, choice)
+    for choice in experiment.subscribers:
+        require_run_path(config, choice)
+    initialization = build(config, experiment.initialization) if experiment.initialization else None
+    build(config, check_initialization, model, initialization)
+    if experiment.gradient_clipper is not None:
+        build(config, experiment.gradient_clipper, model)
+
+
+def require_run_path(config: Config, subscriber: Any) -> None:
+    """Refuse a component that is no subscriber: one is called with the run folder, which is not there yet.
+
+    Raises:
+        ConfigError: It cannot be called so.
+    """
+    name = component_name(subscriber)
+    target = CATALOGUE[name].target if name in CATALOGUE else subscriber
+    parameters = inspect.signature(target).parameters if target is not None else {}
+    if "run_path" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        problem = f"{name}: a subscriber must take run_path, the run folder; take it out of train.subscribers"
+        raise ConfigError(config.explain(name, problem))
+
+
 def check_loading(config: Config, experiment: Experiment, dataset: Any, layout: BatchLayout) -> None:
     """Build the first rank's data loader, without reading, to see what it refuses.
 
@@ -162,11 +237,8 @@ def check_loading(config: Config, experiment: Experiment, dataset: Any, layout: 
     """
     call = partial(build, config)
     loader = build_loader(experiment, dataset, call(experiment.collate), layout, 0, call)
-    try:
+    with _explained(config, component_name(experiment.data_loader), "train"):
         require_steps(loader, experiment.num_steps)
-    except ConfigError as error:
-        told = config.explain(component_name(experiment.data_loader), str(error))
-        raise ConfigError(config.explain("train", told)) from error
 
 
 def check_evaluation_data(model: Any, dataset: Any, held_out: Any) -> None:

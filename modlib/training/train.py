@@ -121,4 +121,4 @@ def _sample(experiment: Experiment, parts: Parts, dataset: Any) -> str | None:
         return None
     from tokenizers import Tokenizer
 
-    return experiment.sample(parts.model, Tokenizer.from_file(str(path)))
+    return str(experiment.sample()(parts.model, Tokenizer.from_file(str(path))))

@@ -237,6 +237,26 @@ def test_explain(project: Project) -> None:
     assert config.explain("Model", "dropout is odd") == "dropout is odd\nModel.dropout = 0.0 is its default"
 
 
+def test_explain_a_text_that_names_no_parameter(project: Project) -> None:
+    config = project.load("Model.dropout = 0.25\nModel.path = 'a.txt'\nModel.norm = @Norm\nNorm.eps = 3.0")
+
+    def told(name: str, message: str) -> str:
+        return config.explain(name, message).removeprefix(f"{message}\n").replace(f"{project.folder}/", "")
+
+    assert told("Model", "Invalid value: 0.25") == "Model.dropout = 0.25 was set at a.gin:4"
+    assert told("Model", "there is no a.txt here") == "Model.path = 'a.txt' was set at a.gin:5"
+    assert told("Model", "eps (3.0) must be small") == "Norm.eps = 3.0 was set at a.gin:7", "of a part of it"
+    assert told("Norm", "Norm: takes 1 argument") == "Model.norm = @Norm was set at a.gin:6"
+    assert told("Model", "it is too dark, 0.255 or 10.25") == "it is too dark, 0.255 or 10.25"
+
+
+def test_explain_in_scopes(project: Project) -> None:
+    config = project.load("RUN.evaluators = [@a/Eval, @b/Eval]\na/Eval.depth = 1\nb/Eval.depth = 2")
+    both, one = config.explain("Eval", "depth is odd"), config.explain("Eval", "depth (2) must be odd")
+    assert [line.split(" was")[0] for line in both.splitlines()[1:]] == ["a/Eval.depth = 1", "b/Eval.depth = 2"]
+    assert [line.split(" was")[0] for line in one.splitlines()[1:]] == ["b/Eval.depth = 2"]
+
+
 def test_run_folder(project: Project, tmp_path: Path) -> None:
     config = project.load(WHOLE, ["Model.bias=False"])
     config.to_run_folder(tmp_path / "run")

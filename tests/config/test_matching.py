@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NewType, Optional, Protocol, TypedDict, TypeVar, Union
 
 import pytest
+import torch
 
+from modlib.components import load_component
 from modlib.config.matching import Mismatch, fit, native
 from modlib.config.signatures import type_text
 from modlib.config.values import Constant, Reference
@@ -19,6 +21,24 @@ class Thing: ...
 
 
 class Part(Thing): ...
+
+
+class Layer:
+    """As a torch module: calling it runs its forward."""
+
+    def __init__(self, size: int = 1) -> None: ...
+
+    def __call__(self, *args: Any) -> Any: ...
+
+    def forward(self, tokens: Any) -> Any: ...
+
+
+class Rule:
+    def __call__(self) -> None: ...
+
+
+class AnySize:
+    def __init__(self, *sizes: int) -> None: ...
 
 
 class Shaped(Protocol):
@@ -45,10 +65,20 @@ def makes_anything():  # type: ignore[no-untyped-def]
     return 1
 
 
+def makes_any() -> Any:
+    return 1
+
+
 Steps = NewType("Steps", int)
 Number = TypeVar("Number", int, float)
-TARGETS: dict[str, Any] = {"Thing": Thing, "Part": Part, "makes_int": makes_int, "makes_anything": makes_anything}
+TARGETS: dict[str, Any] = {
+    one.__name__: one
+    for one in (Thing, Part, Layer, Rule, AnySize, makes_int, makes_anything, makes_any, torch.optim.SGD)
+}
 THING, THING_CALLED = Reference("Thing"), Reference("Thing", (), True)
+
+
+load_component("SGD")  # what Python passes to it is in the catalogue
 
 
 @pytest.mark.parametrize(
@@ -93,7 +123,15 @@ THING, THING_CALLED = Reference("Thing"), Reference("Thing", (), True)
         (THING, type, THING),
         (THING, type[Thing], THING),
         (Reference("Part"), type[Thing], Reference("Part")),
-        (THING, typing.Callable[[int], int], THING),
+        (THING, typing.Callable[[], Any], THING),
+        (Reference("Layer"), Callable[[int], Any], Reference("Layer")),
+        (Reference("Layer"), Callable[[], Any], Reference("Layer")),
+        (Reference("AnySize"), Callable[[int, int], Any], Reference("AnySize")),
+        (Reference("SGD"), Callable[[Any], Any], Reference("SGD")),
+        (Reference("Layer", (), True), Callable[[int], Any], Reference("Layer", (), True)),
+        (Reference("Rule", (), True), Callable[[], Any], Reference("Rule", (), True)),
+        (Reference("makes_anything", (), True), Callable[[], Any], Reference("makes_anything", (), True)),
+        (Reference("makes_any", (), True), Callable[..., Any], Reference("makes_any", (), True)),
         (THING, Shaped, THING),
         (THING, Any, THING),
         (THING_CALLED, Thing, THING_CALLED),
@@ -140,6 +178,10 @@ def test_fits(value: Any, annotation: Any, fitted: Any) -> None:
         (THING, list[int], "list[int]"),
         (THING, Thing, "Thing; write @Thing() to pass what it makes"),
         (THING_CALLED, Callable[..., Any], "a component, not what it makes; write @Thing without ()"),
+        (Reference("Layer", (), True), Callable[[], Any], "a component, not what it makes; write @Layer without ()"),
+        (THING, Callable[[int], Any], "one that is called with 1 argument; Thing takes none"),
+        (Reference("Layer"), Callable[[int, int], Any], "one that is called with 2 arguments; Layer takes none"),
+        (Reference("SGD"), Callable[[], Any], "one that is called with no argument; SGD takes params"),
         (THING_CALLED, int, "int"),
         (Reference("makes_int", (), True), str, "str"),
         (Reference("makes_int"), int, "int"),

@@ -12,15 +12,16 @@ from tests.inference.test_generation import byte_tokenizer, small
 
 def test_is_sample_text_with_the_runs_settings() -> None:
     model, tokenizer = small(vocab_size=257), byte_tokenizer("<|endoftext|>")
-    text = TextSample(model, tokenizer, prompt="def ", max_new_tokens=9, temperature=0.7, top_k=40)
+    sample = TextSample(prompt="def ", max_new_tokens=9, temperature=0.7, top_k=40)
+    text = sample(model, tokenizer)
     assert text == sample_text(model, tokenizer, "def ", max_new_tokens=9, temperature=0.7, top_k=40, seed=0)
     assert text.startswith("def ")
-    assert text == TextSample(model, tokenizer, prompt="def ", max_new_tokens=9, temperature=0.7, top_k=40)
-    assert TextSample(model, tokenizer, max_new_tokens=9, temperature=0) == sample_text(
+    assert text == sample(model, tokenizer)
+    assert TextSample(max_new_tokens=9, temperature=0)(model, tokenizer) == sample_text(
         model, tokenizer, "", max_new_tokens=9, temperature=0
     )
 
 
 def test_wrong_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"top_k \(0\) must be at least 1; None takes all tokens"):
-        TextSample(small(vocab_size=257), byte_tokenizer("<|endoftext|>"), top_k=0)
+        TextSample(top_k=0)

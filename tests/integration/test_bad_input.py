@@ -79,11 +79,57 @@ def test_include_cycle_shows_the_chain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "a;rm", "$(x)", ".hidden", "x" * 65, ""])
-def test_a_name_with_a_path_in_it_is_refused(name: str, tmp_path: Path) -> None:
-    code, text = refused([], "--name", name, "--runs_dir", str(tmp_path / "runs"))
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+def test_a_name_with_a_path_in_it_is_refused(name: str, flags: tuple[str, ...], tmp_path: Path) -> None:
+    code, text = refused([], "--name", name, "--runs_dir", str(tmp_path / "runs"), *flags)
     assert code == 2
     assert "it is a name, not a path: choose the place with --runs_dir" in text
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("param", "problem", "origin"),
+    [
+        ("CHECKPOINT_EVERY=0", "every (0) must be at least 1; set k", "SaveKMostRecent.every = 0 was set at"),
+        ("EVAL_EVERY=0", "every (0) must be at least 1 step", "validation/Evaluator.every = 0 was set at"),
+        ("MICRO_BATCH_SIZE=0", "micro_batch_size (0) must be at least 1", "train.micro_batch_size = 0 was set at"),
+        ("GradientClipper.max_norm=0.0", "max_norm (0.0) must be above 0", "GradientClipper.max_norm = 0.0 was set at"),
+        ("TextSample.top_k=0", "top_k (0) must be at least 1", "TextSample.top_k = 0 was set at"),
+        ("ComposedInitializer.std=-1.0", "std (-1.0) must be", "ComposedInitializer.std = -1.0 was set at"),
+        ("ComposedInitializer.rules={'x': 1.0}", "rules ('x') must match the whole name of a parameter", ""),
+        ("LR=-1", "Invalid learning rate: -1.0", "AdamW.lr = -1.0 was set at"),
+        ("train.global_batch_size=10", "global_batch_size (10) must be", "train.global_batch_size = 10 was set at"),
+        (
+            "train.subscribers=[@AdamW]",
+            "a subscriber must take run_path",
+            "train.subscribers = [@AdamW] was set",
+        ),
+    ],
+)
+def test_a_wrong_value_of_any_part_is_found_before_the_run_with_its_origin(
+    param: str, problem: str, origin: str
+) -> None:
+    code, text = refused([param], "--dry_run")
+    assert code == 2
+    assert problem in text
+    assert origin in text
+    assert not origin or re.search(rf"{re.escape(origin)}.*--gin_param #1", text)
+
+
+@pytest.mark.parametrize(
+    ("param", "problem"),
+    [
+        ("train.model=@GPT2()", "train.model = @GPT2() is the result of a component, expected a component, not what"),
+        ("train.model=@AdamW", "train.model = @AdamW is a component, expected one that is called with no argument"),
+        ("train.optimizer=@GPT2", "expected one that is called with 1 argument; GPT2 takes none"),
+        ("GPT2.norm=@GPT2", "expected one that is called with 1 argument; GPT2 takes none"),
+    ],
+)
+def test_a_component_in_the_place_of_another_kind(param: str, problem: str) -> None:
+    code, text = refused([param], "--dry_run")
+    assert code == 2
+    assert problem in text
+    assert "--gin_param #1" in text
 
 
 def test_heads_that_do_not_divide_dim_name_the_nearest_and_the_place() -> None:
@@ -113,6 +159,8 @@ def test_truncated_token_file(tmp_path: Path) -> None:
     code, text = refused([f"DATA='{path}'"], "--dry_run")
     assert code == 3
     assert str(path) in text
+    assert f"train/PackedDataset.path = '{path}' was set at data/packed.gin:5" in text
+    assert "configurable" not in text, "gin's own words"
 
 
 def test_token_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
@@ -120,6 +168,7 @@ def test_token_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
     code, text = refused([f"DATA='{path}'"], "--dry_run")
     assert code == 3
     assert "(5000) must be below the model's vocab_size (4096)" in text
+    assert text.count("GPT2.vocab_size = 4096 was set at") == 1
 
 
 def test_training_and_validation_of_different_tokenizers(tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def test_flops_against_counted_operations(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vocab_size", [64, 3000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("changes", [{}, LLAMA])
+@pytest.mark.parametrize("changes", [{}, LLAMA, {"dropout": 0.1}, {**LLAMA, "dropout": 0.1}])
 def test_activation_bytes_against_measured_peak(vocab_size: int, dtype: torch.dtype, changes: dict[str, Any]) -> None:
     arguments = {"vocab_size": vocab_size, "seq_len": 128, "num_layers": 4, "dim": 128, **changes}
     model = small(**arguments).to(dtype)
@@ -218,7 +218,12 @@ def test_activation_bytes_against_measured_peak(vocab_size: int, dtype: torch.dt
     with LiveMemory(tokens, *model.parameters(), *model.buffers()) as memory:
         CLMCrossEntropyLoss()(model(tokens), tokens).backward()
     estimate = model.activation_bytes(2, bytes_per_value=dtype.itemsize)
-    assert estimate == model.activation_bytes(1, 256, dtype.itemsize)
+    if model.dropout:  # on a CPU attention then keeps its scores, which grow with the square of the length
+        if torch.cuda.is_available():
+            pytest.skip("the estimate is of the GPU, which keeps none")
+        assert estimate < model.activation_bytes(1, 256, dtype.itemsize)
+    else:
+        assert estimate == model.activation_bytes(1, 256, dtype.itemsize)
     assert 0.95 < memory.peak / estimate < 1.4
 
 

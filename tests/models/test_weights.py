@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from modlib.models.weights import add_weights, initialize, named_state, parameter_names, weight_sources
+from modlib.models.initialization import ComposedInitializer
+from modlib.models.weights import (
+    add_weights,
+    check_initialization,
+    initialize,
+    named_state,
+    parameter_names,
+    weight_sources,
+)
 from modlib.runtime.errors import ConfigError
 
 
@@ -99,6 +107,20 @@ def test_a_parameter_that_nothing_sets_is_an_error() -> None:
         r"nothing else sets; set train.initialization = @ComposedInitializer$",
     ):
         initialize(Plain(), None, 0)
+
+
+def test_on_meta_it_is_known_what_initialising_would_refuse() -> None:
+    model = on_meta()
+    with pytest.raises(ConfigError, match=r"for 2 parameters of Plain"):
+        check_initialization(model, None)
+    plain = ComposedInitializer(weight_init_type="plain", rules={"first.weight": 0.5})
+    check_initialization(model, plain)
+    with pytest.raises(ConfigError, match=r"residual_outputs \(.*\) must name a matrix of Plain"):
+        check_initialization(model, ComposedInitializer())
+    add_weights(model, fill_with(0.0), ["first.weight"])
+    with pytest.raises(ConfigError, match=r"rules \('first.weight'\) must match .* that no other source sets"):
+        check_initialization(model, plain)
+    check_initialization(model, lambda model, seed, skip: pytest.fail("it is not called"))
 
 
 def test_names_are_plain_and_a_tied_parameter_has_one() -> None:

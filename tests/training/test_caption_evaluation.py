@@ -147,14 +147,14 @@ def test_wrong_numbers_are_refused_together() -> None:
 
 def test_sample_shows_captions_beside_the_truth() -> None:
     tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json())
-    text = CaptionSample(Knows({0, 1}, set()), tokenizer, dataset=DATA, collate=lambda: COLLATE, num_images=3)
+    text = CaptionSample(dataset=DATA, collate=lambda: COLLATE, num_images=3)(Knows({0, 1}, set()), tokenizer)
     truths = [DATA()[index]["caption"] for index in range(3)]
     lines = text.splitlines()
     assert lines[:2] == [f"right: {truths[0]}", f"right: {truths[1]}"]
     assert lines[2].startswith("wrong: ")
     assert lines[2].endswith(f"(it is {truths[2]})")
     with pytest.raises(ConfigError, match=r"num_images \(0\) must be at least 1; to show none leave train.sample out"):
-        CaptionSample(Knows(set(), set()), tokenizer, dataset=DATA, collate=lambda: COLLATE, num_images=0)
+        CaptionSample(dataset=DATA, collate=lambda: COLLATE, num_images=0)
 
 
 def test_a_run_takes_the_tokenizer_that_its_dataset_brings() -> None:

@@ -1,0 +1,49 @@
+"""What a plan says about parts that say little of themselves, and whose mistake an error is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gin
+import pytest
+import torch
+from torch import nn
+
+from modlib.config import load
+from modlib.runtime.errors import DataError
+from modlib.training.experiment import Experiment
+from modlib.training.plan import build, flops_per_token
+
+TINY = "debug/tiny.gin"
+
+
+class Tied(nn.Module):
+    """A token table that is also the output matrix, and a position table that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(10, 4)
+        self.positions = nn.Embedding(7, 4)
+        self.head = nn.Linear(4, 10, bias=False)
+        self.head.weight = self.tokens.weight
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+def test_a_model_without_a_count_of_its_own_multiplies_what_is_not_only_looked_up() -> None:
+    assert flops_per_token(Tied(), 7) == 6 * (10 * 4 + 3)
+    assert flops_per_token(nn.Embedding(4, 4), 7) == 0
+
+
+def test_an_error_of_data_is_as_it_was_raised_with_its_origin(tmp_path: Path) -> None:
+    (tmp_path / "data.packed").write_bytes(b"no header")
+    path = tmp_path / "data.packed"
+    config = load([TINY], [f"DATA='{path}'"])
+    config.activate()
+    experiment: Experiment = build(config, gin.get_configurable("train"))
+    with pytest.raises(DataError) as caught:
+        build(config, experiment.dataset)
+    assert type(caught.value) is DataError
+    text, origin = str(caught.value).splitlines()
+    assert str(path) in text
+    where = "data/packed.gin:5 -> DATA quickstart.gin:8 -> DATA --gin_param #1"
+    assert origin == f"train/PackedDataset.path = '{path}' was set at {where}"
