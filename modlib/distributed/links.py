@@ -13,12 +13,13 @@ import torch.distributed as dist
 
 from modlib.runtime import faults
 
-SMALL_BYTES, LARGE_BYTES = 64 << 10, 4 << 20
+SIZES = (64 << 10, 512 << 10, 4 << 20)  # the next one only where links are fast enough for it
+GROWTH = 8
 REPETITIONS = 5  # the fastest counts: one busy moment accuses nobody
 BUDGET_S = 0.5  # for the repetitions of one size
-LARGE_LIMIT_S = 1.0  # the large size is left out where it would take longer than this
+NEXT_LIMIT_S = 1.0  # a size is left out where one repetition would take longer than this
 SLOW_FACTOR = 4.0
-SLOW_FLOOR_S = 0.025  # for LARGE_BYTES: 160 MiB/s
+SLOW_FLOOR_S = 0.025  # 160 MiB/s with the largest size; links too slow for a larger size are above it with any
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def time_links(group: dist.ProcessGroup, rank: int, size: int, limit_s: float) -
     """
     before, after = (rank - 1) % size, (rank + 1) % size
     times: dict[int, float] = {}
-    for num_bytes in (SMALL_BYTES, LARGE_BYTES):
+    for num_bytes in SIZES:
         times = {before: float("inf"), after: float("inf")}
         message, room = torch.zeros(num_bytes, dtype=torch.uint8), torch.empty(num_bytes, dtype=torch.uint8)
         spent, fastest = 0.0, float("inf")
@@ -65,7 +66,7 @@ def time_links(group: dist.ProcessGroup, rank: int, size: int, limit_s: float) -
             spent, fastest = spent + took, min(fastest, took)
             if spent > BUDGET_S:
                 break
-        if fastest * LARGE_BYTES / SMALL_BYTES > LARGE_LIMIT_S:
+        if fastest * GROWTH > NEXT_LIMIT_S:
             break
     return times
 
@@ -102,13 +103,13 @@ def slow_hosts(times: Mapping[tuple[int, int], float], hosts: Sequence[str]) -> 
 
 
 def check_sum(device: torch.device, rank: int, size: int, limit_s: float) -> float:
-    """Reduce a MiB over the ranks of the training group; returns the seconds it took.
+    """Reduce a few KiB over the ranks of the training group; returns the seconds it took.
 
     Raises:
         RuntimeError: The sum is wrong, or it took too long.
     """
     began = time.monotonic()
-    values = torch.full((1 << 18,), float(rank + 1), device=device)
+    values = torch.full((1 << 12,), float(rank + 1), device=device)
     work = dist.all_reduce(values, async_op=True)
     assert work is not None
     if device.type == "cuda":  # wait() would only order streams

@@ -113,7 +113,7 @@ def meet(store: dist.Store, rank: int, planned: Sequence[str], device_type: str,
         timeout_s: How long to wait for the last one.
 
     Raises:
-        HangError: Not all came; it has the missing ones' hosts.
+        HangError: Not all came; it has the missing ones' hosts, unless most are missing.
         ClusterError: Some hosts lack the devices of the others.
     """
     expected = Meeting(store, rank, tuple(planned))
@@ -122,10 +122,13 @@ def meet(store: dist.Store, rank: int, planned: Sequence[str], device_type: str,
     arrived = {other: json.loads(text) for other, text in found.items()}
     missing = [other for other in range(size) if other not in arrived]
     if missing:
+        present = dict.fromkeys(host for host, _ in arrived.values())
         hosts = expected.hosts_of(missing)
+        if len(hosts) > len(present):  # then it is more likely the host that sees the others missing
+            hosts = ()
         raise HangError(
             f"{expected.who(missing)} did not reach the rendezvous within {timeout_s:g} s; {len(arrived)} of {size} "
-            f"ranks present (hosts {', '.join(dict.fromkeys(host for host, _ in arrived.values()))}); {remedy(hosts)}",
+            f"ranks present (hosts {', '.join(present)}); {remedy(hosts)}",
             hosts,
         )
     meeting = replace(expected, hosts=tuple(arrived[other][0] for other in range(size)))

@@ -74,7 +74,7 @@ def process_group(timeout_s: float = 600.0, meet_timeout_s: float | None = None)
     timeout = timedelta(seconds=timeout_s)
     try:
         planned, token = planned_hosts(size), os.environ.get("MODLIB_RENDEZVOUS_TOKEN", "")
-        with open_store(rendezvous, rank, size, meet_timeout_s, token) as store:
+        with open_store(rendezvous, rank, size, meet_timeout_s, token, planned[0]) as store:
             meeting = meet(store, rank, planned, device.type, meet_timeout_s)
         store.set_timeout(timeout)
         dist.init_process_group(

@@ -9,6 +9,7 @@ service that accepts and stays silent, waits without limit.)
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -29,10 +30,17 @@ PORTS = range(20000, 30000)  # below the ports that Linux hands out by itself
 NUM_CANDIDATES = 8
 TRY_S = 1.0  # for one port to say what it is
 RETRY_S = 0.2
+UNREACHED = {
+    "no answer",
+    "unknown host",
+    *map(os.strerror, (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)),
+}
 
 
 @contextmanager
-def open_store(url: str, rank: int, size: int, timeout_s: float, token: str = "") -> Iterator[dist.Store]:
+def open_store(
+    url: str, rank: int, size: int, timeout_s: float, token: str = "", first_host: str = ""
+) -> Iterator[dist.Store]:
     """The store of all ranks, findable while the `with` block lasts; who has it keeps it.
 
     Args:
@@ -41,9 +49,10 @@ def open_store(url: str, rank: int, size: int, timeout_s: float, token: str = ""
         size: Number of ranks.
         timeout_s: How long the others look for rank 0, and the store's own limit.
         token: What tells this attempt from every other.
+        first_host: The host of rank 0 by its name, for the error; "" where it is not known.
 
     Raises:
-        HangError: Rank 0 is not to be found.
+        HangError: Rank 0 is not to be found; it has the host if that at least answers.
         ClusterError: All ports are taken.
     """
     timeout = timedelta(seconds=timeout_s)
@@ -54,7 +63,7 @@ def open_store(url: str, rank: int, size: int, timeout_s: float, token: str = ""
     if not parts.hostname or not parts.port:
         raise ModlibError(f"MODLIB_RENDEZVOUS ({url}) must be of the form tcp://host:port; give it both")
     if rank != 0:
-        port = _find(parts.hostname, parts.port, timeout_s, token)
+        port = _find(parts.hostname, parts.port, timeout_s, token, first_host or parts.hostname)
         yield dist.TCPStore(parts.hostname, port, None, False, timeout=timeout)
         return
     listener = _listen(parts.port)
@@ -103,7 +112,7 @@ def _listen(port: int) -> socket.socket:
     )
 
 
-def _find(host: str, port: int, timeout_s: float, token: str) -> int:
+def _find(host: str, port: int, timeout_s: float, token: str, name: str) -> int:
     """The port of this attempt's store."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -116,19 +125,22 @@ def _find(host: str, port: int, timeout_s: float, token: str) -> int:
             break
         time.sleep(RETRY_S)
     found = "; ".join(f"{candidate}: {what}" for candidate, what in seen.items())
+    reached = not UNREACHED.issuperset(seen.values())
+    hosts = [name] if reached else []  # else it may as well be this host that is cut off
     raise HangError(
-        f"rank 0 (host {host}) did not reach the rendezvous within {timeout_s:g} s: it is not at its ports there "
-        f"({found}); {remedy([host])}",
-        [host],
+        f"rank 0 (host {name}) did not reach the rendezvous within {timeout_s:g} s: {this_host()} does not find it at "
+        f"its ports ({found}); {remedy(hosts)}",
+        hosts,
     )
 
 
 def _try(host: str, port: int, token: str) -> tuple[int | None, str]:
     """The store's port that is announced here for this token, or None; and what is here."""
     head = _announcement(token)
-    said = b""
+    said, connected = b"", False
     try:
         with socket.create_connection((host, port), timeout=TRY_S) as connection:
+            connected = True
             deadline = time.monotonic() + TRY_S
             while not said.endswith(b"\n") and len(said) < 256:
                 connection.settimeout(max(0.001, deadline - time.monotonic()))
@@ -137,7 +149,9 @@ def _try(host: str, port: int, token: str) -> tuple[int | None, str]:
                     break
                 said += more
     except TimeoutError:
-        return None, "no answer"
+        return None, "said nothing" if connected else "no answer"
+    except socket.gaierror:
+        return None, "unknown host"
     except OSError as error:
         return None, error.strerror or str(error)
     if said.startswith(head) and said.endswith(b"\n"):

@@ -128,6 +128,15 @@ def test_missing_ranks_with_a_plan() -> None:
         assert error.hosts == ("node2",)
 
 
+def test_a_host_that_misses_most_others_does_not_blame_them() -> None:
+    (error,) = arrive({0: "cpu"}, ("node1", "node2", "node3"), timeout_s=0.2).values()
+    assert isinstance(error, HangError)
+    assert str(error).startswith(
+        "rank 1 (host node2) and rank 2 (host node3) did not reach the rendezvous within 0.2 s"
+    )
+    assert error.hosts == ()
+
+
 def test_a_host_without_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURMD_NODENAME", "node9")
     for error in arrive({0: "cuda", 1: "cpu", 2: "cuda"}, ("",) * 3).values():

@@ -1,4 +1,4 @@
-"""The preflight with real ranks: what it finds on one machine that plays several hosts, and how fast."""
+"""The preflight with real ranks: what it finds on one machine that plays several hosts."""
 
 from __future__ import annotations
 
@@ -33,18 +33,14 @@ def joined(store: str, hosts: tuple[str, ...]) -> World:
     return World(rank, rank, size, torch.device("cpu"), group, Meeting(dist.FileStore(store, size), rank, hosts))
 
 
-def found(store: str, hosts: tuple[str, ...], **options: object) -> tuple[list[Finding], float]:
+def found(store: str, hosts: tuple[str, ...], **options: object) -> list[Finding]:
     world = joined(store, hosts)
-    dist.barrier()
-    began = time.monotonic()
-    findings = preflight(world, host=hosts[world.rank], **options)  # type: ignore[arg-type]
-    return findings, time.monotonic() - began
+    return preflight(world, host=hosts[world.rank], **options)  # type: ignore[arg-type]
 
 
-def test_four_good_ranks_in_under_five_seconds(tmp_path: Path) -> None:
+def test_four_good_ranks(tmp_path: Path) -> None:
     results = run_ranks(4, found, f"{tmp_path}/store", HOSTS, folder=tmp_path, cpus_per_task=1, needed_bytes=1000)
-    assert [findings for findings, _ in results] == [[]] * 4
-    assert max(seconds for _, seconds in results) < 5
+    assert results == [[]] * 4
     assert list(tmp_path.iterdir()) == []  # the file that showed that the folder is shared is gone
 
 
@@ -53,8 +49,8 @@ def test_all_ranks_find_the_same(tmp_path: Path) -> None:
     results = run_ranks(
         2, found, f"{tmp_path}/store", ("node1", "node2"), folder=tmp_path, cpus_per_task=cores, needed_bytes=1 << 62
     )
-    findings = results[0][0]
-    assert results[1][0] == findings
+    findings = results[0]
+    assert results[1] == findings
     assert [(finding.host, finding.fatal) for finding in findings] == [("node1", False), ("node2", False), ("", True)]
     assert findings[1].what == (
         f"cores of a rank ({cores - 1}) on host node2 must be at least cpus_per_task ({cores}); "
@@ -66,7 +62,7 @@ def test_all_ranks_find_the_same(tmp_path: Path) -> None:
 def off_plan(store: str, planned: str, **options: object) -> list[Finding]:
     os.environ["MODLIB_HOSTS"] = planned
     try:
-        return found(store, ("node1", "node1", "node2", "node3"), **options)[0]
+        return found(store, ("node1", "node1", "node2", "node3"), **options)
     finally:
         del os.environ["MODLIB_HOSTS"]
 
@@ -81,7 +77,7 @@ def test_a_rank_on_a_host_that_was_not_planned(tmp_path: Path) -> None:
 def own_folder(store: str, folder: str) -> list[Finding]:
     """Ranks 2 and 3, on node2, have a folder of that path on a disk of their own."""
     here = Path(f"{folder}/{HOSTS[dist.get_rank()]}")
-    return found(store, HOSTS, folder=here)[0]
+    return found(store, HOSTS, folder=here)
 
 
 def test_a_run_folder_on_a_disk_of_one_host(tmp_path: Path) -> None:
@@ -103,18 +99,16 @@ def test_a_run_folder_that_is_not_there(tmp_path: Path) -> None:
     assert findings == [Finding("node1", text, True)]
 
 
-def test_alone_it_takes_milliseconds(tmp_path: Path) -> None:
+def test_alone_only_local_facts_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODLIB_HOSTS", "node1,node2")
     world = World(0, 0, 1, torch.device("cpu"))
-    took = []
-    for _ in range(5):
-        began = time.monotonic()
-        assert preflight(world, folder=tmp_path, needed_bytes=1) == []
-        took.append(time.monotonic() - began)
-    assert min(took) < 0.1
+    assert preflight(world, folder=tmp_path, needed_bytes=1, cpus_per_task=num_cores()) == []
+    (finding,) = preflight(world, folder=tmp_path, cpus_per_task=num_cores() + 1)
+    assert not finding.fatal
     assert list(tmp_path.iterdir()) == []
 
 
-def with_a_slow_rank(slow: int, store: str, hosts: tuple[str, ...], **options: object) -> tuple[list[Finding], float]:
+def with_a_slow_rank(slow: int, store: str, hosts: tuple[str, ...], **options: object) -> list[Finding]:
     def wait(name: str, detail: str) -> None:
         if int(detail) == slow:
             time.sleep(0.3)
@@ -126,13 +120,12 @@ def with_a_slow_rank(slow: int, store: str, hosts: tuple[str, ...], **options: o
 def test_a_slow_host_is_named_with_both_numbers(tmp_path: Path) -> None:
     hosts = ("node1", "node2", "node3", "node4")
     results = run_ranks(4, with_a_slow_rank, 2, f"{tmp_path}/store", hosts, folder=tmp_path)
-    (finding,) = results[0][0]
-    assert [findings for findings, _ in results] == [[finding]] * 4
+    (finding,) = results[0]
+    assert results == [[finding]] * 4
     assert (finding.host, finding.fatal) == ("node3", False)
     assert finding.what.startswith("time of a message on host node3 (3")
     assert "must be below 4 times the hosts' median (" in finding.what
     assert "look at its network and load, or leave it out" in finding.what
-    assert max(seconds for _, seconds in results) < 5
 
 
 def with_a_hung_rank(where: str, store: str, folder: Path) -> tuple[str, tuple[str, ...]]:
