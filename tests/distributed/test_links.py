@@ -60,6 +60,13 @@ def test_links_between_hosts_are_not_compared_with_those_within() -> None:
     assert slow_hosts(times, hosts) == []
 
 
+def test_a_slow_network_is_seen_past_fast_links_within() -> None:
+    hosts = [f"node{rank // 4}" for rank in range(16)]
+    within = {link for link in ring(hosts, set()) if hosts[link[0]] == hosts[link[1]]}
+    times = {link: FAST if link in within else seconds for link, seconds in ring(hosts, {"node2"}).items()}
+    assert names(slow_hosts(times, hosts)) == ["node2"]
+
+
 def test_of_two_hosts_the_links_within_tell() -> None:
     hosts = ["node1", "node1", "node2", "node2"]
     assert slow_hosts(ring(hosts, {"node2"}), hosts) == [SlowHost("node2", SLOW, FAST)]
