@@ -60,9 +60,31 @@ class NonFiniteError(ModlibError, ArithmeticError):
 
 
 class HangError(ModlibError, RuntimeError):
-    """No progress within the limit; stacks of all ranks are in the run folder."""
+    """No progress within the limit; stacks of all ranks are in the run folder.
+
+    Args:
+        text: For the user.
+        hosts: The hosts that were waited for in vain, where they are known; the next attempt can leave them out.
+    """
 
     exit_code = EXIT_HANG
+
+    def __init__(self, text: str, hosts: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.hosts = tuple(hosts)
+
+
+class ClusterError(ModlibError, RuntimeError):
+    """Hosts cannot train together: one is wrong, or not like the others.
+
+    Args:
+        text: For the user.
+        hosts: The hosts at fault, where they are known; the next attempt can leave them out.
+    """
+
+    def __init__(self, text: str, hosts: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.hosts = tuple(hosts)
 
 
 class Preempted(ModlibError):

@@ -18,6 +18,7 @@ POINTS = (
     "ckpt.after_commit",
     "ckpt.delete",
     "fs.operation",
+    "preflight.exchange",
 )
 """Every point there is. `fs.operation` comes just before each operation that changes the disk through `durable`."""
 
