@@ -33,11 +33,40 @@ def launch(
         typer.Option("--dry_run", help="Check and build for the target world size, print the plan, write nothing."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry_run: the plan as JSON on stdout.")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            help='An axis, "LR=[1e-4,3e-4]" or "LR=loguniform(1e-5,1e-2)", or a file of them; repeatable for a grid.',
+        ),
+    ] = None,
+    sweep_samples: Annotated[
+        int | None, typer.Option("--sweep_samples", help="Random points, for each cell of the grid.")
+    ] = None,
+    sweep_seed: Annotated[int, typer.Option("--sweep_seed", help="Of the random points.")] = 0,
 ) -> None:
     """Train the experiment that the gin files describe; the same command continues it after an interruption."""
     with reported():
         if as_json and not dry_run:
             raise typer.BadParameter("--json goes with --dry_run")
+        if sweep_samples is not None and not sweep:
+            raise typer.BadParameter("--sweep_samples goes with --sweep")
+        if sweep:
+            from modlib.cli.sweep_run import run_sweep
+
+            code = run_sweep(
+                sweep,
+                gin_file,
+                gin_param or [],
+                runs_dir=runs_dir,
+                name=name,
+                num_samples=sweep_samples,
+                seed=sweep_seed,
+                resume=resume,
+                dry_run=dry_run,
+                as_json=as_json,
+            )
+            raise typer.Exit(code)
         from modlib.config import load
 
         config = load(gin_file, gin_param or [])
