@@ -17,6 +17,7 @@ COMMANDS = {
     "generate": ("modlib.cli.generate", "Let a trained model write."),
     "list": ("modlib.cli.list", "List the components that a gin file can choose."),
     "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
+    "sweep": ("modlib.cli.sweep", "Show what came out of a sweep, and its best point."),
 }
 
 

@@ -130,6 +130,7 @@ def _train(sweep: Sweep, resume: Resume) -> int:
     """Train what is not finished, sum up, and return the exit code."""
     codes: dict[str, int] = {}
     pending = pending_points(sweep)
+    resumed = [] if resume == "auto" else ["--resume", resume]
     if done := len(sweep.points) - len(pending):
         _say(f"sweep {sweep.name}: {done} of {len(sweep.points)} points are finished already")
     with Processes() as processes:
@@ -139,7 +140,7 @@ def _train(sweep: Sweep, resume: Resume) -> int:
             _say(f"[{number}/{len(sweep.points)}] {point.name}")
             sweep.configs[point.name].to_run_folder(point.run.path)
             started = time.monotonic()
-            code = processes.run([*_launcher(), *point_command(point), "--resume", resume])
+            code = processes.run([*_launcher(), *point_command(point), *resumed])
             codes[point.name] = code
             _note_failure(point, code, stopped=bool(processes.signals))
             _say(f"[{number}/{len(sweep.points)}] {point.name} {_outcome(point, code, time.monotonic() - started)}")

@@ -150,7 +150,11 @@ def read_sweep(folder: Path) -> Sweep:
         files, params, axes = (tuple(content[name]) for name in ("gin_files", "gin_params", "axes"))
         return Sweep(folder, files, params, axes, content["num_samples"], content["seed"], points)
     except FileNotFoundError:
-        raise RunFolderError(f"sweep ({folder}) must be the folder of a sweep, with a {SWEEP_FILE} in it") from None
+        there = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{SWEEP_FILE}")))
+        hint = f"; there are {there}" if there else ""
+        raise RunFolderError(
+            f"sweep ({folder}) must be the folder of a sweep, with a {SWEEP_FILE} in it{hint}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"sweep ({folder}) must have a {SWEEP_FILE} that can be read ({type(error).__name__}: {error}); repair or "
@@ -220,10 +224,12 @@ def grouped(wrong: Sequence[tuple[str, Sequence[str]]], num_points: int) -> list
     for point, problems in wrong:
         for problem in dict.fromkeys(problems):
             where.setdefault(problem, []).append(point)
-    return [
-        f"{problem} (at {f'all {num_points} points' if len(points) == num_points > 1 else _some(points)})"
-        for problem, points in where.items()
-    ]
+    texts = []
+    for problem, points in where.items():
+        first, *rest = problem.split("\n")
+        at = f"all {num_points} points" if len(points) == num_points > 1 else _some(points)
+        texts.append("\n".join([f"{first} (at {at})", *rest]))
+    return texts
 
 
 def _some(points: Sequence[str], most: int = 3) -> str:

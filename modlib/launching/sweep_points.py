@@ -13,6 +13,7 @@ from modlib.runtime.errors import ConfigError
 
 MOST_POINTS = 1000
 MOST_NAME = 60  # <sweep>.<point> is a W&B id, of at most 128 characters
+MOST_KEYS = 24  # characters of all keys together, beyond which they are written without their components
 DIGITS = 4  # of a drawn number: enough to tell points apart, few enough to read
 
 Params = tuple[tuple[str, str], ...]  # (key, gin text of its value), in the order of the axes
@@ -76,12 +77,16 @@ def draw(swept: Swept, seed: int, number: int) -> str:
 
 
 def point_name(params: Params) -> str:
-    """A run name for what a point sets, as `AdamW.lr-1e-4_SEED-0`; shortened with a hash where it would be too long."""
-    for key_of in (lambda key: key, lambda key: key.rpartition(".")[2]):
-        name = "_".join(f"{_plain(key_of(key))}-{_plain(_brief(text))}" for key, text in params).lstrip("._-")
-        if name and len(name) <= MOST_NAME:
-            return name
-    return with_hash(name, params)
+    """A run name for what a point sets, as `AdamW.lr-1e-4_SEED-0`; shortened with a hash where it would be too long.
+
+    Whether the keys are written in full depends on the keys alone, so that all points of a sweep are called alike.
+    """
+    keys = [key for key, _ in params]
+    brief = [key.rpartition(".")[2] for key in keys]
+    if sum(map(len, keys)) > MOST_KEYS and len(set(brief)) == len(brief):
+        keys = brief
+    name = "_".join(f"{_plain(key)}-{_plain(_brief(text))}" for key, (_, text) in zip(keys, params)).lstrip("._-")
+    return name if name and len(name) <= MOST_NAME else with_hash(name, params)
 
 
 def with_hash(name: str, params: Params) -> str:

@@ -59,14 +59,15 @@ def results(sweep: Sweep, metric: str, goal: Goal) -> list[Result]:
 
 def _result(point: Point, metric: str, goal: Goal) -> Result:
     record = point.run.read()
-    last = best = best_step = None
+    last = best = best_step = step = None
     for line in _lines(point):
-        value = line.get(metric)
+        value, step = line.get(metric), line["step"]
         if isinstance(value, int | float):
             last = float(value)
             if math.isfinite(last) and (best is None or better(last, best, goal)):
-                best, best_step = last, line["step"]
-    return Result(point, state_of(record), record.get("exit_code"), record.get("step"), last, best, best_step)
+                best, best_step = last, step
+    state, code = state_of(record), record.get("exit_code")
+    return Result(point, state, code, record.get("step", step), last, best, best_step)
 
 
 def better(a: float, b: float, goal: Goal) -> bool:
@@ -104,11 +105,11 @@ def choose_metric(sweep: Sweep, wanted: str | None) -> str:
     for point in sweep.points:
         for line in _lines(point):
             there.update(dict.fromkeys(name for name in line if "/" in name))
-        if wanted in there:
-            return str(wanted)
+        if (wanted or USUAL[0]) in there:
+            return wanted or USUAL[0]
     if wanted is None:
         losses = [name for name in there if name.startswith("val/") and name.endswith("/loss")]
-        return next((name for name in (USUAL[0], *losses, USUAL[1]) if name in there), USUAL[0])
+        return next((name for name in (*losses, USUAL[1]) if name in there), USUAL[0])
     if not there:
         raise ConfigError(f"--metric ({wanted}) must be a metric of the runs, which have none yet; run the sweep first")
     raise ConfigError(f"--metric ({wanted}) must be a metric of the runs; they have {', '.join(sorted(there))}")
