@@ -12,23 +12,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import gin
+from typing import TYPE_CHECKING, Any
 
 from modlib.cli.table import print_table
 from modlib.config import Config
 from modlib.launching.prepare import SOURCE, Resume
 from modlib.launching.sweep import Point, Sweep, grouped, pending_points, plan_sweep, point_command
 from modlib.launching.sweep_results import state_of, why
-from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, ConfigError, ModlibError
+from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, ConfigError, ModlibError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
 from modlib.runtime.units import format_seconds
 from modlib.tracking.lines import format_value
-from modlib.tracking.plan import Plan
-from modlib.tracking.summary import best_evaluations, command_line
-from modlib.training.evaluation import build_evaluators
-from modlib.training.plan import build, data_is_ready, make_plan
+
+if TYPE_CHECKING:
+    from modlib.tracking.plan import Plan
 
 SLOW_CHECK = 20  # points, from which on the user is told that checking takes a while
 
@@ -89,6 +86,11 @@ def check(sweep: Sweep, points: Sequence[Point]) -> dict[str, Plan]:
 
 
 def _plan(config: Config) -> Plan:
+    import gin
+
+    from modlib.training.evaluation import build_evaluators
+    from modlib.training.plan import build, data_is_ready, make_plan
+
     config.activate()
     local = build(config, gin.get_configurable("Local"))
     experiment = build(config, gin.get_configurable("train"))
@@ -138,13 +140,24 @@ def _train(sweep: Sweep, resume: Resume) -> int:
             if processes.signals:
                 break
             _say(f"[{number}/{len(sweep.points)}] {point.name}")
-            sweep.configs[point.name].to_run_folder(point.run.path)
+            _write_config(sweep, point)
             started = time.monotonic()
             code = processes.run([*_launcher(), *point_command(point), *resumed])
             codes[point.name] = code
             _note_failure(point, code, stopped=bool(processes.signals))
             _say(f"[{number}/{len(sweep.points)}] {point.name} {_outcome(point, code, time.monotonic() - started)}")
     return _sum_up(sweep, codes, processes.signals)
+
+
+def _write_config(sweep: Sweep, point: Point) -> None:
+    """What was checked is what runs, whatever happens to the gin files meanwhile."""
+    try:
+        sweep.configs[point.name].to_run_folder(point.run.path)
+    except OSError as error:
+        raise RunFolderError(
+            f"run folder ({point.run.path}) must be a folder that can be written: {error.strerror or error}; "
+            "the same command continues"
+        ) from error
 
 
 def _launcher() -> list[str]:
@@ -207,11 +220,15 @@ def _outcome(point: Point, code: int, seconds: float) -> str:
         return f"stopped at step {point.run.read().get('step', 0)}"
     if code != EXIT_OK:
         return f"failed: {why(code)}"
+    from modlib.tracking.summary import best_evaluations
+
     best = [f"{name} {format_value('loss', loss)}" for name, (loss, _) in best_evaluations(point.run.path).items()]
     return f"finished in {format_seconds(seconds)}" + (f": best {', '.join(best)}" if best else "")
 
 
 def _sum_up(sweep: Sweep, codes: dict[str, int], signals: Sequence[int]) -> int:
+    from modlib.tracking.summary import command_line
+
     left = pending_points(sweep)
     failed = [point for point in left if codes.get(point.name, EXIT_OK) not in (EXIT_OK, EXIT_PREEMPTED)]
     if signals:

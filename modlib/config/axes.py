@@ -190,7 +190,7 @@ class _AxisReader(ValueReader):
         together = list(zip(*(one.choices for one in swept)))
         if twice := [values for values in together if together.count(values) > 1]:
             keys, values = " and ".join(one.key for one in swept), " and ".join(twice[0])
-            raise Wrong(f"{keys} takes {values} twice; leave one out", line)
+            raise Wrong(f"{keys} take{'s' * (len(swept) == 1)} {values} twice; leave one out", line)
 
     def _swept(self) -> Swept:
         self._skip(*SKIPPED)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from modlib.config import Config, diff, load, render_diff
 from modlib.config.axes import read_axes
-from modlib.launching.sweep_points import Params, label, point_name, points_of, with_hash
+from modlib.launching.sweep_points import Params, bindings, label, point_names, points_of
 from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.run_folder import SWEEP_FILE, RunFolder, check_name
@@ -200,11 +200,11 @@ def plan_sweep(
     if (folder / "run.json").is_file():
         raise ConfigError(f"name ({folder.name}) must be a sweep's, but {folder} is a run; choose another --name")
     before = read_sweep(folder) if is_sweep(folder) else None
-    names = _names([params for params, _ in loaded], before.points if before else ())
+    known = {frozenset(point.params): point.name for point in before.points} if before else {}
+    names = point_names([params for params, _ in loaded], known)
     points, configs = [], {}
     for index, (called, (params, config)) in enumerate(zip(names, loaded)):
-        bindings = tuple(f"{key}={text}" for key, text in params)
-        points.append(Point(index, called, bindings, config.hash, RunFolder(folder / called)))
+        points.append(Point(index, called, bindings(params), config.hash, RunFolder(folder / called)))
         configs[called] = config
     sweep = Sweep(folder, tuple(map(str, gin_files)), tuple(gin_params), texts, num_samples, seed, tuple(points))
     sweep = replace(sweep, configs=configs)
@@ -283,19 +283,6 @@ def _default_name(gin_files: Sequence[str], axes: Sequence[str], seed: int, firs
     stem = re.sub("[^A-Za-z0-9._-]+", "-", Path(str(gin_files[0])).stem if gin_files else "").lstrip("._-")
     identity = "\n".join([first.hash, *axes, str(seed)])
     return f"{stem[:49] or 'run'}-sweep-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-
-
-def _names(cells: Sequence[Params], existing: Sequence[Point]) -> list[str]:
-    """A name for each point: the one that it has, else one of its values; with a hash where two would be the same."""
-    known = {frozenset(point.params): point.name for point in existing}
-    taken = {name.lower() for name in known.values()}
-    wanted = [point_name(params) for params in cells]
-    names = []
-    for params, name in zip(cells, wanted):
-        old = known.get(frozenset(f"{key}={text}" for key, text in params))
-        ambiguous = name.lower() in taken or sum(other.lower() == name.lower() for other in wanted) > 1
-        names.append(old or (with_hash(name, params) if ambiguous else name))
-    return names
 
 
 def _continued(before: Sweep, sweep: Sweep) -> list[str]:

@@ -6,7 +6,8 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 from modlib.config.axes import Axis, Swept, short
 from modlib.runtime.errors import ConfigError
@@ -107,6 +108,27 @@ def _brief(text: str) -> str:
     return text.strip("@%[](){} ")
 
 
+def point_names(cells: Sequence[Params], known: Mapping[frozenset[str], str]) -> list[str]:
+    """A name for each point, different in every file system: the one that it has, else one of its values.
+
+    Args:
+        cells: What each point sets.
+        known: The names of earlier points, by their bindings.
+    """
+    wanted = [point_name(params) for params in cells]
+    counts = Counter(name.lower() for name in [*wanted, *known.values()])
+    names = []
+    for params, name in zip(cells, wanted):
+        old = known.get(frozenset(bindings(params)))
+        names.append(old or (with_hash(name, params) if counts[name.lower()] > 1 else name))
+    return names
+
+
+def bindings(params: Params) -> tuple[str, ...]:
+    """What a point sets, as --gin_param takes it."""
+    return tuple(f"{key}={text}" for key, text in params)
+
+
 def label(params: Params) -> str:
     """What a point sets, for people."""
-    return " ".join(f"{key}={text}" for key, text in params)
+    return " ".join(bindings(params))
