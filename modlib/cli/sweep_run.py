@@ -19,6 +19,7 @@ from modlib.config import Config
 from modlib.launching.prepare import SOURCE, Resume
 from modlib.launching.sweep import Point, Sweep, grouped, pending_points, plan_sweep, point_command
 from modlib.launching.sweep_results import state_of, why
+from modlib.runtime import errors
 from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED, ConfigError, ModlibError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
 from modlib.runtime.units import format_seconds
@@ -77,7 +78,8 @@ def check(sweep: Sweep, points: Sequence[Point]) -> dict[str, Plan]:
             plans[point.name] = _plan(sweep.configs[point.name])
         except ModlibError as error:
             wrong.append((point.name, error.problems if isinstance(error, ConfigError) else [str(error)]))
-            kinds.add(type(error))
+            # gin raises a class of its own, derived from that of the error
+            kinds.add(next(kind for kind in type(error).__mro__ if vars(errors).get(kind.__name__) is kind))
     if wrong:
         problems = grouped(wrong, len(points))
         kind = kinds.pop() if len(kinds) == 1 else ConfigError
