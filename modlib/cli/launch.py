@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -82,4 +83,8 @@ def launch(
 def main() -> None:
     """Entry point of launch.py."""
     secure_streams()
+    if "MODLIB_SWEEP_PIPE" in os.environ:
+        from modlib.cli.sweep_run import stop_with_sweep
+
+        stop_with_sweep()
     app()

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from modlib.tracking.lines import format_value
 if TYPE_CHECKING:
     from modlib.tracking.plan import Plan
 
+SWEEP_PIPE = "MODLIB_SWEEP_PIPE"  # closes when the sweep's process is gone
 SLOW_CHECK = 20  # points, from which on the user is told that checking takes a while
 
 
@@ -167,6 +169,19 @@ def _launcher() -> list[str]:
     return [sys.executable, str(script if script.name == "launch.py" else SOURCE / "launch.py")]
 
 
+def stop_with_sweep() -> None:
+    """In a point's process: save and stop when the sweep's process is gone, however it went; call once at the start."""
+    descriptor = os.environ.pop(SWEEP_PIPE, None)
+    if descriptor is None:
+        return
+
+    def watch(number: int) -> None:
+        os.read(number, 1)  # returns when the other end is closed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, args=(int(descriptor),), name="modlib-sweep", daemon=True).start()
+
+
 class Processes:
     """Runs one process after another; a signal to this one is passed on to the one that runs, once each."""
 
@@ -177,6 +192,7 @@ class Processes:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Processes:
+        self._alive_reader, self._alive_writer = os.pipe()  # closes with this process: the points' processes watch it
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
                 self._previous[number] = signal.signal(number, self._note)
@@ -188,13 +204,21 @@ class Processes:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
+        os.close(self._alive_reader)
+        os.close(self._alive_writer)
         for number, handler in self._previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def run(self, command: Sequence[str]) -> int:
         """Run to the end; the exit code, or minus the number of the signal that ended it."""
         # in a session of its own: Ctrl-C reaches this process alone, which tells the child once
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._process = subprocess.Popen(
+            command,
+            env=os.environ | {SWEEP_PIPE: str(self._alive_reader)},
+            stdin=subprocess.DEVNULL,
+            pass_fds=(self._alive_reader,),
+            start_new_session=True,
+        )
         self._pass_on()
         return self._process.wait()
 

@@ -9,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -216,20 +217,34 @@ def test_a_signal_saves_the_current_point_and_ends_the_sweep(tmp_path: Path, num
 
 @pytest.mark.slow
 def test_the_second_interrupt_ends_the_current_point_at_once(tmp_path: Path) -> None:
-    long = ["NUM_STEPS=100000", "GRAD_ACCUM_STEPS=2000", "LOG_EVERY=1", "train.sample=None"]  # slow to reach a boundary
+    long = ["NUM_STEPS=100000", "GRAD_ACCUM_STEPS=300", "train.sample=None"]  # steps of seconds, to be in one
     folder = tmp_path / "runs" / "s"
+    run = RunFolder(folder / "LR-1e-3")
     with started(TINY, long, *sweep("LR=[1e-3,3e-3]"), "--name", "s", cwd=tmp_path) as process:
-        deadline = time.monotonic() + 60
-        while RunFolder(folder / "LR-1e-3").read().get("status") != "running" and time.monotonic() < deadline:
-            time.sleep(0.05)
-        time.sleep(1.0)  # into the first step, which takes several seconds
+        wait_for_step(run.path, 1, process)
         process.send_signal(signal.SIGINT)
-        time.sleep(0.3)
+        log, deadline = run.current_attempt().log_path(0), time.monotonic() + 30
+        while "Ctrl-C again stops now" not in log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "interrupted twice: stopping now, without saving" in err
     assert not (folder / "LR-3e-3").exists()
+
+
+@pytest.mark.slow
+def test_a_point_saves_and_stops_when_its_sweep_is_killed(tmp_path: Path) -> None:
+    long = ["NUM_STEPS=100000", "EVAL_EVERY=100000", "CHECKPOINT_EVERY=100000", "train.sample=None"]
+    run = RunFolder(tmp_path / "runs" / "s" / "LR-1e-3")
+    with started(TINY, long, *sweep("LR=[1e-3,3e-3]"), "--name", "s", cwd=tmp_path) as process:
+        wait_for_step(run.path, 3, process)
+        child = psutil.Process(run.read()["pid"])
+        process.kill()
+        child.wait(timeout=60)
+    assert run.read()["status"] == "stopped"
+    assert [path.name for path in run.checkpoints_path.iterdir() if path.name.startswith("step-")]
 
 
 @pytest.mark.slow
