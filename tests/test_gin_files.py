@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,10 @@ def is_whole_run(path: Path) -> bool:
     return "SEED = " in path.read_text() or path.parent.name == "debug"
 
 
-WHOLE = sorted(path for path in ROOT.rglob("*.gin") if is_whole_run(path))
-PARTS = sorted(path for path in ROOT.rglob("*.gin") if not is_whole_run(path))
+SWEEPS = sorted((ROOT / "sweeps").glob("*.gin"))  # axes for --sweep, no gin files
+FILES = sorted(set(ROOT.rglob("*.gin")) - set(SWEEPS))
+WHOLE = [path for path in FILES if is_whole_run(path)]
+PARTS = [path for path in FILES if not is_whole_run(path)]
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -59,6 +62,16 @@ def test_a_part_goes_with_a_whole_run(path: Path, tmp_path: Path) -> None:
         flags += ["--gin_param", f"CHECKPOINT='{tmp_path}'"]
     result = CliRunner().invoke(app, flags)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_shipped_sweep_goes_with_a_whole_run(path: Path) -> None:
+    """The command in its first lines, on a smaller run: every point is built."""
+    (written,) = re.findall(r"#   python launch.py (--gin_file .*)", path.read_text())
+    words = written.replace("quickstart.gin", "debug/tiny.gin").split()
+    result = CliRunner().invoke(app, [*words, "--dry_run"])
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) > 2
 
 
 def test_resolved_config_fed_back_is_the_same_run(tmp_path: Path) -> None:

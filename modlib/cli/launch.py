@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,12 +48,42 @@ def launch(
         typer.Option("--write_script", help="With --dry_run: write a script for sbatch that needs no submitit here."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry_run: the plan as JSON on stdout.")] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep",
+            help='An axis, "LR=[1e-4,3e-4]" or "LR=loguniform(1e-5,1e-2)", or a file of them; repeatable for a grid.',
+        ),
+    ] = None,
+    sweep_samples: Annotated[
+        int | None, typer.Option("--sweep_samples", help="Random points, for each cell of the grid.")
+    ] = None,
+    sweep_seed: Annotated[int, typer.Option("--sweep_seed", help="Of the random points.")] = 0,
 ) -> None:
     """Train the experiment that the gin files describe; the same command continues it after an interruption."""
     with reported():
         for flag, given in (("--json", as_json), ("--write_script", write_script)):
             if given and not dry_run:
                 raise typer.BadParameter(f"{flag} goes with --dry_run")
+        if sweep_samples is not None and not sweep:
+            raise typer.BadParameter("--sweep_samples goes with --sweep")
+        if sweep:
+            from modlib.cli.sweep_run import run_sweep
+
+            code = run_sweep(
+                sweep,
+                gin_file,
+                gin_param or [],
+                runs_dir=runs_dir,
+                name=name,
+                num_samples=sweep_samples,
+                seed=sweep_seed,
+                resume=resume,
+                executor=executor,
+                dry_run=dry_run,
+                as_json=as_json,
+            )
+            raise typer.Exit(code)
         from modlib.config import load
 
         config = load(gin_file, gin_param or [])
@@ -78,4 +109,8 @@ def launch(
 def main() -> None:
     """Entry point of launch.py."""
     secure_streams()
+    if "MODLIB_SWEEP_PIPE" in os.environ:
+        from modlib.cli.sweep_run import stop_with_sweep
+
+        stop_with_sweep()
     app()

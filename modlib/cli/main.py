@@ -24,6 +24,7 @@ COMMANDS = {
     "resume": ("modlib.cli.resume", "Start a run again where it stopped, as it was started."),
     "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
     "status": ("modlib.cli.status", "Say what runs are doing, and why."),
+    "sweep": ("modlib.cli.sweep", "Show what came out of a sweep, and its best point."),
 }
 
 

@@ -29,8 +29,26 @@ def place_of(config: Config, executor: Executor | None) -> Local | Slurm:
     return place
 
 
-def plan_run(config: Config, place: Local | Slurm, runs_dir: Path, name: str | None, *, make_data: bool) -> Plan:
+def check_plan(config: Config, place: Local | Slurm, *, make_data: bool = False, peak: bool = False) -> Plan:
     """Check everything for the place's world size, on the meta device.
+
+    Args:
+        config: Active.
+        place: Where the run goes.
+        make_data: Make data that does not exist yet; else it is left out of the checks.
+        peak: Measure what this machine can do, for the estimate of time.
+    """
+    experiment: Experiment = build(config, gin.get_configurable("train"))
+    dataset, evaluators = None, []
+    if make_data or data_is_ready(config):
+        dataset = build(config, experiment.dataset)
+        evaluators = build_evaluators(experiment.evaluators, partial(build, config))
+    measured = device_peak(experiment, remember=make_data) if peak else None
+    return make_plan(experiment, config, place.world_size, dataset, evaluators, measured)
+
+
+def plan_run(config: Config, place: Local | Slurm, runs_dir: Path, name: str | None, *, make_data: bool) -> Plan:
+    """The plan of one run, as it is announced.
 
     Args:
         config: Active.
@@ -39,29 +57,18 @@ def plan_run(config: Config, place: Local | Slurm, runs_dir: Path, name: str | N
         name: Its name; None: the default.
         make_data: Make data that does not exist yet; else it is left out of the checks.
     """
-    run_name = check_name(default_name(config) if name is None else name)
-    experiment: Experiment = build(config, gin.get_configurable("train"))
-    dataset, evaluators = None, []
-    if make_data or data_is_ready(config):
-        dataset = build(config, experiment.dataset)
-        evaluators = build_evaluators(experiment.evaluators, partial(build, config))
-    # a cluster's nodes are not this machine
-    peak = device_peak(experiment, remember=make_data) if isinstance(place, Local) else None
-    plan = make_plan(experiment, config, place.world_size, dataset, evaluators, peak)
-    path = Path(runs_dir) / run_name
+    path = Path(runs_dir) / check_name(default_name(config) if name is None else name)
+    here = isinstance(place, Local)  # else this is not the machine that trains
+    plan = check_plan(config, place, make_data=make_data, peak=here)
     outputs = {
         "run folder": path,
         "metrics": path / "metrics.jsonl",
         "TensorBoard": path / "tb",
         "checkpoints": path / "checkpoints",
     }
-    return dataclasses.replace(
-        plan,
-        run_name=path.name,
-        outputs=outputs,
-        disk_free_bytes=disk_free_bytes(Path(runs_dir)),
-        **({} if isinstance(place, Local) else _hardware(place)),
-    )
+    free = disk_free_bytes(Path(runs_dir))
+    plan = dataclasses.replace(plan, run_name=path.name, outputs=outputs, disk_free_bytes=free)
+    return plan if isinstance(place, Local) else dataclasses.replace(plan, **_hardware(place))
 
 
 def _hardware(slurm: Slurm) -> dict[str, Any]:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from modlib.cli.follow import command as follow_run
-from modlib.cli.planning import plan_run
+from modlib.cli.planning import check_plan, plan_run
 from modlib.cli.slurm_task import run_task
 from modlib.config import Config
 from modlib.launching.job_script import JobScript
 from modlib.launching.prepare import SOURCE, Resume, prepare
-from modlib.launching.scheduler import job_states
+from modlib.launching.scheduler import JobState, job_states
 from modlib.launching.slurm import Slurm
 from modlib.launching.snapshot import take_snapshot
 from modlib.launching.submission import submit, submitit_text
+from modlib.launching.sweep import Sweep, pending_points
 from modlib.runtime import durable
 from modlib.runtime.errors import EXIT_OK, RunFolderError
 from modlib.runtime.logs import start_logging
 from modlib.runtime.run_folder import RunFolder
 from modlib.tracking.banner import start_banner
+from modlib.tracking.plan import Plan
 
 SUBMITIT = "submitit"
 
@@ -48,12 +51,46 @@ def submit_run(
         console.print(f"run {run.name} is finished: {state['step']} steps are done and saved in {run.path}")
         return EXIT_OK
     _require_idle(run)
-    run.update(num_steps=plan.num_steps)
+    run.update(num_steps=plan.num_steps, checkpoint_bytes=plan.checkpoint_bytes)
     console.print(start_banner(dataclasses.replace(plan, start_step=state.get("step", 0))))
     ids = _queue([run], config, slurm, RunFolder(run.path), chain)
     console.print(_submitted(run, ids), markup=False, highlight=False, soft_wrap=True)
     if follow:
         follow_run(str(run.path))
+    return EXIT_OK
+
+
+def submit_sweep(sweep: Sweep, plans: Mapping[str, Plan], slurm: Slurm, resume: Resume) -> int:
+    """Submit the points that are neither finished nor on their way, as one array of jobs; returns the exit code."""
+    start_logging()
+    console = Console(stderr=True)
+    runs = []
+    for point in pending_points(sweep):
+        run = RunFolder(point.run.path.resolve())
+        if job := _active_job(run):
+            console.print(f"{point.name} is {job.state.lower()} as job {job.job_id} already", highlight=False)
+            continue
+        plan, config = plans[point.name], sweep.configs[point.name]
+        prepare(config, runs_dir=sweep.folder, name=point.name, resume=resume, needed_bytes=plan.checkpoint_bytes)
+        run.update(num_steps=plan.num_steps, checkpoint_bytes=plan.checkpoint_bytes)
+        runs.append(run)
+    if runs:
+        config = sweep.configs[runs[0].name]
+        config.activate()
+        check_plan(config, slurm, make_data=True)  # data that the jobs would make, all at once
+        ids = _queue(runs, config, slurm, RunFolder(sweep.folder.resolve()))
+        array = f"array {ids[0].partition('_')[0]}" if len(ids) > 1 else f"job {ids[0]}"
+        console.print(
+            f"{array} is queued for {len(runs)} of {len(sweep.points)} points of {sweep.name}", highlight=False
+        )
+    else:
+        console.print(f"sweep {sweep.name}: nothing to submit, {len(sweep.points)} points", highlight=False)
+    console.print(
+        f"  results   modlib sweep {sweep.folder}\n  status    modlib ls --runs_dir {sweep.folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     return EXIT_OK
 
 
@@ -125,11 +162,14 @@ def _submitted(run: RunFolder, ids: list[str]) -> str:
 
 def _require_idle(run: RunFolder) -> None:
     """Refuse a second job for a run that one is queued for."""
+    if job := _active_job(run):
+        raise RunFolderError(
+            f"run {run.name} must have one job at a time, but job {job.job_id} is {job.state.lower()}; "
+            f"wait for it, or end it with: modlib cancel {run.path}"
+        )
+
+
+def _active_job(run: RunFolder) -> JobState | None:
+    """The run's job that waits or runs."""
     ids = run.read().get("slurm", {}).get("job_ids", [])
-    states = job_states(ids).values() if ids else ()
-    for state in states:
-        if state.state in ("PENDING", "RUNNING", "COMPLETING", "SUSPENDED"):
-            raise RunFolderError(
-                f"run {run.name} must have one job at a time, but job {state.job_id} is {state.state.lower()}; "
-                f"wait for it, or end it with: modlib cancel {run.path}"
-            )
+    return next((state for state in job_states(ids).values() if state.active), None) if ids else None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import gin
 
 from modlib.config import Config, load
-from modlib.distributed.process_group import process_group
+from modlib.distributed.preflight import preflight, raise_on_fatal
+from modlib.distributed.process_group import World, process_group
 from modlib.launching.local import die_with_parent
 from modlib.runtime.errors import Preempted
 from modlib.runtime.logs import report_error, start_logging
@@ -21,6 +24,8 @@ from modlib.training.experiment import Experiment
 from modlib.training.job import Job
 from modlib.training.plan import build
 from modlib.training.train import Outcome, train
+
+logger = logging.getLogger("modlib")
 
 
 def work(config: Config, run: RunFolder, attempt: Attempt, stop: StopRequest | None = None) -> Outcome:
@@ -37,6 +42,7 @@ def work(config: Config, run: RunFolder, attempt: Attempt, stop: StopRequest | N
     """
     with process_group() as world:
         start_logging(rank=world.rank, world_size=world.size, log_file=attempt.log_path(world.rank))
+        _check_hosts(world, run)
         config.activate()
         experiment: Experiment = build(config, gin.get_configurable("train"))
         installed = StopRequest(stacks_path=attempt.stacks_path(world.rank)) if stop is None else nullcontext(stop)
@@ -45,6 +51,30 @@ def work(config: Config, run: RunFolder, attempt: Attempt, stop: StopRequest | N
         if world.rank == 0:
             run.update(step=outcome.step, sample=outcome.sample)
         return outcome
+
+
+def _check_hosts(world: World, run: RunFolder) -> None:
+    """Look at all hosts before training on them; what is wrong but bearable is said once.
+
+    Raises:
+        ClusterError: What they have would spoil the run.
+    """
+    if world.size == 1:
+        return
+    started = time.monotonic()
+    cores = os.environ.get("SLURM_CPUS_PER_TASK")
+    findings = preflight(
+        world,
+        folder=run.path,
+        cpus_per_task=int(cores) if cores else None,
+        needed_bytes=run.read().get("checkpoint_bytes", 0),
+    )
+    if world.rank == 0:
+        for finding in findings:
+            logger.warning("preflight: %s", finding.what)
+        hosts = ", ".join(dict.fromkeys(world.meeting.hosts)) if world.meeting else ""
+        logger.info("preflight of %d ranks on %s took %.1f s", world.size, hosts, time.monotonic() - started)
+    raise_on_fatal(findings)
 
 
 def main() -> None:

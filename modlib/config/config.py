@@ -162,12 +162,15 @@ def _chooses(value: Any, name: str) -> bool:
     return isinstance(value, Reference) and value.selector == name
 
 
-def load(gin_files: Sequence[str | Path], gin_params: Sequence[str] = ()) -> Config:
+def load(
+    gin_files: Sequence[str | Path], gin_params: Sequence[str] = (), sweep_params: Sequence[tuple[str, str]] = ()
+) -> Config:
     """Read gin files and parameters, check all of it, and resolve it.
 
     Args:
         gin_files: Names in gin_configs/, slurm/ or experiments/, or paths; later ones win.
         gin_params: Single bindings such as "AdamW.lr=1e-4"; they win over files.
+        sweep_params: (origin, binding) pairs of one point of a sweep; they win over all others.
 
     Raises:
         ConfigError: With every problem found; nothing was changed.
@@ -176,7 +179,7 @@ def load(gin_files: Sequence[str | Path], gin_params: Sequence[str] = ()) -> Con
         gin_files = [gin_files]
     if not gin_files and not gin_params:
         raise ConfigError("no gin file is given; name one with --gin_file, as in --gin_file quickstart.gin")
-    reading = read(gin_files, gin_params)
+    reading = read(gin_files, gin_params, sweep_params)
     resolution = resolve(reading, _import_folders(reading))
     text = render(resolution.settings, resolution.program, resolution.imports)
     return Config(

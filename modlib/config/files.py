@@ -39,8 +39,10 @@ class Reading:
     incomplete: bool = False
 
 
-def read(gin_files: Sequence[str | Path], gin_params: Sequence[str]) -> Reading:
-    """Read files and their includes, then parameters; later statements win."""
+def read(
+    gin_files: Sequence[str | Path], gin_params: Sequence[str], sweep_params: Sequence[tuple[str, str]] = ()
+) -> Reading:
+    """Read files and their includes, then parameters, then those of a sweep's point; later statements win."""
     reading = Reading()
     for number, name in enumerate(gin_files, 1):
         try:
@@ -52,6 +54,8 @@ def read(gin_files: Sequence[str | Path], gin_params: Sequence[str]) -> Reading:
             _read_file(path, reading, ())
     for number, text in enumerate(gin_params, 1):
         _read_parameter(text, f"--gin_param #{number}", reading)
+    for source, text in sweep_params:
+        _read_parameter(text, source, reading)
     reading.statements = [
         replace(statement, origin=replace(statement.origin, order=order))
         for order, statement in enumerate(reading.statements)

@@ -14,7 +14,7 @@ from modlib.launching.git import SOURCE, commit_of, git
 from modlib.runtime import durable, logs
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.hardware import disk_free_bytes
-from modlib.runtime.run_folder import RunFolder, check_name
+from modlib.runtime.run_folder import SWEEP_FILE, RunFolder, check_name
 from modlib.runtime.units import format_bytes
 
 logger = logging.getLogger("modlib")
@@ -51,6 +51,11 @@ def prepare(
         RunFolderError: The folder cannot be written, the disk is too small, or `resume` forbids.
     """
     run = RunFolder(Path(runs_dir) / check_name(default_name(config) if name is None else name))
+    if (run.path / SWEEP_FILE).is_file():
+        raise ConfigError(
+            f"name ({run.name}) must be a run's, but {run.path} is the folder of a sweep; give its --sweep too, or "
+            "choose another --name"
+        )
     has_checkpoints = bool(step_folders(run.checkpoints_path))
     if resume == "never" and has_checkpoints:
         raise RunFolderError(
@@ -68,16 +73,25 @@ def prepare(
     with run.lock():  # a run that trains keeps the config that it was started with
         if changed:
             logger.info("this run continues with changed settings that change no number:\n%s", changed)
-        config.to_run_folder(run.path)
+        if not _is_recorded(config, run):
+            config.to_run_folder(run.path)
         state = run.read()
         if "name" not in state:
-            run.update(name=run.name, status="created", **code_state(run))
-        elif (commit := commit_of(SOURCE)) != state.get("git_commit"):
+            group = {"sweep": run.sweep} if run.sweep else {}
+            run.update(name=run.name, status="created", **group, **code_state(run))
+        elif (commit := commit_of(SOURCE)) not in (None, state.get("git_commit")):  # None in a job's snapshot
             logger.warning(
                 "the code is of another commit (%s) than the run was started with (%s)", commit, state.get("git_commit")
             )
         run.update(config_hash=config.hash)
     return run
+
+
+def _is_recorded(config: Config, run: RunFolder) -> bool:
+    """Whether the folder holds this very config: its own config.gin must not become the origin of all its values."""
+    if not run.config_path.is_file() or not run.provenance_path.is_file():
+        return False
+    return run.config_path.read_text(encoding="utf-8") == config.text
 
 
 def _compare(config: Config, run: RunFolder) -> str:

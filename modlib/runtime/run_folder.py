@@ -27,6 +27,7 @@ from modlib.runtime.errors import ConfigError, RunFolderError
 
 logger = logging.getLogger("modlib")
 
+SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LEASE_RENEWED_S = 8.0
 LEASE_LASTS_S = 25.0  # three renewals
@@ -143,6 +144,12 @@ class RunFolder:
     def run_json_path(self) -> Path:
         """Identity and state."""
         return self.path / "run.json"
+
+    @property
+    def sweep(self) -> str | None:
+        """Name of the sweep whose folder this run lies in; None for a run of its own."""
+        parent = self.path.resolve().parent
+        return parent.name if (parent / SWEEP_FILE).is_file() else None
 
     def read(self) -> dict[str, Any]:
         """run.json; empty when it is missing or torn."""

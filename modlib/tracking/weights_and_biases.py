@@ -22,6 +22,7 @@ import psutil
 from modlib.components import component
 from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.run_folder import RunFolder
 from modlib.tracking.jsonl import METRICS_FILE, read_lines
 from modlib.tracking.messages import MetricsLogged, RunEnded, RunStarted, TextLogged
 
@@ -43,9 +44,9 @@ class WandB:
     configuration is the whole resolved one, `AdamW.lr` as {"AdamW": {"lr": ...}}; config.gin is among the files. Texts
     are logged per step. Nothing is printed but one line that says where the run is.
 
-    The W&B id is the run's name, so that all attempts are one W&B run (`resume="allow"`); it is kept in
-    wandb/run_id of the run folder. Two runs of one name in one project would be one run there: give one of them
-    another `project` or `run_id`.
+    The W&B id is the run's name, `<sweep>.<point>` for a point of a sweep, so that all attempts are one W&B run
+    (`resume="allow"`); it is kept in wandb/run_id of the run folder. Two runs of one name in one project would be one
+    run there: give one of them another `project` or `run_id`.
 
     W&B deletes no row: what a killed attempt logged beyond the step at which the next one started stays there with its
     attempt, and the row with the highest attempt counts. What W&B may not have got from a killed attempt, the last
@@ -59,7 +60,7 @@ class WandB:
         run_path: The run folder; known at run time.
         project: W&B project; None: WANDB_PROJECT, else "modlib".
         entity: W&B user or team; None: WANDB_ENTITY, else the key's own.
-        group: Group of runs, e.g. the name of a sweep.
+        group: Group of runs; None: the name of the sweep that the run is a point of, if it is one.
         job_type: What kind of run it is, e.g. "pretraining".
         tags: Tags.
         notes: A text shown with the run.
@@ -154,14 +155,19 @@ class WandB:
         all_written = self._folder / ALL_WRITTEN
         lost = [] if all_written.exists() else latest_lines(message.run_path / METRICS_FILE, message.start_step)
         all_written.unlink(missing_ok=True)
+        sweep = RunFolder(message.run_path).read().get("sweep")
+        # other sweeps have points of the same names
+        wanted = self._run_id or (f"{sweep}.{message.run_name}" if sweep else message.run_name)
         run = {
             "all_written": str(all_written),
-            "id": _kept_id(self._folder / "run_id", self._run_id or message.run_name),
+            "id": _kept_id(self._folder / "run_id", wanted),
             "name": message.run_name,
             "folder": str(message.run_path),
             "config": nested(message.resolved) | {"run": _about(message)},
             "config_text": message.config_text,
         }
+        if sweep and self._options["group"] is None:
+            run["group"] = sweep
         environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "WANDB_DIR")}
         with open(self._folder / "process.log", "ab") as log:
             self._process = subprocess.Popen(

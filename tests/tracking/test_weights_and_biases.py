@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from modlib.config import load
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.run_folder import RunFolder
 from modlib.tracking.broker import Broker
 from modlib.tracking.csv_file import read_rows
 from modlib.tracking.jsonl import JSONL, read_lines
@@ -344,3 +345,22 @@ def test_without_wandb_the_config_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert problem.startswith("tracking/wandb.gin:")
     assert problem.endswith(": WandB needs the package wandb; pip install 'modlib[wandb]'")
     load(["debug/tiny.gin"])
+
+
+@pytest.mark.parametrize(
+    ("options", "group", "run_id"),
+    [({}, "lr-sweep", "lr-sweep.LR-1e-3"), ({"group": "mine", "run_id": "own"}, "mine", "own")],
+)
+def test_the_points_of_a_sweep_are_a_group_with_ids_of_their_own(
+    tmp_path: Path, options: dict[str, str], group: str, run_id: str
+) -> None:
+    run = RunFolder(tmp_path / "LR-1e-3")
+    run.create()
+    run.update(name=run.name, sweep="lr-sweep")
+    subscriber = WandB(run.path, mode="offline", **PATIENT, **options)
+    subscriber.receive(RunStarted("LR-1e-3", run.path, 1, 0, 10, 100, "AdamW.lr = 1e-3\n", RESOLVED, {}))
+    subscriber.receive(RunEnded("finished", 0))
+    subscriber.close()
+    (file,) = run_files(run.path)
+    record = run_record(file)
+    assert (record.run_group, record.run_id, record.display_name) == (group, run_id, "LR-1e-3")
