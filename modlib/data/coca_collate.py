@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,7 @@ class CoCaCollator:
             DataError: A sample that cannot be used, by its index, unless it is to be skipped; or a first batch without
                 one image.
         """
+        samples = samples if isinstance(samples, Iterable) else [samples]  # Windows of text, which are no pairs
         problems = [self._problem(sample) for sample in samples]
         shape, dtype = self._images_of(samples, problems)
         ids = np.full((len(samples), self.seq_len + 1), self.pad_id, np.int64)
