@@ -52,6 +52,8 @@ class HuggingFacePretrainedModel(nn.Module):
     Raises:
         ConfigError: No such folder, an unknown architecture or field, values that do not fit together.
         CheckpointError: (When weights are loaded) a parameter that the folder does not hold, or in another shape.
+
+    Source: Wolf et al. 2020, Transformers: State-of-the-Art Natural Language Processing.
     """
 
     def __init__(
