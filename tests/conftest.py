@@ -1,4 +1,4 @@
-"""What holds for every test: clean gin state, random numbers, a cache of its own, no process left, markers explained."""
+"""What holds for every test: clean gin state, random numbers, a cache of its own, no process left, reasons to skip."""
 
 from __future__ import annotations
 
