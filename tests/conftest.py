@@ -1,4 +1,4 @@
-"""What holds for every test: clean gin state, a cache of its own, no process left behind, markers with a reason."""
+"""What holds for every test: clean gin state, random numbers, a cache of its own, no process left, reasons to skip."""
 
 from __future__ import annotations
 
@@ -121,6 +121,13 @@ def _clean_gin() -> Iterator[None]:
     yield
     if "gin" in sys.modules:
         sys.modules["gin"].clear_config()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """The same random numbers in every run of a test, whichever ran before it: one that fails, fails again."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.launching_command import ROOT, launch, metrics
 
+MODLIB = [sys.executable, "-c", "from modlib.cli.main import main; main()"]
 README = (ROOT / "README.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+LORA = (ROOT / "docs" / "lora.md").read_text()
 
 
 def blocks(text: str) -> list[str]:
@@ -28,8 +34,6 @@ def test_readme_has_exactly_the_two_set_up_commands() -> None:
 
 @pytest.mark.parametrize("command", re.findall(r"`python launch.py (--gin_file [^`]*)`", README))
 def test_readme_launch_commands_are_valid(command: str, tmp_path: Path) -> None:
-    import shlex
-
     from typer.testing import CliRunner
 
     from modlib.cli.launch import app
@@ -40,9 +44,10 @@ def test_readme_launch_commands_are_valid(command: str, tmp_path: Path) -> None:
 
 
 def test_files_that_the_documents_name_exist() -> None:
-    for text in (README, CONTRIBUTING):
-        for target in re.findall(r"\]\(([^)#:]+)\)", text):
-            assert (ROOT / target).exists(), target
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 @pytest.fixture
@@ -53,6 +58,27 @@ def users_project(tmp_path: Path) -> Path:
     (tmp_path / "my_project" / "my_model.py").write_text(model)
     (tmp_path / "my.gin").write_text(config.replace("quickstart.gin", "debug/tiny.gin"))
     return tmp_path
+
+
+@pytest.mark.slow
+def test_the_commands_of_docs_lora_give_transformers_the_same_logits(tmp_path: Path) -> None:
+    """Typed one after the other as they stand there, in a folder outside the repository."""
+    pytest.importorskip("transformers")
+    lines = [line.strip() for line in LORA.splitlines() if line.startswith("    ")]
+    typed = [line for line in lines if line.startswith(("python launch.py", "modlib "))]
+    assert [line.split()[1] for line in typed] == ["launch.py", "export"] * 2
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for line in typed:
+        words = shlex.split(line)
+        start = [sys.executable, str(ROOT / "launch.py")] if words[0] == "python" else [*MODLIB, words[1]]
+        done = subprocess.run([*start, *words[2:]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    (snippet,) = re.findall(r"```python\n(.*?)```", LORA, re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    difference = {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
+    assert difference["tuned"] < 1e-5
+    assert difference["base"] > 1e-2
 
 
 def test_a_users_own_model_trains_from_outside_the_repository(users_project: Path) -> None:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from modlib.cli.launch import app
+from modlib.components import known_components
 from modlib.config import load
+from modlib.data.packed_writer import PackedFileWriter
+from tests.rows import assets_data, assets_huggingface
+from tests.test_catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[1] / "gin_configs"
 KNOBS = [
@@ -52,14 +57,44 @@ def test_a_whole_run_exposes_the_knobs(path: Path) -> None:
         assert after.resolved != before.resolved, f"{knob} changes nothing in {path.name}"
 
 
+def narrow_data(folder: Path) -> Path:
+    """Tokens of a vocabulary of 64, as the tiny Llama's."""
+    path = folder / "narrow.packed"
+    if not path.exists():
+        with PackedFileWriter(path, vocab_size=64) as writer:
+            writer.write(np.arange(2000) % 64)
+    return path
+
+
+@pytest.mark.parametrize("kind", CATALOGUE)
+def test_every_row_group_is_in_a_file(kind: str) -> None:
+    """A user can include one that chooses a component of this type, by reference or by setting it."""
+    text = "\n".join(line.partition("#")[0] for path in ROOT.rglob("*.gin") for line in path.read_text().splitlines())
+    names = [name for name, entry in known_components().items() if entry.type == kind]
+    assert re.search(rf"@(\w+/)?({'|'.join(names)})\b|^(\w+/)?({'|'.join(names)})[.:]", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_part_goes_with_a_whole_run(path: Path, tmp_path: Path) -> None:
     """Either one includes it, or it is given after one; what it asks the user for is given too."""
     if any(path in load([whole]).files for whole in WHOLE):
         return
     flags = ["--gin_file", "debug/tiny.gin", "--gin_file", str(path.relative_to(ROOT)), "--dry_run", "--json"]
-    if "%CHECKPOINT\n" in path.read_text():
+    text = path.read_text()
+    if "%CHECKPOINT\n" in text:
         flags += ["--gin_param", f"CHECKPOINT='{tmp_path}'"]
+    if "%BASE\n" in text:
+        assets_huggingface.make(tmp_path)
+        flags += ["--gin_param", f"BASE='{tmp_path / 'huggingface_llama'}'", "--gin_param", "SEQ_LEN=8"]
+        flags += [
+            "--gin_param",
+            f"DATA='{narrow_data(tmp_path)}'",
+            "--gin_param",
+            f"VAL_DATA='{narrow_data(tmp_path)}'",
+        ]
+    if "@PretrainedSPTokenizer\n" in text:
+        assets_data.make(tmp_path)
+        flags += ["--gin_param", f"TOKENIZER='{tmp_path / 'data.sentencepiece.model'}'"]
     result = CliRunner().invoke(app, flags)
     assert result.exit_code == 0, result.output
 

@@ -33,6 +33,9 @@ class FSDPCheckpointLoading:
     """Weights from a checkpoint of this library, saved on any number of ranks, verified while it is read.
 
     Only the model's bytes are read, and by each rank only those of its shards.
+
+    Raises:
+        CheckpointError: (When it is read) it is damaged, or its names, shapes and dtypes are not the model's.
     """
 
     def load_model(self, path: Path | str, model: nn.Module, names: Collection[str] | None = None) -> None:
@@ -62,6 +65,10 @@ class TorchCheckpointLoading:
 
     Args:
         ignore: Regular expressions of names in the file that the model does not need, matched in full.
+
+    Raises:
+        ConfigError: One of `ignore` is no regular expression.
+        CheckpointError: (When it is read) the file would run code, or its names and shapes are not the model's.
     """
 
     def __init__(self, ignore: Sequence[str] = ()) -> None:

@@ -22,6 +22,10 @@ class FSDPCheckpointSaving:
 
     Args:
         threads_per_processor: Writing threads for each processor of a rank, at least 1; most of them wait for the disk.
+
+    Raises:
+        ConfigError: A number out of range.
+        CheckpointError: (When it saves) the checkpoint could not be written whole; older ones stay.
     """
 
     def __init__(self, threads_per_processor: int = 4) -> None:
@@ -46,6 +50,9 @@ class CheckpointSaving:
     Args:
         strategies: When to save and what to keep, at least one.
         execution: How a checkpoint is written.
+
+    Raises:
+        ConfigError: No strategy.
     """
 
     def __init__(

@@ -14,6 +14,9 @@ class SaveEveryKSteps:
 
     Args:
         k: Optimizer steps, at least 1.
+
+    Raises:
+        ConfigError: k is below 1.
     """
 
     for_good = True
@@ -39,6 +42,9 @@ class SaveKMostRecent:
     Args:
         k: Checkpoints kept; -1 keeps all, 0 never saves on a step (training still saves when it ends).
         every: Optimizer steps between two saves, at least 1.
+
+    Raises:
+        ConfigError: A number out of range.
     """
 
     for_good = False

@@ -24,6 +24,7 @@ from modlib.tracking.banner import start_banner
 from modlib.tracking.jsonl import read_lines
 from modlib.tracking.plan import Plan
 from modlib.tracking.summary import RunSummary, end_summary
+from modlib.tracking.tensorboard import TENSORBOARD_FOLDER
 
 WORKER = (sys.executable, "-m", "modlib.cli.worker")
 
@@ -70,7 +71,7 @@ def _train(config: Config, local: Local, run: RunFolder, attempt: Attempt) -> in
 def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, seconds: float) -> RunSummary:
     values: dict[str, float] = {}
     rates: list[float] = []
-    for line in read_lines(run.metrics_path):
+    for line in read_lines(run.metrics_path) if run.metrics_path.exists() else ():  # a run may do without the file
         values.update({key: value for key, value in line.items() if "/" in key})
         rates += [line["throughput/tokens_per_s"]] if "throughput/tokens_per_s" in line else []
     step = int(state.get("step", 0))
@@ -95,5 +96,7 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
         values=values,
         checkpoints=[path for _, path in reversed(step_folders(run.checkpoints_path))],
         sample=state.get("sample"),
+        has_metrics=run.metrics_path.exists(),
+        has_curves=(run.path / TENSORBOARD_FOLDER).exists(),
         writes_text=str(plan.resolved.get("train.sample")) in ("None", "@TextSample"),
     )

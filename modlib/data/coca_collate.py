@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class CoCaCollator:
         self.mean = torch.tensor(mean, dtype=torch.float32).reshape(-1, 1, 1)
         self.std = torch.tensor(std, dtype=torch.float32).reshape(-1, 1, 1)
         self.skip_bad_samples = skip_bad_samples
+        self._last: tuple[tuple[int, ...], np.dtype[Any]] | None = None  # of images, for a batch without a good one
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         """Collate one batch.
@@ -67,11 +68,12 @@ class CoCaCollator:
             is real}, and targets (B, T) int64.
 
         Raises:
-            DataError: A sample that cannot be used, by its index, unless it is to be skipped; or none that can.
+            DataError: A sample that cannot be used, by its index, unless it is to be skipped; or a first batch without
+                one image.
         """
+        samples = samples if isinstance(samples, Iterable) else [samples]  # Windows of text, which are no pairs
         problems = [self._problem(sample) for sample in samples]
-        good = [np.asarray(sample["image"]) for sample, problem in zip(samples, problems) if problem is None]
-        shape, dtype = (good[0].shape, good[0].dtype) if good else ((), np.dtype(np.uint8))
+        shape, dtype = self._images_of(samples, problems)
         ids = np.full((len(samples), self.seq_len + 1), self.pad_id, np.int64)
         lengths = np.zeros((len(samples), 1), np.int64)
         images = np.zeros((len(samples), *shape), dtype)
@@ -87,13 +89,29 @@ class CoCaCollator:
                 ids[row, : len(tokens)] = tokens
                 lengths[row] = len(tokens)
             else:
-                self._report(f"sample {sample.get('index', f'{row} of the batch')}: {problem}")
-        if not good:
-            raise DataError(f"samples ({len(samples)}) must have at least one that can be used; see the warnings above")
+                self._report(sample, row, problem)
         return self._tensors(images, ids, lengths)
+
+    def _images_of(self, samples: Sequence[Any], problems: Sequence[str | None]) -> tuple[tuple[int, ...], Any]:
+        """Shape and type of the batch's images: a good sample's; else of one with a bad caption; else the last ones."""
+        images = [np.asarray(sample["image"]) for sample, problem in zip(samples, problems) if problem is None]
+        if not images and self.skip_bad_samples:
+            given = [sample for sample in samples if isinstance(sample, Mapping) and "image" in sample]
+            images = [image for sample in given if _is_image(image := np.asarray(sample["image"]))]
+        if images:
+            self._last = images[0].shape, images[0].dtype
+        if self._last is None:
+            for row, (sample, problem) in enumerate(zip(samples, problems)):
+                self._report(sample, row, problem)
+            raise DataError(f"samples ({len(samples)}) must have at least one that can be used; see the warnings above")
+        return self._last
 
     def _problem(self, sample: Mapping[str, Any]) -> str | None:
         """Why a sample cannot be used by itself."""
+        missing = [name for name in ("image", "tokens") if not isinstance(sample, Mapping) or name not in sample]
+        if missing:
+            given = ", ".join(map(str, sample)) if isinstance(sample, Mapping) else type(sample).__name__
+            return f"what it has ({given}) must include {' and '.join(missing)}; use a dataset of images and captions"
         tokens, image = np.asarray(sample["tokens"]), np.asarray(sample["image"])
         if tokens.ndim != 1 or not 2 <= len(tokens) <= self.seq_len + 1:
             return (
@@ -102,7 +120,7 @@ class CoCaCollator:
             )
         if tokens.dtype.kind not in "iu":
             return f"caption tokens ({tokens.dtype}) must be integers"
-        if image.ndim != 3 or not (image.dtype == np.uint8 or image.dtype.kind == "f"):
+        if not _is_image(image):
             return f"image {image.shape} of {image.dtype} must be (C, H, W) of uint8 or floats"
         if len(self.mean) not in (1, len(image)) or len(self.std) not in (1, len(image)):
             return f"image channels ({len(image)}) must be as many as mean ({len(self.mean)}) and std ({len(self.std)})"
@@ -110,10 +128,12 @@ class CoCaCollator:
             return "image must be finite, has NaN or Inf"
         return None
 
-    def _report(self, problem: str) -> None:
+    def _report(self, sample: Any, row: int, problem: str | None) -> None:
+        index = sample.get("index") if isinstance(sample, Mapping) else None
+        text = f"sample {f'{row} of the batch' if index is None else index}: {problem}"
         if not self.skip_bad_samples:
-            raise DataError(f"{problem}; or set CoCaCollator.skip_bad_samples = True")
-        logger.warning("skipped %s", problem)
+            raise DataError(f"{text}; or set CoCaCollator.skip_bad_samples = True")
+        logger.warning("skipped %s", text)
 
     def _tensors(self, images: Any, ids: Any, lengths: Any) -> tuple[dict[str, Tensor], Tensor]:
         positions = np.arange(self.seq_len)
@@ -126,3 +146,7 @@ class CoCaCollator:
             "input_ids": torch.from_numpy(inputs),
             "attention_mask": torch.from_numpy(positions < lengths - 1),
         }, torch.from_numpy(targets)
+
+
+def _is_image(image: Any) -> bool:
+    return image.ndim == 3 and (image.dtype == np.uint8 or image.dtype.kind == "f")

@@ -23,11 +23,11 @@ class DummyDataset:
     """Samples drawn at random, each a pure function of (seed, index).
 
     Without `samples` it is a language-model dataset: a sample is a window of seq_len + 1 token ids below vocab_size.
-    With `samples` it is a dictionary of named arrays, for collators that take several:
+    With `samples` it is a dictionary of named arrays, for collators that take several, such as CoCaCollator:
 
         DummyDataset.samples = {
-            'images': {'shape': (3, 32, 32), 'dtype': 'float32'},
-            'text': {'shape': (65,), 'dtype': 'int64', 'high': 4096},
+            'image': {'shape': (3, 32, 32), 'dtype': 'uint8', 'high': 256},
+            'tokens': {'shape': (65,), 'dtype': 'int64', 'high': 4096},
         }
 
     Integers are uniform in 0..high - 1, floats standard normal.
@@ -41,6 +41,8 @@ class DummyDataset:
 
     Raises:
         ConfigError: A number is out of range, or a sample is not described as above.
+
+    Source: Salmon et al. 2011, Parallel Random Numbers: As Easy as 1, 2, 3 (Philox, whose counter is the index).
     """
 
     def __init__(

@@ -43,6 +43,8 @@ class LossMaskingCollator:
     Raises:
         ConfigError: The two markers are the same token.
         DataError: A marker is not one token of the tokenizer.
+
+    Source: Touvron et al. 2023, Llama 2, section 3.1 (loss on answers only).
     """
 
     def __init__(

@@ -38,6 +38,8 @@ class PackedDataset:
     Raises:
         ConfigError: seq_len is below 1, or there is no such corpus or file.
         DataError: The file is damaged, or shorter than one window.
+
+    Source: Brown et al. 2020, GPT-3, appendix B (full windows over several documents, without a mask between them).
     """
 
     def __init__(self, *, path: str, seq_len: int, reuse_last_target: bool = True) -> None:

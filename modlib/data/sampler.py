@@ -30,6 +30,8 @@ class ShuffledSampler:
     Raises:
         ConfigError: seed is negative.
         DataError: There are no samples.
+
+    Source: Black and Rogaway 2002, Ciphers with Arbitrary Finite Domains, section 5 (a permutation without a table).
     """
 
     def __init__(self, *, seed: int, shuffle: bool = True, num_samples: int) -> None:

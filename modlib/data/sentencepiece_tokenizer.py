@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
-from itertools import groupby
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,9 @@ class PretrainedSPTokenizer:
         self.path = Path(path)
         self.num_threads = num_threads
         self._model = self._read(self.path)
+        control = [piece for number, piece in enumerate(self._pieces()) if self._model.is_control(number)]
+        longest_first = sorted(control, key=len, reverse=True)
+        self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._before = [self._begin_id(bos_token)] if add_bos else []
         self._after = [self.end_of_document_id(eos_token)] if add_eos else []
         ends = (("bos", self._before), ("eos", self._after))
@@ -147,37 +152,31 @@ class PretrainedSPTokenizer:
             text: Any text.
             special_tokens: Whether control pieces written in the text become their ids; else they are plain text.
         """
-        ids: list[int] = (
-            self._reading_control(text) if special_tokens else self._model.encode(text, out_type=int, num_threads=1)
-        )
-        return self._before + ids + self._after
+        (ids,) = self._rows([text], special_tokens, threads=1)
+        return ids
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> tuple[Ids, Lengths]:
         """Ids of many texts back to back, and the number of ids of each; on num_threads threads."""
-        if special_tokens:
-            rows = [self.encode(text, special_tokens=True) for text in texts]
-        else:
-            threads = self.num_threads or len(os.sched_getaffinity(0))
-            encoded = self._model.encode(list(texts), out_type=int, num_threads=threads)
-            rows = [self._before + ids + self._after for ids in encoded]
+        rows = self._rows(list(texts), special_tokens, self.num_threads or len(os.sched_getaffinity(0)))
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.fromiter((one for row in rows for one in row), np.uint32, int(lengths.sum())), lengths
 
-    def _reading_control(self, text: str) -> list[int]:
-        """As encode, but with control pieces taken out of the text first; the longest of several counts."""
-        import re
+    def _rows(self, texts: list[str], special_tokens: bool, threads: int) -> list[list[int]]:
+        """Ids of each text, with what add_bos and add_eos ask for.
 
-        control = [piece for number, piece in enumerate(self._pieces()) if self._model.is_control(number)]
-        if not control:
-            return list(self._model.encode(text, out_type=int, num_threads=1))
-        pattern = "|".join(re.escape(piece) for piece in sorted(control, key=len, reverse=True))
-        ids: list[int] = []
-        for number, part in enumerate(re.split(f"({pattern})", text)):
-            if number % 2:
-                ids.append(self.token_id(part))
-            elif part:
-                ids += self._model.encode(part, out_type=int, num_threads=1)
-        return ids
+        Where control pieces are read, texts are cut at them first (the longest of several counts), and all the plain
+        parts of all texts are one batch.
+        """
+        # of each text its plain parts, with the control pieces between them
+        parts = [self._control_pattern.split(text) if special_tokens else [text] for text in texts]
+        plain = [part for row in parts for part in row[::2]]
+        encode = partial(self._model.encode, out_type=int)
+        encoded = iter(encode(plain, num_threads=threads) if threads > 1 else map(encode, plain))  # one: in this thread
+        rows = []
+        for row in parts:
+            ids = [[self.token_id(part)] if number % 2 else next(encoded) for number, part in enumerate(row)]
+            rows.append([*self._before, *chain.from_iterable(ids), *self._after])
+        return rows
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, skip_special_tokens: bool = False) -> str:
         """The text of these ids; control pieces are shown unless skipped.

@@ -52,6 +52,8 @@ class HuggingFacePretrainedModel(nn.Module):
     Raises:
         ConfigError: No such folder, an unknown architecture or field, values that do not fit together.
         CheckpointError: (When weights are loaded) a parameter that the folder does not hold, or in another shape.
+
+    Source: Wolf et al. 2020, Transformers: State-of-the-Art Natural Language Processing.
     """
 
     def __init__(
@@ -65,6 +67,11 @@ class HuggingFacePretrainedModel(nn.Module):
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if "/" in attn_implementation:
+            raise ConfigError(
+                f"attn_implementation ('{attn_implementation}') must be a name without '/', since a kernel of the hub "
+                "would be downloaded and run; set it to 'sdpa', 'eager' or 'flash_attention_2'"
+            )
         device = torch.empty(0).device  # meta inside training's torch.device("meta")
         built = read_config(path, config, overrides or {}, attn_implementation)
         with torch.device("meta"):

@@ -189,11 +189,18 @@ def fill_pretrained(model: nn.Module, prefix: str, folder: Path, network_class: 
             live[plain_name(name).removeprefix(prefix)] = tensor
     for name, tensor in live.items():
         groups.setdefault(id(tensor), []).append(name)
+    import pickle
+
     from safetensors import SafetensorError
 
     try:
         if not _stream(folder, live, list(groups.values())):
             _load_by_transformers(folder, live, list(groups.values()), network_class, config)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"weights in {folder} must be only tensors and plain values, and hold something that would run code when "
+            "loaded; save them as safetensors"
+        ) from error
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -251,6 +258,8 @@ def _load_by_transformers(
             str(folder),
             config=config,
             local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,

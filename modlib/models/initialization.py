@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
@@ -31,6 +32,12 @@ DECLARABLE = ("embedding", "matrix", "residual", "zeros", "ones")
 def plain_name(name: str) -> str:
     """A parameter's name without what wrappers added to it."""
     return _WRAPPER_NAMES.sub("", name)
+
+
+def class_name(module: nn.Module) -> str:
+    """The name of a module's class, as it was before FSDP2 made a subclass of it."""
+    kind = type(module)
+    return (kind.__bases__[1] if isinstance(module, FSDPModule) else kind).__name__
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
@@ -157,7 +164,7 @@ class ComposedInitializer:
         if leaf in declared:
             if declared[leaf] not in DECLARABLE:
                 raise ConfigError(
-                    f"parameter_rules of {type(module).__name__} ({leaf!r}: {declared[leaf]!r}) must be one of "
+                    f"parameter_rules of {class_name(module)} ({leaf!r}: {declared[leaf]!r}) must be one of "
                     f"{', '.join(DECLARABLE)}"
                 )
             return [declared[leaf]]
@@ -165,7 +172,7 @@ class ComposedInitializer:
         in_attention = isinstance(module, nn.MultiheadAttention)
         is_matrix = (leaf == "weight" and _is_linear(module)) or (in_attention and leaf in _ATTENTION_MATRICES)
         rules = {
-            "norm": leaf == "weight" and (isinstance(module, _NORMS) or type(module).__name__.endswith("Norm")),
+            "norm": leaf == "weight" and (isinstance(module, _NORMS) or class_name(module).endswith("Norm")),
             "bias": leaf == "bias" or (in_attention and leaf == "in_proj_bias"),
             "embedding": isinstance(module, _EMBEDDINGS) and leaf == "weight",
             "residual": is_matrix and is_residual,
@@ -193,7 +200,7 @@ class ComposedInitializer:
                 )
             else:
                 problems.append(
-                    f"parameter {name} of {type(module).__name__} is claimed by {' and '.join(claims) or 'no rule'}, "
+                    f"parameter {name} of {class_name(module)} is claimed by {' and '.join(claims) or 'no rule'}, "
                     "must be exactly one; add a pattern for it to ComposedInitializer.rules, say in its class "
                     f'`parameter_rules = {{"{leaf}": "embedding"}}` (or {", ".join(DECLARABLE[1:])}), or hold it in a '
                     "module that has a rule (Linear, Embedding, Conv, LayerNorm, RMSNorm, a class named *Norm)"
@@ -201,7 +208,7 @@ class ComposedInitializer:
         problems += self._unused_rules(model, skip)
         if self.weight_init_type != "plain" and not problems and not has_residual:
             problems.append(
-                f"residual_outputs ({', '.join(self.residual_outputs)}) must name a matrix of {type(model).__name__} "
+                f"residual_outputs ({', '.join(self.residual_outputs)}) must name a matrix of {class_name(model)} "
                 f"for weight_init_type ({self.weight_init_type!r}); name those that write to the residual stream, or "
                 "set weight_init_type = 'plain'"
             )
@@ -219,7 +226,7 @@ class ComposedInitializer:
                 near = near or difflib.get_close_matches(pattern.replace("\\", ""), names, n=3, cutoff=0.4) or names
                 where = " that no other source sets" if skip else ""
                 yield (
-                    f"rules ({pattern!r}) must match the whole name of a parameter of {type(model).__name__}"
+                    f"rules ({pattern!r}) must match the whole name of a parameter of {class_name(model)}"
                     f"{where}; names near it are {', '.join(near[:3])}"
                 )
 
@@ -229,7 +236,7 @@ class ComposedInitializer:
         def size(name: str, given: int | None, reason: str) -> int:
             value = given if given is not None else getattr(model, name, None)
             if not isinstance(value, int):
-                raise ConfigError(f"{name} (None) must be given for {reason}: {type(model).__name__} has no {name}")
+                raise ConfigError(f"{name} (None) must be given for {reason}: {class_name(model)} has no {name}")
             return value
 
         std = math.sqrt(2 / (5 * size("dim", self.dim, "std ('auto')"))) if self.std == "auto" else float(self.std)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modlib.models.initialization import plain_name
+from modlib.models.initialization import class_name, plain_name
 from modlib.runtime.errors import ConfigError
 
 Fill = Callable[[nn.Module, int], None]
@@ -111,7 +111,7 @@ def _claimed(model: nn.Module, initialization: Any) -> tuple[frozenset[str], lis
     unclaimed = [name for name in parameter_names(model) if name not in claimed]
     if unclaimed and initialization is None:
         raise ConfigError(
-            f"initialization (None) must be given for {len(unclaimed)} parameters of {type(model).__name__} "
+            f"initialization (None) must be given for {len(unclaimed)} parameters of {class_name(model)} "
             f"({', '.join(unclaimed[:3])}{', ...' if len(unclaimed) > 3 else ''}) that nothing else sets; "
             "set train.initialization = @ComposedInitializer"
         )

@@ -57,7 +57,8 @@ def CheckpointedModel(
     """A model that starts from the weights of a checkpoint: a warm start, with a fresh optimizer and step 0.
 
     Exactly the parameters and persistent buffers that the inner model has are read, and each must be in the file; an
-    adapter that an outer wrapper adds is not expected there.
+    adapter that an outer wrapper adds is not expected there. Of an inner LoRAModel only what its own checkpoints hold
+    is read (see adapter_only_checkpoints): fine-tuning goes on from another run's adapters.
 
     Args:
         model: Returns the model.
@@ -74,12 +75,17 @@ def CheckpointedModel(
     if not path.exists():
         raise ConfigError(f"checkpoint_path ('{checkpoint_path}') must exist; there is no {path.absolute()}")
     built, loading = model(), checkpoint_loading()
-    names = frozenset(named_state(built))
+    adapter_only = getattr(built, "adapter_only_checkpoints", False)
+    names = frozenset(
+        name
+        for name, tensor in named_state(built).items()
+        if not (adapter_only and isinstance(tensor, nn.Parameter) and not tensor.requires_grad)
+    )
 
     def fill(whole: nn.Module, seed: int) -> None:
         loading.load_model(path, whole, names)
 
-    add_weights(built, fill)
+    add_weights(built, fill, names)
     return built
 
 

@@ -24,6 +24,8 @@ class CLMCrossEntropyLoss:
     Args:
         ignore_index: Target value of positions that do not count.
         prediction_key: Which output holds the logits, for models with several.
+
+    Source: Radford et al. 2018, GPT, section 3.1, equation 1.
     """
 
     def __init__(self, ignore_index: int = -100, prediction_key: str = "logits") -> None:
@@ -56,6 +58,9 @@ class ChunkedCLMCrossEntropyLoss(CLMCrossEntropyLoss):
     Args:
         ignore_index: Target value of positions that do not count.
         num_chunks: Pieces, at least 1; memory falls with it. Tokens need not divide by it.
+
+    Raises:
+        ConfigError: num_chunks is below 1.
 
     Source: Liger Kernel, Hsu et al. 2024, section 3.2 (fused linear cross-entropy), here without a kernel.
     """

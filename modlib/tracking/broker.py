@@ -23,7 +23,8 @@ class Subscriber(Protocol):
 
     Optional attributes: `synchronous = True` runs `receive` inside `publish` (for what must be on disk when publish
     returns); `receives` is the tuple of message types wanted (default: all but StepDone); `close_s` is how long `close`
-    may take where that is longer than others get.
+    may take where that is longer than others get; `once_per_run = True` says that it has files of its own in the run
+    folder, so that a second of its kind is refused.
     """
 
     def receive(self, message: Any) -> None:

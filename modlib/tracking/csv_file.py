@@ -34,6 +34,7 @@ class CSV:
     """
 
     synchronous = True
+    once_per_run = True
 
     def __init__(self, run_path: Path) -> None:
         self._path = Path(run_path) / CSV_FILE

@@ -38,6 +38,7 @@ class JSONL:
     """
 
     synchronous = True
+    once_per_run = True
 
     def __init__(self, run_path: Path) -> None:
         self._metrics = _LineFile(Path(run_path) / METRICS_FILE)

@@ -42,6 +42,8 @@ class RunSummary:
         sample: The text sample made at the end.
         missed: Subscriber name -> what it missed (Broker.missed).
         writes_text: Whether the model continues a text, so that `modlib generate` makes sense.
+        has_metrics: Whether a subscriber wrote metrics.jsonl.
+        has_curves: Whether a subscriber wrote TensorBoard's files.
     """
 
     run_name: str
@@ -60,6 +62,8 @@ class RunSummary:
     sample: str | None = None
     missed: Mapping[str, Missed] = field(default_factory=dict)
     writes_text: bool = True
+    has_metrics: bool = True
+    has_curves: bool = True
 
     @property
     def complete(self) -> bool:
@@ -102,17 +106,15 @@ def next_commands(summary: RunSummary) -> list[tuple[str, str]]:
     """(what it does, the command) for what a person may want next, the most wanted first."""
     command = command_line(summary.command)
     run = shlex.quote(str(summary.run_path))
-    tensorboard = (
-        "look at the curves",
-        f"tensorboard --logdir {shlex.quote(str(summary.run_path / TENSORBOARD_FOLDER))}",
-    )
+    events = shlex.quote(str(summary.run_path / TENSORBOARD_FOLDER))
+    tensorboard = [("look at the curves", f"tensorboard --logdir {events}")] if summary.has_curves else []
     generate = [("let the model write", f"modlib generate {run} --prompt 'import '")] if summary.writes_text else []
     if not summary.complete:
         last = f"continue from step {summary.checkpoints[-1].name}" if summary.checkpoints else "start again"
-        commands = [(last.replace("step step-", "step-"), command), tensorboard]
+        commands = [(last.replace("step step-", "step-"), command), *tensorboard]
         return commands + generate if summary.checkpoints else commands
     return [
-        tensorboard,
+        *tensorboard,
         *generate,
         ("change a parameter: a new run in a folder of its own", f"{_unnamed(summary.command)} --gin_param LR=1e-3"),
         ("continue after an interruption: the same command (this run is complete)", command),
@@ -170,7 +172,8 @@ def _facts(summary: RunSummary) -> Iterable[tuple[str, str]]:
         yield "checkpoint", str(summary.checkpoints[-1]) + (f" (+{more} older)" if more else "")
     else:
         yield "checkpoint", "none was saved"
-    yield "metrics", str(summary.run_path / METRICS_FILE)
+    if summary.has_metrics:
+        yield "metrics", str(summary.run_path / METRICS_FILE)
     for name, missed in summary.missed.items():
         yield (
             "incomplete",

@@ -32,6 +32,7 @@ class TensorBoard:
     """
 
     receives = (RunStarted, MetricsLogged, TextLogged, CheckpointSaved, RunEnded)
+    once_per_run = True
 
     def __init__(self, run_path: Path, *, flush_s: int = 10) -> None:
         # imported here, on the main thread: nobody pays for it who does not use it

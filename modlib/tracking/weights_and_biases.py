@@ -77,6 +77,7 @@ class WandB:
     """
 
     requires = "wandb"
+    once_per_run = True
     receives = (RunStarted, MetricsLogged, TextLogged, RunEnded)
 
     def __init__(

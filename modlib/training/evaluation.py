@@ -29,6 +29,9 @@ class Evaluator:
         every: Steps between evaluations; the last step is always evaluated.
         num_sequences: So many windows, over all ranks, spread evenly over the data; None evaluates every window.
         micro_batch_size: Sequences per rank per forward; None takes the run's.
+
+    Raises:
+        ConfigError: A number below 1.
     """
 
     def __init__(

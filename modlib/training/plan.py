@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -106,6 +107,7 @@ def make_plan(
         ConfigError: Parts that do not fit, with where they were set.
         DataError: Data that does not fit the model.
     """
+    check_subscribers(config, experiment)
     with _explained(config, "train"):
         layout = batch_layout(
             experiment.micro_batch_size, experiment.grad_accum_steps, experiment.global_batch_size, world_size
@@ -250,6 +252,18 @@ def check_evaluation_data(model: Any, dataset: Any, held_out: Any) -> None:
     if dataset.tokenizer_fingerprint and hasattr(held_out, "check_tokenizer"):
         held_out.check_tokenizer(dataset.tokenizer_fingerprint)
     held_out.check_vocabulary(model.vocab_size)
+
+
+def check_subscribers(config: Config, experiment: Experiment) -> None:
+    """Refuse two subscribers that would write the same files.
+
+    Raises:
+        ConfigError: One that has files of its own in the run folder is there more than once.
+    """
+    for name, count in Counter(map(component_name, experiment.subscribers)).items():
+        if count > 1 and getattr(CATALOGUE[name].target, "once_per_run", False):
+            text = f"subscribers ({name}, {count} times) must name {name} once, since it writes files of the run folder"
+            raise ConfigError(config.explain("train", f"{text}; leave the others out"))
 
 
 def data_is_ready(config: Config) -> bool:

@@ -172,6 +172,21 @@ def test_masked_models_and_pretrained_ones(tmp_path: Path) -> None:
         assert torch.equal(theirs.state_dict()[name], tensor), name
 
 
+def test_a_fine_tuned_run_is_merged_into_the_same_logits(runs: Path, tmp_path: Path) -> None:
+    """As docs/lora.md does it: a folder of transformers, adapters trained beside it, and a plain folder again."""
+    export(runs / "llama", tmp_path / "base")
+    flags = ["NUM_STEPS=3", "LR=0.1", f"BASE='{tmp_path / 'base'}'"]
+    words = ("--gin_file", "models/lora_pretrained.gin", "--runs_dir", str(tmp_path), "--name", "tuned")
+    done = launch("debug/tiny.gin", flags, *words)
+    assert done.returncode == 0, done.stderr
+    export(tmp_path / "tuned", tmp_path / "out")
+    model = load_run(tmp_path / "tuned").model
+    merged = same_logits(tmp_path / "out", model)
+    assert type(merged) is transformers.LlamaForCausalLM
+    with pytest.raises(AssertionError):
+        same_logits(tmp_path / "base", model)
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_adapters_are_merged_and_the_model_stays(kind: str, tmp_path: Path) -> None:
     def plain() -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -40,6 +41,15 @@ def test_the_global_order_does_not_depend_on_the_ranks(remainder: str) -> None:
         whole = global_batch(step, 103, 1, 24, 1, remainder=remainder)
         for world_size, micro, accum in layouts:
             assert global_batch(step, 103, world_size, micro, accum, remainder=remainder) == whole
+
+
+@pytest.mark.parametrize("remainder", ["carry", "drop", "pad"])
+def test_one_to_eight_ranks_have_one_order(remainder: str) -> None:
+    size = 840  # divisible by all of them
+    for step in (0, 1, 2, 3, 50):
+        whole = global_batch(step, 2000, 1, size, 1, remainder=remainder)
+        for world_size in range(2, 9):
+            assert global_batch(step, 2000, world_size, size // world_size, 1, remainder=remainder) == whole
 
 
 def epochs(remainder: str, num_samples: int, size: int, num_epochs: int) -> list[list[int]]:
@@ -94,9 +104,15 @@ def test_counts(remainder: Any, per_epoch: Fraction, in_three: int, for_five: in
 
 
 def test_positions_near_a_trillion_cost_nothing() -> None:
-    sampler = ShuffledSampler(seed=0, num_samples=10**12)
-    batches = BatchSampler(sampler=sampler, world_size=8, rank=7, micro_batch_size=16, grad_accum_steps=4)
-    found = batches.indices(10**12 // 512 - 1)
+    tracemalloc.start()
+    try:
+        sampler = ShuffledSampler(seed=0, num_samples=10**12)
+        batches = BatchSampler(sampler=sampler, world_size=8, rank=7, micro_batch_size=16, grad_accum_steps=4)
+        found = batches.indices(10**12 // 512 - 1)
+        _, peak = tracemalloc.get_traced_memory()  # numpy's arrays are in it
+    finally:
+        tracemalloc.stop()
+    assert peak < 10**6
     assert len(set(found.tolist())) == 64
     assert 0 <= found.min() <= found.max() < 10**12
     assert batches.epoch(10**12 // 512 + 1) == 1

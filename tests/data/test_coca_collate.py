@@ -83,9 +83,31 @@ def test_without_an_index_the_place_in_the_batch_is_named() -> None:
         CoCaCollator(seq_len=4)([sample([1, 2]), nameless])
 
 
-def test_a_batch_without_a_good_sample_is_refused() -> None:
+def test_what_is_no_sample_is_named_or_skipped() -> None:
+    text = r"sample 1 of the batch: what it has \(ndarray\) must include image and tokens; use a dataset of images and"
+    with pytest.raises(DataError, match=text):
+        CoCaCollator(seq_len=4)([sample([1, 2]), np.arange(5)])
+    captionless = {"image": np.zeros((3, 4, 4), np.uint8), "index": 7}
+    with pytest.raises(DataError, match=r"sample 7: what it has \(image, index\) must include tokens; use a dataset"):
+        CoCaCollator(seq_len=4)([captionless])
+    _, targets = CoCaCollator(seq_len=4, skip_bad_samples=True)([captionless, sample([1, 2])])
+    assert targets.tolist() == [[-100] * 4, [2, -100, -100, -100]]
+
+
+def test_a_batch_without_a_good_sample_is_skipped_whole() -> None:
+    """By the shape of its own images, or else of those that came before."""
+    collate = CoCaCollator(seq_len=4, skip_bad_samples=True)
+    inputs, targets = collate([sample([1]), sample([1])])
+    assert (targets == -100).all()
+    assert inputs["images"].shape == (2, 3, 4, 4)
+    assert (inputs["images"] == -1).all()  # black
+    assert not inputs["attention_mask"].any()
+    flat = sample([1, 2], image=np.zeros((4, 4), np.uint8))
+    again, targets = collate([flat])
+    assert (targets == -100).all()
+    assert torch.equal(again["images"], inputs["images"][:1])
     with pytest.raises(DataError, match=r"samples \(1\) must have at least one that can be used; see the warnings"):
-        CoCaCollator(seq_len=4, skip_bad_samples=True)([sample([1])])
+        CoCaCollator(seq_len=4, skip_bad_samples=True)([flat])
 
 
 def test_wrong_settings_are_refused() -> None:

@@ -12,7 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from modlib.components import known_components
+from modlib.data.captioned_shapes import CaptionedShapes
+from modlib.data.coca_collate import CoCaCollator
 from modlib.data.collate import LMCollator
 from modlib.data.combined_dataset import CombinedDataset
 from modlib.data.dataset import Dataset
@@ -20,15 +24,26 @@ from modlib.data.dummy_dataset import DummyDataset
 from modlib.data.jsonl_dataset import JSONLDataset
 from modlib.data.loader import DataLoader
 from modlib.data.loss_masking import LossMaskingCollator
+from modlib.data.masked_lm import MaskedLMCollator
 from modlib.data.mixture_dataset import MixtureDataset
 from modlib.data.packed_dataset import PackedDataset
 from modlib.data.packed_documents import PackedDocuments
 from modlib.data.packing import pack_documents
 from modlib.data.sampler import ShuffledSampler
 from modlib.data.tokenizer import Tokenizer
+from modlib.distributed.clipping import GradientClipper
+from modlib.distributed.process_group import World
+from modlib.models.coca import CoCa
 from modlib.models.gpt2 import GPT2
+from modlib.models.huggingface import HuggingFacePretrainedModel
+from modlib.models.initialization import ComposedInitializer
+from modlib.nn.contrastive import ContrastiveLoss, WeightedLosses
 from modlib.nn.losses import CLMCrossEntropyLoss
+from modlib.optim.groups import DecayGroups
+from modlib.optim.schedules import DummyLR
 from modlib.runtime.errors import DataError
+from modlib.training.parts import assemble
+from modlib.training.step import update
 from tests.data.conftest import SENTENCES
 
 SEQ_LEN = 12
@@ -110,24 +125,120 @@ def test_loader_stops_and_goes_on(make: Make, name: str) -> None:
             assert same(next(again)[0], steps[step])
 
 
-@pytest.mark.parametrize("masking", [False, True])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_model_trains_on_it(make: Make, tokenizer: Tokenizer, name: str, masking: bool) -> None:
-    collate: Any = LMCollator()
-    if masking:
-        collate = LossMaskingCollator(
-            collate=LMCollator, tokenizer=lambda: tokenizer, begin_token="[", end_token="]", on_bad_row="skip"
-        )
-    dataset = make(name)
-    inputs, targets = collate(dataset.__getitems__(range(len(dataset))))
-    torch.manual_seed(0)
+# ------------------------------------------------------------------------------------ every dataset, every collator
+
+
+def gpt2() -> GPT2:
     model = GPT2(vocab_size=320, seq_len=SEQ_LEN, num_layers=1, num_heads=2, dim=16)
-    loss = CLMCrossEntropyLoss()
-    before = loss(model(inputs), targets)
-    before.backward()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            assert parameter.grad is not None
-            assert torch.isfinite(parameter.grad).all()
-            parameter -= 0.05 * parameter.grad / max(int((targets != -100).sum()), 1)
-    assert loss(model(inputs), targets) < before or not (targets != -100).any()
+    ComposedInitializer()(model, 0)
+    return model
+
+
+def bert() -> nn.Module:
+    pytest.importorskip("transformers")
+    sizes = {"vocab_size": 321, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32, "max_position_embeddings": SEQ_LEN, "attention_probs_dropout_prob": 0.0}
+    config = {"model_type": "bert", **sizes, "hidden_dropout_prob": 0.0}
+    return HuggingFacePretrainedModel(config=config, model_type="AutoModelForMaskedLM")
+
+
+def coca() -> CoCa:
+    model = CoCa(
+        image_size=16, patch_size=8, vision_layers=1, vision_dim=8, vision_heads=2, vocab_size=19, seq_len=SEQ_LEN,
+        text_layers=1, multimodal_layers=1, dim=8, num_heads=2, num_vision_queries=2,
+    )  # fmt: skip
+    ComposedInitializer("plain", std=0.1)(model, 0)
+    return model
+
+
+def masking(tokenizer: Tokenizer) -> LossMaskingCollator:
+    return LossMaskingCollator(
+        collate=LMCollator, tokenizer=lambda: tokenizer, begin_token="[", end_token="]", on_bad_row="skip"
+    )
+
+
+# collator -> (it, the model that takes what it gives)
+COLLATORS: dict[str, tuple[Callable[[Tokenizer], Any], Callable[[], nn.Module]]] = {
+    "LMCollator": (lambda tokenizer: LMCollator(), gpt2),
+    "LossMaskingCollator": (masking, gpt2),
+    "MaskedLMCollator": (lambda tokenizer: MaskedLMCollator(mask_id=320, vocab_size=320, attention_mask=True), bert),
+    "CoCaCollator": (lambda tokenizer: CoCaCollator(seq_len=SEQ_LEN), coca),
+}
+SHAPES = functools.partial(CaptionedShapes, num_samples=24, image_size=16, seq_len=SEQ_LEN)
+NOISE = functools.partial(
+    DummyDataset,
+    num_samples=24,
+    seq_len=SEQ_LEN,
+    samples={
+        "image": {"shape": (3, 16, 16), "dtype": "uint8", "high": 256},
+        "tokens": {"shape": (9,), "dtype": "int64", "high": 19},
+    },
+)
+PAIRS: dict[str, Callable[[], Any]] = {
+    "shapes": SHAPES,
+    "noise": NOISE,
+    "combined": functools.partial(CombinedDataset, datasets=[SHAPES, NOISE]),
+    "mixture": functools.partial(MixtureDataset, datasets=[SHAPES, NOISE], weights=[2, 1]),
+}
+
+
+def test_every_dataset_and_collator_of_the_catalogue_is_here() -> None:
+    def names(kind: str) -> set[str]:
+        return {
+            name
+            for name, entry in known_components().items()
+            if entry.type == kind and entry.module.startswith("modlib")
+        }
+
+    assert names("collate_fn") == set(COLLATORS)
+    kinds = {
+        PackedDataset,
+        PackedDocuments,
+        JSONLDataset,
+        DummyDataset,
+        CombinedDataset,
+        MixtureDataset,
+        CaptionedShapes,
+    }
+    assert names("dataset") == {kind.__name__ for kind in kinds}
+
+
+def train_two_steps(dataset: Any, collator: str, tokenizer: Tokenizer) -> None:
+    """Two steps as a run takes them, and the loss of the first one's batch after them."""
+    make_collate, make_model = COLLATORS[collator]
+    torch.manual_seed(0)
+    model = make_model()
+    loss = WeightedLosses(losses=(CLMCrossEntropyLoss, ContrastiveLoss)) if collator == "CoCaCollator" else None
+    optimizer = torch.optim.AdamW(DecayGroups()(model), lr=1e-2)
+    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
+    parts = assemble(
+        model, loss or CLMCrossEntropyLoss(), optimizer, DummyLR(optimizer), GradientClipper, world, "float32", False
+    )
+    sampler = ShuffledSampler(seed=0, shuffle=False, num_samples=len(dataset))
+    sizes = {"micro_batch_size": len(dataset) // 4, "grad_accum_steps": 2}
+    with DataLoader(dataset=dataset, sampler=sampler, collate=make_collate(tokenizer), prefetch=0, **sizes) as loader:
+        losses = [update(parts, loader.batch(step), number).mean_loss(1) for number, step in enumerate((0, 1, 0), 1)]
+        trained = sum(int((targets != -100).sum()) for _, targets in loader.batch(0))
+    assert losses[2] < losses[0] or trained == losses[0] == 0
+    assert trained or collator == "LossMaskingCollator"
+
+
+@pytest.mark.parametrize("collator", [name for name in COLLATORS if name != "CoCaCollator"])
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_on_text(make: Make, tokenizer: Tokenizer, name: str, collator: str) -> None:
+    train_two_steps(make(name), collator, tokenizer)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_two_steps_on_images_with_captions(tokenizer: Tokenizer, name: str) -> None:
+    train_two_steps(PAIRS[name](), "CoCaCollator", tokenizer)
+
+
+def test_a_collator_of_other_samples_says_so(make: Make, tokenizer: Tokenizer) -> None:
+    for name in NAMES:
+        with pytest.raises(DataError, match=r"what it has \(\w+\) must include image and tokens; use a dataset of"):
+            COLLATORS["CoCaCollator"][0](tokenizer)(make(name).__getitems__([0, 1]))
+    for collator in ("LMCollator", "LossMaskingCollator", "MaskedLMCollator"):
+        for pairs in PAIRS.values():
+            with pytest.raises(DataError, match=r"shape of the windows \(2,\) must be \(B, T \+ 1\)"):
+                COLLATORS[collator][0](tokenizer)(pairs().__getitems__([0, 1]))

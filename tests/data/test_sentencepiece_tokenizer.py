@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
-from modlib.data.tokenizer import PretrainedHFTokenizer, TextTokenizer
+from modlib.data.tokenizer import PretrainedHFTokenizer, TextTokenizer, Tokenizer
 from modlib.runtime.errors import ConfigError, DataError
+from tests.conftest import ROOT
 from tests.data.conftest import SENTENCES
 
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -91,6 +94,66 @@ def test_control_pieces(model: Path) -> None:
     assert tokenizer.encode_batch([text, text], special_tokens=True)[0].tolist() == read * 2
     assert tokenizer.decode([*tokenizer.encode("fox"), end]) == "fox</s>"
     assert tokenizer.decode([begin, *tokenizer.encode("fox"), end], skip_special_tokens=True) == "fox"
+
+
+@given(st.lists(st.lists(st.sampled_from(["fox", " dog", "</s>", "<s>", "<pad>", "<|turn|>", "<", "s>"])), max_size=5))
+@settings(deadline=None, max_examples=60)
+def test_control_pieces_of_a_batch_are_those_of_each_text(model: Path, words: list[list[str]]) -> None:
+    """Against a walk over the text that takes the control piece at each place, where there is one."""
+    tokenizer = PretrainedSPTokenizer(model, add_eos=True, num_threads=2)
+    texts = ["".join(each) for each in words]
+    expected = []
+    for text in texts:
+        row, plain = [], ""
+        while text:
+            piece = next((piece for piece in ("</s>", "<pad>", "<s>") if text.startswith(piece)), None)
+            if piece is None:
+                plain, text = plain + text[0], text[1:]
+            if plain and (piece is not None or not text):
+                row += PretrainedSPTokenizer(model).encode(plain)
+                plain = ""
+            if piece is not None:
+                row.append(tokenizer.token_id(piece))
+                text = text[len(piece) :]
+        expected.append([*row, tokenizer.end_of_document_id()])
+    ids, lengths = tokenizer.encode_batch(texts, special_tokens=True)
+    assert [part.tolist() for part in np.split(ids, np.cumsum(lengths))[:-1]] == expected
+    assert [tokenizer.encode(text, special_tokens=True) for text in texts] == expected
+
+
+COUNT_THREADS = """
+import os, sys, threading, time
+from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
+from modlib.data.tokenizer import PretrainedHFTokenizer
+cores = len(os.sched_getaffinity(0))
+threads = lambda: len(os.listdir("/proc/self/task"))
+tokenizer = {"sp": PretrainedSPTokenizer, "hf": PretrainedHFTokenizer}[sys.argv[1]](sys.argv[2])
+most, done = 0, threading.Event()
+def watch():
+    global most
+    while not done.is_set():
+        most = max(most, threads())
+        time.sleep(0.0005)
+watcher = threading.Thread(target=watch)
+watcher.start()
+before = threads()
+tokenizer.encode_batch(["the quick brown fox " * 2000] * max(40, 4 * cores), special_tokens=sys.argv[3] == "special")
+done.set()
+watcher.join()
+print(most - before, cores)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("special", ["plain", "special"])
+@pytest.mark.parametrize("kind", ["sp", "hf"])
+def test_a_batch_is_encoded_on_all_cores(kind: str, special: str, model: Path, tokenizer: Tokenizer) -> None:
+    path = {"sp": model, "hf": tokenizer.path}[kind]
+    env = {name: value for name, value in os.environ.items() if name != "RAYON_NUM_THREADS"}
+    words = [sys.executable, "-c", COUNT_THREADS, kind, str(path), special]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, env=env, cwd=ROOT)
+    grown, cores = map(int, done.stdout.split())
+    assert grown >= (cores if cores > 1 else 0)
 
 
 def test_unknown_pieces_and_ids_are_refused(model: Path) -> None:

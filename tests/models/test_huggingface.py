@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -399,6 +400,43 @@ def test_wrong_fields_are_refused() -> None:
     refused(r"^seq_len \(0\) must be at least 1", config=llama, seq_len=0)
     longer = on_meta(config=llama, seq_len=64, overrides={"max_position_embeddings": 64, "attention_dropout": 0.5})
     assert (longer.seq_len, longer.network.config.attention_dropout) == (64, 0.5)
+
+
+class Malicious:
+    """Pickles as a call that leaves a trace."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.trace),))
+
+
+@torch.no_grad()
+def test_code_of_a_folder_is_never_run(tmp_path: Path) -> None:
+    """Not what auto_map names, beside an architecture that transformers knows or without one; nor a pickle's."""
+    trace = tmp_path / "ran"
+    theirs = oracle("llama").eval()
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text(f"import os\nos.mkdir({str(trace)!r})\nclass Evil: pass\n")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert torch.equal(in_memory(path=str(tmp_path))(tokens()), theirs(tokens()).logits)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "0000"}))
+    refused(r"must be an architecture of transformers; such as .*; code of a hub is not run$", path=str(tmp_path))
+
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Malicious(trace)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"and hold something that would run code when loaded; save them as"):
+        in_memory(path=str(tmp_path))
+    refused(
+        r"^attn_implementation \('kernels-community/attn'\) must be a name without '/', since a kernel of the hub",
+        config=CONFIGS["llama"],
+        attn_implementation="kernels-community/attn",
+    )
+    assert not trace.exists()
 
 
 def test_a_sequence_beyond_seq_len_is_refused() -> None:

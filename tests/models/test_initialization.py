@@ -58,7 +58,14 @@ def test_distributions(weight_init_type: Any, std: Any) -> None:
 
 
 def test_mean() -> None:
-    assert initialized(small(), mean=3.0)["token_embedding.weight"].mean() == pytest.approx(3, abs=0.01)
+    state = initialized(small(), mean=3.0, weight_init_type="scaled_embed")
+    for name, tensor in state.items():
+        if name.endswith("bias") or "norm" in name:
+            assert tensor.unique().item() in (0, 1), name
+        else:
+            assert tensor.mean().item() == pytest.approx(3, abs=4 * tensor.std().item() / math.sqrt(tensor.numel())), (
+                name
+            )
 
 
 def test_values_are_normal_and_every_parameter_has_its_own() -> None:
@@ -195,6 +202,39 @@ def test_a_parameter_without_a_rule_is_named_and_nothing_is_touched() -> None:
         "named *Norm)"
     )
     assert torch.equal(model.linear.weight, before)
+
+
+def wrapped_by_name(wrapper: str) -> nn.Module:
+    """A block with a parameter that no rule claims, as a run wraps it before it is initialised."""
+    model = nn.Sequential(nn.Linear(2, 2), WithToken())
+    if wrapper == "checkpointing":
+        model[1] = checkpoint_wrapper(model[1])
+    elif wrapper == "compile":
+        model[1] = torch.compile(model[1])
+    else:
+        fully_shard(model[1])
+        fully_shard(model)
+    return model
+
+
+def refusal_of(wrapper: str) -> tuple[str, bool]:
+    """What is said, and whether anything was touched."""
+    model = wrapped_by_name(wrapper)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    with pytest.raises(ConfigError) as caught:
+        ComposedInitializer("plain")(model, 0)
+    return str(caught.value), all(bool((parameter == 7.0).all()) for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("wrapper", ["checkpointing", "compile", "fsdp"])
+def test_a_parameter_without_a_rule_is_named_behind_a_wrapper(wrapper: str) -> None:
+    found = run_ranks(2, refusal_of, wrapper) if wrapper == "fsdp" else [refusal_of(wrapper)]
+    for text, untouched in found:
+        assert text.startswith("parameter 1.cls of WithToken is claimed by no rule, must be exactly one; add a pattern")
+        assert "\n" not in text  # it alone
+        assert untouched
 
 
 class LinearNorm(nn.Linear):

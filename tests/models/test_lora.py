@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from modlib.checkpointing import capture_rng, load, restore_newest, restore_rng, save, verify
+from modlib.checkpointing.loading import open_checkpoint
 from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.fsdp import shard
 from modlib.distributed.process_group import World
@@ -447,6 +448,47 @@ def test_adapter_checkpoints_are_small_and_resume_to_the_bit(tmp_path: Path) -> 
     restore_rng(state.rank_state)
     assert train(resumed, range(3, 6)) == rest
     assert equal(bits(model), bits(parts.model))
+
+
+def built_here() -> Any:
+    """The same adapted model on the ranks there are, sharded where there are several."""
+    with torch.device("meta"):
+        model = lora(untied, targets=[*ATTENTION, "token_embedding"])
+    if dist.is_initialized():
+        shard(model, init_device_mesh("cpu", (dist.get_world_size(),)), "float32")
+    model.to_empty(device="cpu")
+    initialize(model, ComposedInitializer(), 7)
+    return model
+
+
+def trained_and_saved(folder: Path) -> dict[str, Tensor]:
+    """Adapters after two steps, which a checkpoint holds, merged."""
+    model = built_here()
+    parts = parts_of(model)
+    train(parts, range(2))
+    save(folder, step=2, model=model, optimizer=parts.optimizer, scheduler=parts.scheduler)
+    return merged_state_dict(model)
+
+
+def loaded_and_merged(folder: Path) -> dict[str, Tensor]:
+    model = built_here()
+    parts = parts_of(model)
+    restored = restore_newest(folder, model=model, optimizer=parts.optimizer, scheduler=parts.scheduler)
+    assert restored is not None
+    return merged_state_dict(model)
+
+
+def test_adapter_checkpoints_go_from_any_number_of_ranks_to_any_other(tmp_path: Path) -> None:
+    """And what is merged from them is the same to the bit, on one rank and on two."""
+    for folder, saved_by in (
+        (tmp_path / "two", run_ranks(2, trained_and_saved, tmp_path / "two")),
+        (tmp_path / "one", [trained_and_saved(tmp_path / "one")]),
+    ):
+        names = [name for name in open_checkpoint(folder / "step-00000002").manifest.tensors if "model." in name]
+        assert len(names) == 10
+        assert all("lora_" in name for name in names)
+        for found in [*saved_by, loaded_and_merged(folder), *run_ranks(2, loaded_and_merged, folder)]:
+            assert equal(found, saved_by[0])
 
 
 @pytest.mark.parametrize(

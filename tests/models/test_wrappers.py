@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from modlib.checkpointing import FSDPCheckpointLoading, TorchCheckpointLoading, save
 from modlib.distributed.fsdp import Sharding, shard
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface import HuggingFacePretrainedModel
 from modlib.models.initialization import ComposedInitializer
-from modlib.models.weights import add_weights, initialize, named_state
+from modlib.models.lora import LoRAModel
+from modlib.models.weights import initialize, named_state
 from modlib.models.wrappers import CheckpointedModel, FSDPModel, InitializedModel
 from modlib.runtime.errors import ConfigError
 from tests.workers import run_ranks
@@ -41,28 +43,7 @@ llama = partial(
 Wrapper = Callable[..., nn.Module]
 
 
-class FileLoading:
-    """Reads a torch file into exactly the named tensors."""
-
-    def load_model(self, path: Path, model: nn.Module, names: Collection[str] | None) -> None:
-        stored = torch.load(path, weights_only=True)
-        assert names is not None
-        assert set(stored) == set(names)
-        with torch.no_grad():
-            for name, tensor in named_state(model).items():
-                if name in names:
-                    value = stored[name]
-                    if isinstance(tensor, DTensor):
-                        value = torch.distributed.tensor.distribute_tensor(value, tensor.device_mesh, tensor.placements)
-                    tensor.copy_(value)
-
-
-def adapted(model: Wrapper) -> nn.Module:
-    """A stand-in for an adapter: one parameter more, set by its own rule."""
-    built = model()
-    built.register_parameter("adapter", nn.Parameter(torch.empty(4, 2)))
-    add_weights(built, lambda whole, seed: torch.nn.init.constant_(whole.adapter, 0.5), ["adapter"])
-    return built
+adapted = partial(LoRAModel, r=2, alpha=4.0, targets=["(attention.qkv|q_proj)"])  # of either model
 
 
 def in_memory(model: Wrapper, seed: int = 3) -> Any:
@@ -86,14 +67,18 @@ def orders(path: str) -> dict[str, Wrapper]:
     """Compositions that all end with the checkpoint's weights, sharded by two blocks."""
     initialized = partial(InitializedModel, initialization=ComposedInitializer, seed=9)
     scaled = partial(initialized, initialization=partial(ComposedInitializer, weight_init_type="plain"))
-    checkpointed = partial(CheckpointedModel, checkpoint_path=path, checkpoint_loading=FileLoading)
+    checkpointed = partial(CheckpointedModel, checkpoint_path=path, checkpoint_loading=TorchCheckpointLoading)
     sharded = partial(FSDPModel, layers_per_unit=2, reshard_after_forward=False)
     return {
         "checkpointed of fsdp of initialized": lambda inner: checkpointed(partial(sharded, partial(scaled, inner))),
         "fsdp of checkpointed": lambda inner: sharded(partial(checkpointed, inner)),
         "checkpointed of fsdp": lambda inner: checkpointed(partial(sharded, inner)),
-        "adapter of fsdp of checkpointed": lambda inner: adapted(partial(sharded, partial(checkpointed, inner))),
         "fsdp of checkpointed of initialized": lambda inner: sharded(partial(checkpointed, partial(scaled, inner))),
+        "adapter of fsdp of checkpointed": lambda inner: adapted(partial(sharded, partial(checkpointed, inner))),
+        "adapter of checkpointed of fsdp": lambda inner: adapted(partial(checkpointed, partial(sharded, inner))),
+        "fsdp of adapter of checkpointed of initialized": lambda inner: sharded(
+            partial(adapted, partial(checkpointed, partial(scaled, inner)))
+        ),
     }
 
 
@@ -116,16 +101,43 @@ def test_any_order_gives_the_checkpoints_weights(order: str, inner: Wrapper, tmp
     with torch.no_grad():
         expected = source.eval()(torch.arange(12).view(1, 12))
     found, _, logits = build_in_order(str(path), order, inner)
-    adapter = found.pop("adapter", None)
+    adapters = {name: found.pop(name) for name in list(found) if "lora_" in name}
     assert found.keys() == whole(source).keys()
     assert all(torch.equal(found[name], value) for name, value in whole(source).items())
     assert torch.equal(logits, expected)
-    assert (adapter is not None) == order.startswith("adapter")
-    assert adapter is None or bool((adapter == 0.5).all())
+    assert len(adapters) == (8 if "adapter" in order else 0)
+    assert all(value.any() == name.endswith("lora_A") for name, value in adapters.items())
     for other, units, other_logits in run_ranks(2, build_in_order, str(path), order, inner):
-        assert all(torch.equal(other[name], value) for name, value in found.items())
+        assert all(torch.equal(other[name], value) for name, value in {**found, **adapters}.items())
         assert units == 5  # every block belongs to a group, and the root
         torch.testing.assert_close(other_logits, expected)
+
+
+def adapters_over(path: str, inner: Wrapper, outermost: str) -> dict[str, torch.Tensor]:
+    """A base of its own, and the adapters of another run, on the ranks there are."""
+    base = partial(InitializedModel, inner, partial(ComposedInitializer, "plain"))
+    from_run = partial(CheckpointedModel, checkpoint_path=path, checkpoint_loading=FSDPCheckpointLoading)
+    orders: dict[str, Wrapper] = {
+        "fsdp": partial(FSDPModel, partial(from_run, partial(adapted, base))),
+        "checkpointed": partial(from_run, partial(FSDPModel, partial(adapted, base))),
+    }
+    return whole(in_memory(orders[outermost], seed=9))
+
+
+@pytest.mark.parametrize("outermost", ["fsdp", "checkpointed"])
+@pytest.mark.parametrize("inner", [small, llama], ids=["gpt2", "llama"])
+def test_adapters_of_another_run_go_on_over_the_same_base(inner: Wrapper, outermost: str, tmp_path: Path) -> None:
+    """Its checkpoint holds adapters only; the base comes from where it would come without one."""
+    base = partial(InitializedModel, inner, partial(ComposedInitializer, "plain"))
+    other = in_memory(partial(adapted, base), seed=9)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.5)
+    path = str(save(tmp_path, step=1, model=other).path)
+    for found in [adapters_over(path, inner, outermost), *run_ranks(2, adapters_over, path, inner, outermost)]:
+        assert found.keys() == whole(other).keys()
+        assert all(torch.equal(found[name], value) for name, value in whole(other).items())
 
 
 def test_the_same_module_comes_back() -> None:
@@ -152,17 +164,21 @@ def test_initialized_takes_its_own_seed_or_the_runs() -> None:
 
 def test_initialized_leaves_alone_what_is_added_later() -> None:
     model = in_memory(partial(adapted, partial(InitializedModel, small, ComposedInitializer)))
-    assert bool((model.adapter == 0.5).all())
+    adapter = model.blocks[0].attention.qkv
+    assert not adapter.lora_B.any()
+    assert adapter.lora_A.abs().max() <= 16**-0.5
     assert abs(model.token_embedding.weight.std().item() - 0.02) < 0.003
     outer = partial(InitializedModel, partial(adapted, small), ComposedInitializer)
-    with pytest.raises(ConfigError, match="adapter"):  # ComposedInitializer has no rule for it, and says so
+    with pytest.raises(
+        ConfigError, match=r"parameter blocks\.0\.attention\.qkv\.lora_A of LoRALinear is claimed by no"
+    ):
         in_memory(outer)
 
 
 def test_a_missing_checkpoint_is_a_config_error_at_once(tmp_path: Path) -> None:
     path = str(tmp_path / "none")
     with torch.device("meta"), pytest.raises(ConfigError) as error:
-        CheckpointedModel(small, path, FileLoading)
+        CheckpointedModel(small, path, TorchCheckpointLoading)
     assert str(error.value) == f"checkpoint_path ('{path}') must exist; there is no {path}"
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from modlib.nn.losses import ChunkedCLMCrossEntropyLoss, CLMCrossEntropyLoss
 from modlib.runtime.errors import ConfigError
+from tests.models.live_memory import LiveMemory
 
 
 def test_is_the_sum_over_unmasked_targets() -> None:
@@ -65,26 +66,34 @@ def test_chunked_equals_the_whole_in_value_and_gradients(num_chunks: int) -> Non
         torch.testing.assert_close(chunked, whole)
 
 
+def test_chunked_all_masked_is_zero_with_zero_gradients() -> None:
+    hidden, weight = torch.randn(2, 5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    loss = ChunkedCLMCrossEntropyLoss(num_chunks=3).of_hidden(hidden, weight, torch.full((2, 5), -100))
+    loss.backward()
+    assert loss.item() == 0.0
+    for tensor in (hidden, weight):
+        assert tensor.grad is not None
+        assert torch.equal(tensor.grad, torch.zeros_like(tensor))
+
+
+def peak_bytes(loss: CLMCrossEntropyLoss) -> int:
+    """Most bytes alive at once in forward and backward of 512 tokens and a vocabulary of 4096."""
+    hidden, weight = torch.randn(1, 512, 16, requires_grad=True), torch.randn(4096, 16, requires_grad=True)
+    targets = torch.randint(4096, (1, 512))
+    with LiveMemory(hidden, weight, targets) as memory:
+        if isinstance(loss, ChunkedCLMCrossEntropyLoss):
+            loss.of_hidden(hidden, weight, targets).backward()
+        else:
+            loss(F.linear(hidden, weight), targets).backward()
+    return memory.peak
+
+
 def test_chunked_holds_a_fraction_of_the_logits() -> None:
-    tokens, vocab = 512, 4096
-    hidden, weight = torch.randn(1, tokens, 16, requires_grad=True), torch.randn(vocab, 16, requires_grad=True)
-    targets = torch.randint(vocab, (1, tokens))
-    largest = {}
-    for name, call in {
-        "whole": lambda: CLMCrossEntropyLoss()(F.linear(hidden, weight), targets),
-        "chunked": lambda: ChunkedCLMCrossEntropyLoss(num_chunks=16).of_hidden(hidden, weight, targets),
-    }.items():
-        saved: dict[int, int] = {}
-
-        def keep(tensor: torch.Tensor, saved: dict[int, int] = saved) -> torch.Tensor:
-            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            call()
-        largest[name] = max(saved.values())
-    assert largest["whole"] >= tokens * vocab * 4
-    assert largest["chunked"] <= largest["whole"] / 8
+    logits = 512 * 4096 * 4
+    whole, chunked = peak_bytes(CLMCrossEntropyLoss()), peak_bytes(ChunkedCLMCrossEntropyLoss(num_chunks=16))
+    assert whole > 2 * logits  # and their gradient
+    assert chunked < logits / 3
+    assert chunked < whole / 8
 
 
 def test_chunked_refuses_no_chunks() -> None:

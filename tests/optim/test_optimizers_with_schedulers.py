@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from modlib.components import component, known_components
 from modlib.config import load
 from modlib.models.gpt2 import GPT2
 from modlib.models.initialization import ComposedInitializer
+from modlib.optim.groups import DecayGroups
+from modlib.optim.schedules import DummyLR
 from tests.checkpointing.training import fingerprint
 
 ROWS = Path(__file__).parents[1] / "rows"
@@ -26,12 +29,12 @@ def names(kind: str) -> list[str]:
     return sorted(
         name
         for name, entry in known_components().items()
-        if entry.type == kind and entry.module.startswith(("modlib.optim", "torch."))
+        if entry.type == kind and entry.module.startswith(("modlib.", "torch."))
     )
 
 
 OPTIMIZERS, SCHEDULERS = names("optimizer"), names("scheduler")
-WITH_MOMENTUM = {"Adam", "AdamW", "Adamax", "NAdam", "RAdam", "Muon", "RMSprop", "SGD"}
+WITH_MOMENTUM = {"Adam", "AdamW", "Adamax", "CheckpointedOptimizer", "NAdam", "RAdam", "Muon", "RMSprop", "SGD"}
 
 
 @component("run", "optimization")
@@ -42,9 +45,11 @@ def optimization(
     return optimizer, parameter_groups, schedulers
 
 
-def gin_text(optimizer: str) -> str:
-    """The rows' own bindings of the optimizer and of all schedulers."""
-    rows = dict.fromkeys(line for name in (optimizer, *SCHEDULERS) for line in row(name))
+def gin_text(optimizer: str, assets: Path) -> str:
+    """The rows' own bindings of the optimizer and of all schedulers; {assets} holds a checkpoint of the same model."""
+    rows = dict.fromkeys(
+        line.replace("{assets}", str(assets)) for name in (optimizer, *SCHEDULERS) for line in row(name)
+    )
     return "\n".join(
         (
             *sorted(rows, key=lambda line: not line.startswith("import")),
@@ -85,12 +90,18 @@ def build(choice: tuple[Any, Any], scheduler: Any, seed: int, only_matrices: boo
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.ndim == 2 or not only_matrices)
     optimizer = choice[0](choice[1]()(model))
+    if hasattr(optimizer, "restore_state"):
+        optimizer.restore_state(model)
     return Run(model, optimizer, scheduler(optimizer))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_two_updates_with_every_scheduler(name: str, tmp_path: Path) -> None:
-    (tmp_path / "run.gin").write_text(gin_text(name))
+    if name == "CheckpointedOptimizer":
+        earlier = build((partial(torch.optim.AdamW, lr=1e-3), DecayGroups), DummyLR, 2, False)
+        earlier.step(5)
+        save(tmp_path / "earlier", step=1, model=earlier.model, optimizer=earlier.optimizer)
+    (tmp_path / "run.gin").write_text(gin_text(name, tmp_path / "earlier"))
     load([tmp_path / "run.gin"]).activate()
     optimizer, groups, schedulers = gin.get_configurable("optimization")()
     for label, scheduler in zip(SCHEDULERS, schedulers, strict=True):
@@ -112,5 +123,5 @@ def test_two_updates_with_every_scheduler(name: str, tmp_path: Path) -> None:
 def test_the_catalogue_lists_what_training_can_drive() -> None:
     gone = {"LBFGS", "SparseAdam", "ReduceLROnPlateau", "SequentialLR", "ChainedScheduler"}
     assert not gone & known_components().keys()
-    assert len(OPTIMIZERS) == 14
+    assert len(OPTIMIZERS) == 15
     assert len(SCHEDULERS) == 19

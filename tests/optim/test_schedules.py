@@ -51,7 +51,7 @@ def test_landmarks() -> None:
     assert lrs[39] > lrs[40]
 
 
-@pytest.mark.parametrize("stop", [0, 1, 6, 7, 8, 25, 40, 43])
+@pytest.mark.parametrize("stop", range(45))
 def test_resuming_at_any_step_changes_nothing(stop: int) -> None:
     expected = rates(*build(), 50)
     optimizer, scheduler = build()

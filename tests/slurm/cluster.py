@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import SESSION_VARIABLE
 from tests.launching_command import ROOT, command, metrics
 
 TESTCLUSTER = ROOT / "slurm" / "testcluster"
@@ -34,7 +35,8 @@ def ask(*words: str) -> str:
 
 
 def testcluster(*words: str) -> None:
-    subprocess.run([str(TESTCLUSTER), *words], check=True, capture_output=True, timeout=60)
+    clean = {name: value for name, value in os.environ.items() if name != SESSION_VARIABLE}  # a daemon stays
+    subprocess.run([str(TESTCLUSTER), *words], check=True, capture_output=True, timeout=60, env=clean)
 
 
 class Submitted:

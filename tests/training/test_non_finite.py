@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 
+from modlib.distributed.clipping import DummyClipper, GradientClipper, LoggingOnlyClipper
 from modlib.runtime.errors import NonFiniteError
 from modlib.training.step import require_finite, update
 from tests.training.test_plain_loop import batch, modlib_parts, small_model
 
+CLIPPERS = [
+    *(partial(GradientClipper, norm_type=norm_type) for norm_type in (1, 2, "inf")),
+    *(partial(LoggingOnlyClipper, norm_type=norm_type) for norm_type in (1, 2, "inf")),
+    DummyClipper,
+]
 
+
+@pytest.mark.parametrize("clipper", CLIPPERS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_non_finite_gradient_stops_before_the_update(value: float) -> None:
+def test_a_non_finite_gradient_stops_before_the_update(value: float, clipper: Any) -> None:
     parts = modlib_parts(small_model())
+    parts.clipper = clipper(parts.model)
     before = {name: parameter.detach().clone() for name, parameter in parts.model.named_parameters()}
     weight = parts.model.blocks[0].attention.qkv.weight
     weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), value))

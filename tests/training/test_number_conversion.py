@@ -58,6 +58,29 @@ def test_what_is_left_over_is_reported_once_or_refused(caplog: pytest.LogCapture
     ]
 
 
+SHARES = {"world_size": 2, "micro_batch_size": 5}
+WITH_A_REST: list[tuple[str, dict[str, int], int, int]] = [  # conversion, numbers, what is whole, what is left
+    ("local_num_batches_from_num_samples", {"num_samples": 2**60 + 3, **SHARES}, 2**60 // 10, 2**60 % 10 + 3),
+    ("local_num_batches_from_num_tokens", {"num_tokens": 1234, "seq_len": 10, **SHARES}, 12, 34),
+    ("num_samples_from_num_tokens", {"num_tokens": 1234, "seq_len": 100}, 12, 34),
+    ("num_steps_from_num_samples", {"num_samples": 1234, "grad_accum_steps": 4, **SHARES}, 30, 34),
+    ("num_steps_from_num_tokens", {"num_tokens": 1234, "seq_len": 3, "grad_accum_steps": 4, **SHARES}, 10, 34),
+]
+
+
+@pytest.mark.parametrize(("name", "numbers", "whole", "left"), WITH_A_REST)
+def test_no_conversion_drops_a_rest_in_silence(
+    name: str, numbers: dict[str, int], whole: int, left: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, logger="modlib"):
+        assert getattr(conversions, name)(**numbers) == whole
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{name}: num_")
+    assert message.endswith(f"; {left} are left over and not counted")
+    with pytest.raises(ConfigError, match=rf"^{name}: num_.* must be a multiple of "):
+        getattr(conversions, name)(**numbers, leftover="error")
+
+
 def test_numbers_out_of_range_are_all_named() -> None:
     with pytest.raises(ConfigError) as caught:
         conversions.num_steps_from_num_samples(num_samples=-1, world_size=0, micro_batch_size=2)
