@@ -41,12 +41,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    run_slow = config.getoption("--run_slow") or "slow" in config.getoption("-m")
+    markers = config.getoption("-m")
+    run_slow = config.getoption("--run_slow") or "slow" in markers
     reasons: dict[str, str | None] = {"slow": None if run_slow else "slow; run with -m slow or --run_slow"}
     for item in items:
         for marker, reason_of in (("gpu", _no_gpu), ("slurm", _no_slurm)):
             if item.get_closest_marker(marker) and marker not in reasons:
-                reasons[marker] = reason_of()
+                # jobs of tests that run at once would meet on the one cluster
+                alone = marker != "slurm" or "slurm" in markers
+                reasons[marker] = reason_of() if alone else "submits to a SLURM cluster; run with -m slurm -n 0"
         for marker, reason in reasons.items():
             if reason and item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -19,13 +20,10 @@ def _clean_cluster() -> Iterator[None]:
 
 def _settle() -> None:
     """Cancel every job, bring every node back, wait until all are idle."""
-    ids = ask("squeue", "-h", "-o", "%i").split()
-    if ids:
-        ask("scancel", *ids)
-        time.sleep(0.5)
-        left = ask("squeue", "-h", "-o", "%i").split()
-        if left:
-            ask("scancel", "--signal=KILL", "--full", *left)
+    for number in ("", "--signal=KILL"):  # the second for what takes its time to save
+        if ids := ask("squeue", "-h", "-o", "%i").split():
+            subprocess.run(["scancel", *filter(None, [number]), *ids], capture_output=True, timeout=60)
+            time.sleep(0.5)
     wait_for("an empty queue", lambda: not ask("squeue", "-h", "-o", "%i").split(), 90)
     for node in NODES:
         if "idle" not in ask("sinfo", "-h", "-n", node, "-o", "%T"):

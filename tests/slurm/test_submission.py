@@ -156,7 +156,7 @@ def test_status_queue_and_cancel_know_the_job(tmp_path: Path) -> None:
     assert "running" in modlib("status", "run")
     assert run.job_id in modlib("status", "run")
     assert "run" in modlib("queue")
-    assert "node1" in modlib("ls")
+    assert "node[1-2]" in modlib("ls")
     assert "train step=2/40" in modlib("logs", "run", "--lines", "200")
     modlib("cancel", "run")
     assert run.wait_until_over() == "CANCELLED"
