@@ -4,7 +4,7 @@ eval "$(slurm/testcluster env)" && python benchmarks/slurm.py [--rounds 5] [--on
 
 submit: seconds of `launch.py` until the job is in the queue; the goal is 10 s.
 start: seconds from the attempt's begin to the first logged step of a run that continues, against a bare start on the
-    same nodes (srun, import torch, join a gloo group, build the model, FSDP, one step); the goal is at most 1.5 times that.
+    same nodes (srun, import torch, join a gloo group, build the model, FSDP, one step); the goal is at most 1.5 times it.
 save: GPT-2 124M on four ranks: from SIGTERM to the committed checkpoint and the end of the ranks; KillWait is 30 s.
 """
 
@@ -133,7 +133,7 @@ def save(runs: Path, rounds: int) -> None:
         (saved,) = (run / "checkpoints").glob("step-*")
         durable = saved.stat().st_ctime - sent
         print(
-            f"{saved.name} committed {durable:.1f} s after SIGTERM, the job's end recorded after {ended - sent:.1f} s"
+            f"{saved.name} committed {durable:.1f} s after SIGTERM, the end after {ended - sent:.1f} s"
         )
         seconds.append(ended - sent)
         cancel(run)
