@@ -4,7 +4,7 @@ eval "$(slurm/testcluster env)" && python benchmarks/slurm.py [--rounds 5] [--on
 
 submit: seconds of `launch.py` until the job is in the queue; the goal is 10 s.
 start: seconds from the attempt's begin to the first logged step of a run that continues, against a bare start on the
-    same nodes (srun, import torch, join a gloo group, build the model, FSDP, one step); the goal is at most 1.5 times it.
+    same nodes (srun, import torch, join a gloo group, build the model, FSDP, one step); goal: at most 1.5 times it.
 save: GPT-2 124M on four ranks: from SIGTERM to the committed checkpoint and the end of the ranks; KillWait is 30 s.
 """
 
