@@ -249,7 +249,7 @@ class RunFolder:
         not renewed its lease for longer than clocks may differ.
         """
         path = self.path / "lease.json"
-        holder = _lease(path)
+        holder = _read_json(path)
         try:
             renewed = path.stat().st_mtime
         except OSError:
