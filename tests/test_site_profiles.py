@@ -95,3 +95,9 @@ def test_ranks_of_amd_sites_are_bound_to_the_cores_next_to_their_gpu() -> None:
     masks = [int(mask, 16) for mask in place.srun_options["cpu-bind"].removeprefix("mask_cpu:").split(",")]
     assert [mask.bit_count() for mask in masks] == [7] * 8
     assert sum(masks) == 0xFEFE_FEFE_FEFE_FEFE, "no core twice, and none of the eight that the system keeps"
+
+
+def test_the_page_about_clusters_lists_every_profile() -> None:
+    rows = [line for line in (ROOT / "docs" / "clusters.md").read_text().splitlines() if line.startswith("| `")]
+    listed = {row.split("`")[1] for row in rows if row.split("`")[1].endswith(".gin")}
+    assert listed == {path.name for path in PROFILES} - {"default.gin"}
