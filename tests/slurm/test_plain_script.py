@@ -37,23 +37,23 @@ def sbatch(folder: Path, *params: str) -> tuple[Plain, str]:
 
 
 def test_a_plain_job_is_queued_again_on_a_signal_and_trains_to_the_end(tmp_path: Path) -> None:
-    run, job = sbatch(tmp_path, "NUM_STEPS=60")
+    run, job = sbatch(tmp_path, "NUM_STEPS=120")
     run.wait_for_step(5)
     assert run.job_ids == [job], "status, cancel and queue know it"
     assert f"job {job}" in modlib("status", run.path).stdout
     ask("scancel", "--signal=USR2", job)
     run.wait_for_status("queued")
     stopped_at = run.state["step"]
-    assert 5 <= stopped_at < 60
+    assert 5 <= stopped_at < 120
     assert run.wait_until_over(job) == "COMPLETED", run.log()
     assert run.state["status"] == "finished"
     assert (run.attempts, run.job_ids) == (2, [job])
-    assert run.steps == list(range(1, 61))
+    assert run.steps == list(range(1, 121))
     assert f"job {job} is queued again; it continues from step {stopped_at}" in run.log()
 
 
 def test_a_plain_job_that_may_not_be_queued_again_submits_its_successor(tmp_path: Path) -> None:
-    run, job = sbatch(tmp_path, "NUM_STEPS=60", "Slurm.requeue=False")
+    run, job = sbatch(tmp_path, "NUM_STEPS=120", "Slurm.requeue=False")
     run.wait_for_step(5)
     ask("scancel", "--signal=USR2", job)
     run.wait_for_status("queued")
@@ -64,5 +64,5 @@ def test_a_plain_job_that_may_not_be_queued_again_submits_its_successor(tmp_path
     assert first == job != successor
     assert run.wait_until_over(successor) == "COMPLETED"
     assert run.attempts == 2
-    assert run.steps == list(range(1, 61))
+    assert run.steps == list(range(1, 121))
     assert f"job {job} may not be queued again; its successor, job {successor}, continues from step" in run.log()
