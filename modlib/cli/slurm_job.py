@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
-import tempfile
 from pathlib import Path
 
 from modlib.cli.report import error_text
 from modlib.launching.batch_job import begin, end
+from modlib.runtime import durable
 from modlib.runtime.errors import EXIT_OK, ModlibError
 from modlib.runtime.logs import start_logging
 from modlib.runtime.run_folder import RunFolder
 
 
 def main() -> None:
-    """`prepare` makes the run folder from the config on stdin, where there is none yet; `begin` prints shell lines for
-    the script to evaluate; `end` exits with the job's exit code.
+    """`prepare` makes the run folder from the config on stdin, or sees that it is the same run; `begin` prints shell
+    lines for the script to evaluate; `end` exits with the job's exit code.
     """
     for number in (signal.SIGTERM, signal.SIGUSR2):  # sent to the whole job; this process has to finish its work
         signal.signal(number, signal.SIG_IGN)
@@ -45,15 +46,20 @@ def main() -> None:
 
 
 def _prepare(run: RunFolder, config_text: str) -> None:
-    if run.config_path.is_file():
-        return
+    """Do for a script without submitit what submitting does elsewhere: run folder, config, the job's number."""
     from modlib.config import load
     from modlib.launching.prepare import prepare
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.gin"
-        path.write_text(config_text)
-        prepare(load([path]), runs_dir=run.path.parent, name=run.name)
+    run.create()
+    brought = run.path / "script.gin"
+    durable.atomic_write_text(brought, config_text)
+    prepare(load([brought]), runs_dir=run.path.parent, name=run.name)
+    slurm, job_id = run.read().get("slurm", {}), os.environ["SLURM_JOB_ID"]
+    job_ids = slurm.get("job_ids", [])
+    if job_id not in job_ids:  # somebody called sbatch; neither queued again nor a successor
+        run.update(
+            executor="slurm", slurm={**slurm, "job_ids": [*job_ids, job_id], "attempts_before": run.num_attempts}
+        )
 
 
 if __name__ == "__main__":

@@ -53,9 +53,10 @@ class JobScript:
         container = self.slurm.container
         if container is None:
             return self.python
-        if Path(container).suffix != ".sif":  # a command prefix of the user's
+        if len(shlex.split(container)) > 1 or Path(container).suffix != ".sif":  # a command prefix of the user's
             return f"{container} {shlex.quote(self.slurm.python or 'python3')}"
-        binds = sorted({str(self.working_directory), *(str(run.parent) for run in self.runs)})
+        folders = {self.working_directory, *(run.parent for run in self.runs), *self.code_paths}
+        binds = sorted(str(folder) for folder in folders if folders.isdisjoint(folder.parents))
         gpus = ["--nv"] if self.slurm.gpus_per_node else []
         words = ["apptainer", "exec", *gpus, "--bind", ",".join(binds), container, self.slurm.python or "python3"]
         return shlex.join(words)
@@ -111,10 +112,11 @@ class JobScript:
                 "",
                 *before[:-1],
                 f"export MODLIB_SCRIPT={shlex.quote(str(run / 'sbatch.sh'))}",
-                'mkdir -p "$MODLIB_RUN" && cp "$0" "$MODLIB_SCRIPT" || exit 4  # for a successor, should it need one',
+                "unset MODLIB_CODE  # of another job, where this one was submitted from inside it",
                 f"{self.python} -m modlib.cli.slurm_job prepare \"$MODLIB_RUN\" <<'CONFIG' || exit $?",
                 config_text.rstrip(),
                 "CONFIG",
+                'cp "$0" "$MODLIB_SCRIPT" || exit 4  # for a successor, should it need one',
                 before[-1],
                 "",
                 f'{srun} {self.rank_python} -m {TASK} "$MODLIB_RUN"',
