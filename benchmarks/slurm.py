@@ -132,9 +132,7 @@ def save(runs: Path, rounds: int) -> None:
         ended = wait(lambda run=run: (run / "attempts" / "0001" / "exit.json").exists())
         (saved,) = (run / "checkpoints").glob("step-*")
         durable = saved.stat().st_ctime - sent
-        print(
-            f"{saved.name} committed {durable:.1f} s after SIGTERM, the end after {ended - sent:.1f} s"
-        )
+        print(f"{saved.name} committed {durable:.1f} s after SIGTERM, the end after {ended - sent:.1f} s")
         seconds.append(ended - sent)
         cancel(run)
     show("GPT-2 124M: SIGTERM to saved and ended", seconds, "KillWait: 30 s")
