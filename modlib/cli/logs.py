@@ -19,14 +19,16 @@ BLOCK_BYTES = 64 << 10
 
 def command(
     run: RunArgument,
-    rank: Annotated[int, typer.Option("--rank", help="Whose log.")] = 0,
+    rank: Annotated[
+        int | None, typer.Option("--rank", help="Whose log. Default: what a cluster's job printed, else rank 0's.")
+    ] = None,
     attempt: Annotated[
         int | None, typer.Option("--attempt", help="Of which start of the run, from 1. Default: the last.")
     ] = None,
     lines: Annotated[int, typer.Option("--lines", help="Last lines to print; 0: all.")] = 100,
     runs_dir: RunsDir = Path("runs"),
 ) -> None:
-    """Print the log of one rank of a run; its path goes to stderr."""
+    """Print the log of a run or of one of its ranks; its path goes to stderr."""
     with reported():
         if lines < 0:
             raise ConfigError(f"--lines ({lines}) must be at least 0; 0 prints all")
@@ -40,8 +42,8 @@ def command(
             print("is empty: this rank had nothing to say but its metrics", file=sys.stderr)
 
 
-def log_file(run: RunFolder, rank: int, attempt: int | None) -> Path:
-    """The log of a rank.
+def log_file(run: RunFolder, rank: int | None, attempt: int | None) -> Path:
+    """The log of a rank; without one, the log of the job or of rank 0.
 
     Raises:
         RunFolderError: There is none; the text names those that there are.
@@ -53,6 +55,9 @@ def log_file(run: RunFolder, rank: int, attempt: int | None) -> Path:
     if not 1 <= number <= last:
         raise RunFolderError(f"--attempt ({number}) must be one of {run.name}'s, 1 to {last}")
     chosen = Attempt(number, run.attempts_path / f"{number:04d}")
+    if rank is None and chosen.job_log_path.is_file():
+        return chosen.job_log_path
+    rank = rank or 0
     path = chosen.log_path(rank)
     if not path.is_file():
         found = sorted(chosen.logs_path.glob("rank-*.out"), key=lambda each: (len(each.name), each.name))

@@ -55,6 +55,9 @@ def begin(run: RunFolder) -> dict[str, str] | None:
             job={"id": job_id, "restart": restart, "hosts": list(dict.fromkeys(hosts)), "rendezvous": rendezvous},
         )
     facts = scontrol.job_facts(job_id)
+    if facts.log is not None:
+        with contextlib.suppress(OSError):  # where links are not to be had, the log is only further away
+            attempt.job_log_path.symlink_to(os.path.relpath(facts.log, attempt.logs_path.resolve()))
     return {
         "MODLIB_ATTEMPT": str(attempt.number),
         "MODLIB_HOSTS": ",".join(hosts),

@@ -27,12 +27,14 @@ class JobFacts:
         restarts: How often it was queued again, one that is under way included.
         preempted: Another job takes its nodes.
         end_time: Unix time of its time limit; None when unknown.
+        log: What the job prints into; None when unknown.
     """
 
     ending: bool = False
     restarts: int = 0
     preempted: bool = False
     end_time: float | None = None
+    log: str | None = None
 
     @property
     def out_of_time(self) -> bool:
@@ -55,6 +57,7 @@ def parse_job(text: str) -> JobFacts:
         restarts=int(fields.get("Restarts", "0")),
         preempted=fields.get("PreemptTime", "None") not in ("None", "N/A", ""),
         end_time=_end(start, limit),
+        log=fields.get("StdOut"),
     )
 
 

@@ -70,6 +70,11 @@ class Attempt:
         """Log file of one rank."""
         return self.logs_path / f"rank-{rank}.out"
 
+    @property
+    def job_log_path(self) -> Path:
+        """Link to what a cluster's job printed; not there for attempts on this machine."""
+        return self.logs_path / "job.out"
+
     def error_path(self, rank: int) -> Path:
         """Where a failing rank records its error for the launcher."""
         return self.logs_path / f"rank-{rank}.error.json"
