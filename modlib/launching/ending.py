@@ -14,10 +14,12 @@ from modlib.runtime.run_folder import Attempt
 
 MOST_LOG_LINES = 20
 MOST_LOG_BYTES = 16 << 10
+NO_FAILURE = (None, EXIT_OK, EXIT_PREEMPTED)
 # what gloo and NCCL say in a rank whose peer is gone
 LOST_PEER = re.compile(
     "Connection (closed|reset) by peer|gloo/transport|Broken pipe|NCCL (communicator|error)|remote process exited"
-    "|DistNetworkError|DistBackendError|Socket Timeout"
+    "|DistNetworkError|DistBackendError|Socket Timeout",
+    re.IGNORECASE,
 )
 
 
@@ -51,10 +53,11 @@ def ending(
     """
     if interrupted:
         return EXIT_INTERRUPTED, "interrupted twice: stopped now, without saving"
-    failures = [end for end in ends if end.code not in (EXIT_OK, EXIT_PREEMPTED) and not end.by_launcher]
+    failures = [end for end in ends if _failed(attempt, end)]
     if failures:
         first = min(failures, key=lambda end: _order(attempt, end))
-        return (first.code if first.code > 0 else 1), _failure_text(attempt, first)
+        code = int(_record(attempt, first.rank).get("exit_code", first.code))
+        return (code if code > 0 else 1), _failure_text(attempt, first)
     why = "another rank stopped" if stop_signal is None else stop_signal.name
     killed = [end.rank for end in ends if end.code == -signal.SIGKILL]
     if killed:
@@ -98,6 +101,13 @@ def first_failure(attempt: Attempt) -> Failure | None:
     code, hosts = int(first["exit_code"]), tuple(first.get("hosts", ()))
     text = _failure_text(attempt, RankEnd(int(first["rank"]), code, 0.0))
     return Failure(text, code, bool(hosts) or code == EXIT_HANG or _lost_peer(first), hosts)
+
+
+def _failed(attempt: Attempt, end: RankEnd) -> bool:
+    """Whether a rank failed by itself: also one that has recorded its error and was killed while it ended."""
+    if end.by_launcher:
+        return _record(attempt, end.rank).get("exit_code") not in NO_FAILURE
+    return end.code not in (EXIT_OK, EXIT_PREEMPTED)
 
 
 def _order(attempt: Attempt, end: RankEnd) -> tuple[bool, float]:

@@ -39,6 +39,7 @@ def test_the_first_job_makes_the_run_folder_and_is_known_there(tmp_path: Path) -
     assert (run / "script.gin").is_file(), "the file that provenance names stays"
 
 
+@pytest.mark.slow
 def test_a_job_that_is_queued_again_is_not_a_new_submission_and_another_job_is(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for _ in range(2):

@@ -32,6 +32,7 @@ def test_kill_9_of_the_launcher_and_restart(undisturbed: Path, tmp_path: Path) -
     assert numbers(tmp_path / "run") == numbers(undisturbed)
 
 
+@pytest.mark.slow
 def test_stop_at_two_processes_and_continue_with_one(undisturbed: Path, tmp_path: Path) -> None:
     arguments = ("--runs_dir", str(tmp_path), "--name", "run")
     with started(TINY, TWO, *arguments) as process:

@@ -34,7 +34,8 @@ def test_the_captioners_run_evaluates_and_shows_captions(tmp_path: Path) -> None
     assert all(re.fullmatch(r"right: a .*|wrong: .* \(it is a .*\)", caption) for caption in captions)
 
 
-@pytest.mark.parametrize("remainder", ["drop", pytest.param("carry", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("remainder", ["drop", "carry"])
 def test_so_many_epochs_and_no_more_also_after_a_kill(tmp_path: Path, small_corpus: Path, remainder: str) -> None:
     """101 windows at 8 a step: 12 steps in an epoch and a rest. Killed in the second epoch, and as if it were not."""
     params = [f"DATA='{small_corpus}'", f"VAL_DATA='{small_corpus}'", "MICRO_BATCH_SIZE=8", "train.sample=None"]

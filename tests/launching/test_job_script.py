@@ -84,7 +84,9 @@ def test_each_element_of_an_array_has_its_own_run(tmp_path: Path) -> None:
 
 def test_ranks_run_in_the_container_and_the_rest_outside() -> None:
     made = script(Slurm(container="/images/modlib.sif", gpus_per_node=4, python=None))
-    assert made.rank_python.startswith("apptainer exec --nv --bind /home/me,/runs /images/modlib.sif python3")
+    assert made.rank_python.startswith(
+        "apptainer exec --nv --bind /code/project,/home/me,/runs /images/modlib.sif python3"
+    )
     assert "apptainer" not in "\n".join([*made.before(), *made.after()])
     own = script(Slurm(container="podman-hpc run --rm image"))
     assert own.rank_python == "podman-hpc run --rm image python3"
