@@ -90,6 +90,18 @@ def test_a_node_without_power_is_survived_too(undisturbed: Path, tmp_path: Path)
     assert numbers(run.path) == numbers(undisturbed)
 
 
+def test_a_host_that_hangs_is_named_and_kept_off_the_next_attempt(undisturbed: Path, tmp_path: Path) -> None:
+    hangs = "Slurm.environment={'GLOO_SOCKET_IFNAME': 'eth0', 'PACED_HANGS_ON': 'node2', 'MODLIB_MEET_TIMEOUT_S': '15'}"
+    run = submit(PACED, [*paced(0.0), hangs], runs_dir=tmp_path, name="run")
+    assert run.wait_until_over(timeout_s=240) == "COMPLETED", run.log()
+    assert "rank 2, 3 (host node2) did not reach the rendezvous within 15 s" in run.log()
+    assert "the next attempt keeps off node2" in run.log()
+    assert run.attempts == 2
+    assert run.state["excluded_hosts"] == ["node2"]
+    assert "node2" not in run.state["job"]["hosts"]
+    assert numbers(run.path) == numbers(undisturbed)
+
+
 def test_a_killed_rank_is_a_crash_that_continues(undisturbed: Path, tmp_path: Path) -> None:
     run = submit(PACED, paced(0.3), runs_dir=tmp_path, name="run")
     run.wait_for_step(9)
@@ -124,14 +136,16 @@ def test_an_error_of_its_own_class_is_the_jobs_exit_code(tmp_path: Path) -> None
     assert run.state["exit_code"] == 5
 
 
-def test_a_cancelled_job_is_saved_and_not_queued_again(tmp_path: Path) -> None:
-    run = submit(PACED, paced(0.3), runs_dir=tmp_path, name="run")
+def test_a_cancelled_job_is_saved_and_not_queued_again_and_leaves_no_process(tmp_path: Path) -> None:
+    params = [*paced(0.3), "DataLoader.num_workers=2"]
+    run = submit([PACED, "tracking/wandb.gin"], params, runs_dir=tmp_path, name="run")
     reached = run.wait_for_step(4)
     ask("scancel", run.job_id)
     assert run.wait_until_over() == "CANCELLED"
     run.wait_for_status("cancelled")
     assert ask("squeue", "-h").strip() == ""
     assert run.state["step"] >= reached
+    wait_for("the end of all its processes", lambda: not processes_of(run), 30)
     assert (run.path / "checkpoints" / f"step-{run.state['step']:08d}").is_dir()
 
 
@@ -169,6 +183,19 @@ def test_three_attempts_without_progress_stop(tmp_path: Path) -> None:
         "3 attempts in a row saved no step beyond 0, so run run is not queued again; look for why in "
     )
     assert last.endswith(f"continue with: modlib resume {run.path}")
+
+
+def processes_of(run: Submitted) -> list[str]:
+    """Ranks, data workers, W&B: whatever has inherited the job's environment."""
+    mark = f"MODLIB_RUN={run.path}\0".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in path.read_bytes():
+                found.append((path.parent / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
 
 
 def _ranks(run: Submitted) -> list[str]:
