@@ -13,7 +13,7 @@ from modlib.cli.slurm_run import job_script, plain_script
 from modlib.config import Config
 from modlib.launching.local import Local
 from modlib.launching.slurm import Slurm
-from modlib.launching.submission import test_only
+from modlib.launching.submission import slurm_would_take
 from modlib.runtime import durable
 from modlib.tracking.banner import start_banner
 
@@ -32,8 +32,8 @@ def show_plan(
     script = answer = None
     if isinstance(place, Slurm):
         run_path = (runs_dir / plan.run_name).resolve()
-        script = job_script(config, place, run_path)
-        answer = test_only(script)
+        script = job_script(place, run_path)
+        answer = slurm_would_take(script)
     if as_json:
         print(json.dumps(plan.to_json() | ({} if script is None else {"sbatch": script, "slurm": answer}), indent=1))
     else:

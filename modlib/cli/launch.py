@@ -60,11 +60,14 @@ def launch(
     ] = None,
     sweep_seed: Annotated[int, typer.Option("--sweep_seed", help="Of the random points.")] = 0,
 ) -> None:
-    """Train the experiment that the gin files describe; the same command continues it after an interruption."""
+    """Train the experiment that the gin files describe, here or on a cluster; the same command continues it."""
     with reported():
         for flag, given in (("--json", as_json), ("--write_script", write_script)):
             if given and not dry_run:
                 raise typer.BadParameter(f"{flag} goes with --dry_run")
+        for flag, given in (("--chain", chain > 1), ("--follow", follow), ("--write_script", write_script)):
+            if given and sweep:
+                raise typer.BadParameter(f"{flag} does not go with --sweep")
         if sweep_samples is not None and not sweep:
             raise typer.BadParameter("--sweep_samples goes with --sweep")
         if sweep:
@@ -96,6 +99,9 @@ def launch(
             show_plan(config, place, runs_dir, name, as_json=as_json, write_script=write_script)
             return
         if isinstance(place, planning.Local):
+            for flag, given in (("--chain", chain > 1), ("--follow", follow)):
+                if given:
+                    raise typer.BadParameter(f"{flag} goes with --executor slurm")
             from modlib.cli.local_run import train_here
 
             code = train_here(config, place, runs_dir=runs_dir, name=name, resume=resume)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import shlex
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +21,10 @@ from modlib.launching.prepare import SOURCE, Resume, prepare
 from modlib.launching.scheduler import JobState, job_states
 from modlib.launching.slurm import Slurm
 from modlib.launching.snapshot import take_snapshot
-from modlib.launching.submission import submit, submitit_text
+from modlib.launching.submission import submit, submitit_text, uninterrupted
 from modlib.launching.sweep import Sweep, pending_points
 from modlib.runtime import durable
-from modlib.runtime.errors import EXIT_OK, RunFolderError
+from modlib.runtime.errors import EXIT_OK, ConfigError, RunFolderError
 from modlib.runtime.logs import start_logging
 from modlib.runtime.run_folder import RunFolder
 from modlib.tracking.banner import start_banner
@@ -43,6 +46,7 @@ def submit_run(
     """Plan, prepare the run folder, announce, submit; the job does the rest. Returns the exit code."""
     start_logging()
     plan = plan_run(config, slurm, runs_dir, name, make_data=True)
+    _require_idle(RunFolder(runs_dir / plan.run_name))  # a job that waits keeps the config that it was submitted with
     run = prepare(config, runs_dir=runs_dir, name=name, resume=resume, needed_bytes=plan.checkpoint_bytes)
     run = RunFolder(run.path.resolve())  # the job starts elsewhere
     console = Console(stderr=True)
@@ -50,7 +54,6 @@ def submit_run(
     if state.get("status") == "finished" and state.get("step", 0) >= plan.num_steps:
         console.print(f"run {run.name} is finished: {state['step']} steps are done and saved in {run.path}")
         return EXIT_OK
-    _require_idle(run)
     run.update(num_steps=plan.num_steps, checkpoint_bytes=plan.checkpoint_bytes)
     console.print(start_banner(dataclasses.replace(plan, start_step=state.get("step", 0))))
     ids = _queue([run], config, slurm, RunFolder(run.path), chain)
@@ -65,9 +68,10 @@ def submit_sweep(sweep: Sweep, plans: Mapping[str, Plan], slurm: Slurm, resume: 
     start_logging()
     console = Console(stderr=True)
     runs = []
-    for point in pending_points(sweep):
-        run = RunFolder(point.run.path.resolve())
-        if job := _active_job(run):
+    pending = {point.name: RunFolder(point.run.path.resolve()) for point in pending_points(sweep)}
+    states = job_states([job_id for run in pending.values() for job_id in _job_ids(run)])
+    for point, run in ((point, pending[point.name]) for point in sweep.points if point.name in pending):
+        if job := _active(run, states):
             console.print(f"{point.name} is {job.state.lower()} as job {job.job_id} already", highlight=False)
             continue
         plan, config = plans[point.name], sweep.configs[point.name]
@@ -104,6 +108,11 @@ def _queue(runs: list[RunFolder], config: Config, slurm: Slurm, place: RunFolder
         place: Where the snapshot and submitit's files go: the run's folder, or the sweep's.
         chain: Jobs one after the other.
     """
+    if os.pathsep in str(place.path):
+        raise ConfigError(
+            f"runs_dir ({place.path.parent}) must not hold '{os.pathsep}', since the job's PYTHONPATH leads into it; "
+            "choose another --runs_dir"
+        )
     snapshot = take_snapshot(place, config)
     folder = place.path / SUBMITIT
     array_file = folder / f"runs-{uuid.uuid4().hex[:8]}.txt" if len(runs) > 1 else None
@@ -113,28 +122,34 @@ def _queue(runs: list[RunFolder], config: Config, slurm: Slurm, place: RunFolder
     paths = [run.path for run in runs]
     script = JobScript(slurm, place.name, paths, snapshot.python_paths, snapshot.path, Path.cwd(), folder, array_file)
     before = [run.read() for run in runs]
-    for run in runs:
-        run.update(
-            status="queued",
-            executor="slurm",
-            world_size=slurm.world_size,
-            slurm={"job_ids": [], "attempts_before": run.num_attempts, "code": snapshot.sha256},
-        )
-    try:
-        ids = submit(script, run_task, chain)
-    except BaseException:
-        for run, state in zip(runs, before):
-            run.update(status=state.get("status"), slurm=state.get("slurm", {}))
-        raise
-    for number, run in enumerate(runs):
-        run.update(slurm={**run.read()["slurm"], "job_ids": ids if len(runs) == 1 else ids[number :: len(runs)]})
+    with uninterrupted():
+        for run in runs:
+            submitted = {
+                "job_ids": [],
+                "attempts_before": run.num_attempts,
+                "code": snapshot.sha256,
+                "config_sha256": hashlib.sha256(run.config_path.read_bytes()).hexdigest(),
+            }
+            run.update(
+                status="queued", executor="slurm", world_size=slurm.world_size, excluded_hosts=[], slurm=submitted
+            )
+        try:
+            ids = submit(script, run_task, chain)
+        except BaseException:
+            for run, state in zip(runs, before):
+                run.update(status=state.get("status"), slurm=state.get("slurm", {}))
+            raise
+        for number, run in enumerate(runs):
+            run.update(slurm={**run.read()["slurm"], "job_ids": ids[number :: len(runs)]})
     return ids
 
 
-def job_script(config: Config, slurm: Slurm, run_path: Path) -> str:
+def job_script(slurm: Slurm, run_path: Path) -> str:
     """The script that `submit_run` would hand to sbatch, but for the folder of the snapshot, which is not taken yet."""
     code = run_path / "code" / "SNAPSHOT"
-    return submitit_text(JobScript(slurm, run_path.name, [run_path], [code], code, Path.cwd(), run_path / SUBMITIT))
+    return submitit_text(
+        JobScript(slurm, run_path.name, [run_path], [code / "project"], code, Path.cwd(), run_path / SUBMITIT)
+    )
 
 
 def plain_script(config: Config, slurm: Slurm, run_path: Path) -> str:
@@ -150,26 +165,31 @@ def plain_script(config: Config, slurm: Slurm, run_path: Path) -> str:
 
 
 def _submitted(run: RunFolder, ids: list[str]) -> str:
+    where = shlex.quote(str(run.path))
     chain = f", then {', '.join(ids[1:])}," if len(ids) > 1 else ""
     return (
         f"job {ids[0]}{chain} is queued for run {run.name}\n"
         f"  log      {run.path / SUBMITIT / f'{ids[0]}_0_log.out'}\n"
-        f"  watch    modlib follow {run.path}\n"
-        f"  status   modlib status {run.path}\n"
-        f"  cancel   modlib cancel {run.path}"
+        f"  watch    modlib follow {where}\n"
+        f"  status   modlib status {where}\n"
+        f"  cancel   modlib cancel {where}"
     )
 
 
 def _require_idle(run: RunFolder) -> None:
     """Refuse a second job for a run that one is queued for."""
-    if job := _active_job(run):
+    ids = _job_ids(run)
+    if job := _active(run, job_states(ids) if ids else {}):
         raise RunFolderError(
             f"run {run.name} must have one job at a time, but job {job.job_id} is {job.state.lower()}; "
-            f"wait for it, or end it with: modlib cancel {run.path}"
+            f"wait for it, or end it with: modlib cancel {shlex.quote(str(run.path))}"
         )
 
 
-def _active_job(run: RunFolder) -> JobState | None:
+def _job_ids(run: RunFolder) -> list[str]:
+    return list(run.read().get("slurm", {}).get("job_ids", []))
+
+
+def _active(run: RunFolder, states: Mapping[str, JobState]) -> JobState | None:
     """The run's job that waits or runs."""
-    ids = run.read().get("slurm", {}).get("job_ids", [])
-    return next((state for state in job_states(ids).values() if state.active), None) if ids else None
+    return next((states[one] for one in _job_ids(run) if one in states and states[one].active), None)

@@ -34,20 +34,23 @@ def run_task(run_path: str) -> None:
     run = RunFolder(Path(run_path))
     attempt = run.attempt(int(os.environ["MODLIB_ATTEMPT"]))
     start_logging(rank=rank, world_size=size, log_file=attempt.log_path(rank))
-    # before torch is imported: a signal in these seconds counts too
-    with _stop_request(attempt.stacks_path(rank)) as stop:
-        try:
-            from modlib.cli.worker import work
-            from modlib.config import load
+    # before torch is imported, since a signal in these seconds counts too; and to the process's end, since submitit's
+    # own handlers would come back
+    stop = _stop_request(attempt.stacks_path(rank)).install()
+    try:
+        from modlib.cli.worker import work
+        from modlib.config import load
 
-            with run.lock() if rank == 0 else nullcontext():
-                outcome = work(load([run.config_path]), run, attempt, stop)
-                if rank == 0:
-                    run.update(status=outcome.reason)
-        except BaseException as error:
-            code = report_error(error, record_path=attempt.error_path(rank), rank=rank)
-            if code != EXIT_OK:
-                sys.exit(code)
+        with run.lock() if rank == 0 else nullcontext():
+            if rank == 0:
+                run.update(pid=os.getpid(), host=_hosts()[0])
+            outcome = work(load([run.config_path]), run, attempt, stop)
+            if rank == 0:
+                run.update(status=outcome.reason)
+    except BaseException as error:
+        code = report_error(error, record_path=attempt.error_path(rank), rank=rank)
+        if code != EXIT_OK:
+            sys.exit(code)
 
 
 def _hosts() -> list[str]:

@@ -54,6 +54,7 @@ def run_sweep(
     """
     sweep = plan_sweep(flags, gin_files, gin_params, runs_dir=runs_dir, name=name, num_samples=num_samples, seed=seed)
     plans = check(sweep, sweep.points if dry_run else pending_points(sweep), executor)
+    slurm = _slurm(sweep, executor)
     for note in sweep.notes:
         _say(note)
     if dry_run:
@@ -62,7 +63,6 @@ def run_sweep(
     sweep.make_folder()
     with RunFolder(sweep.folder).lock():
         sweep.write()
-        slurm = _slurm(sweep, executor)
         if slurm is not None:
             from modlib.cli.slurm_run import submit_sweep
 

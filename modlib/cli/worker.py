@@ -59,8 +59,6 @@ def _check_hosts(world: World, run: RunFolder) -> None:
     Raises:
         ClusterError: What they have would spoil the run.
     """
-    if world.size == 1:
-        return
     started = time.monotonic()
     cores = os.environ.get("SLURM_CPUS_PER_TASK")
     findings = preflight(
@@ -72,6 +70,7 @@ def _check_hosts(world: World, run: RunFolder) -> None:
     if world.rank == 0:
         for finding in findings:
             logger.warning("preflight: %s", finding.what)
+    if world.rank == 0 and world.size > 1:
         hosts = ", ".join(dict.fromkeys(world.meeting.hosts)) if world.meeting else ""
         logger.info("preflight of %d ranks on %s took %.1f s", world.size, hosts, time.monotonic() - started)
     raise_on_fatal(findings)

@@ -8,12 +8,17 @@ the run folder and what SLURM says about the job.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
+import shlex
 import socket
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import modlib
 from modlib.launching import scontrol
 from modlib.launching.ending import Failure, first_failure
 from modlib.launching.progress_guard import NoProgressError, require_progress
@@ -25,6 +30,7 @@ from modlib.runtime.run_folder import RunFolder
 FIRST_PORT, LAST_PORT = 20000, 29999  # below the ephemeral range, which starts at 32768
 PORTS_PER_JOB = 8  # the rendezvous may take the next one, where the first was taken meanwhile
 KILL_MARGIN_S = 5.0
+LOCK_WAIT_S = 240.0  # the ranks of a node that was lost hold the run until they notice
 
 
 def begin(run: RunFolder) -> dict[str, str] | None:
@@ -32,21 +38,21 @@ def begin(run: RunFolder) -> dict[str, str] | None:
 
     Raises:
         NoProgressError: Too many attempts gained no step.
-        RunFolderError: The code is not what was submitted, or somebody else trains into the folder.
+        RunFolderError: Code or config are not what was submitted, or somebody else trains into the folder.
     """
     if run.read().get("status") == "finished":
         return None
-    if "MODLIB_CODE" in os.environ:
-        verify_snapshot(Path(os.environ["MODLIB_CODE"]))
-    try:
-        require_progress(run)
-    except NoProgressError as error:
-        run.update(status="failed", exit_code=error.exit_code)
-        raise
-    job_id, restart = os.environ["SLURM_JOB_ID"], _restart()
+    _require_as_submitted(run)
+    job_id, restart = scontrol.this_job(), _restart()
     hosts = scontrol.hosts_of_ranks()
     rendezvous = f"tcp://{hosts[0]}:{free_port(job_id, restart)}"
-    with run.lock():
+    with _locked(run):
+        run.close_attempts()
+        try:
+            require_progress(run)
+        except NoProgressError as error:
+            run.update(status="failed", exit_code=error.exit_code)
+            raise
         attempt = run.begin_attempt()
         run.update(
             host=hosts[0],
@@ -78,9 +84,13 @@ def end(run: RunFolder, status: int) -> int:
     Returns:
         The exit code of the job.
     """
-    job_id = os.environ["SLURM_JOB_ID"]
+    job_id = scontrol.this_job()
     attempt = run.attempt(int(os.environ["MODLIB_ATTEMPT"]))
     outcome, step = run.read().get("status"), run.read().get("step", 0)
+    if attempt.number != run.num_attempts:  # the run is somebody else's by now
+        attempt.finish("died", None, status or 1)
+        _say(f"attempt {run.num_attempts} of run {run.name} has begun elsewhere; this job leaves it alone")
+        return status or 1
     if outcome == "finished":
         attempt.finish("finished", step, EXIT_OK)
         _cancel_others(run, job_id)
@@ -98,10 +108,10 @@ def end(run: RunFolder, status: int) -> int:
         run.update(status="queued")
         _say(f"SLURM queues job {job_id} again; it continues from step {step}")
         return EXIT_PREEMPTED
-    if facts.ending and not facts.preempted and not facts.out_of_time:
+    if facts.ending and not (facts.preempted or facts.out_of_time or facts.node_lost):
         run.update(status="cancelled")
         _cancel_others(run, job_id)
-        _say(f"job {job_id} was cancelled at step {step}, which is saved; continue with: modlib resume {run.path}")
+        _say(f"job {job_id} was cancelled at step {step}, which is saved; continue with: {_resume(run)}")
         return EXIT_PREEMPTED
     return _continue(run, job_id, failure)
 
@@ -119,7 +129,11 @@ def _continue(run: RunFolder, job_id: str, failure: Failure | None) -> int:
     if bad:
         _say(f"the next attempt keeps off {', '.join(bad)}")
     run.update(status="queued", excluded_hosts=excluded)
+    if excluded and os.environ.get("MODLIB_EXCLUDE"):
+        excluded.append(os.environ["MODLIB_EXCLUDE"])  # the list replaces the one of the submission
     if waiting := _others(run, job_id):
+        if excluded:
+            scontrol.keep_off(waiting[0], excluded)
         _say(f"job {waiting[0]} of the chain continues from step {step}")
     elif scontrol.requeue(job_id, excluded):
         _say(f"job {job_id} is queued again; it continues from step {step}")
@@ -130,9 +144,52 @@ def _continue(run: RunFolder, job_id: str, failure: Failure | None) -> int:
         run.update(status="stopped")
         _say(
             f"step {step} is saved, but SLURM lets job {job_id} neither be queued again nor submit a successor; "
-            f"continue with: modlib resume {run.path}"
+            f"continue with: {_resume(run)}"
         )
     return EXIT_PREEMPTED
+
+
+def _require_as_submitted(run: RunFolder) -> None:
+    """See that the job runs the code and the config that were submitted, whatever happened since.
+
+    Raises:
+        RunFolderError: Says what differs.
+    """
+    if "MODLIB_CODE" in os.environ:
+        code = Path(os.environ["MODLIB_CODE"])
+        verify_snapshot(code)
+        if not Path(modlib.__file__).resolve().is_relative_to(code.resolve()):
+            raise RunFolderError(
+                f"modlib ({Path(modlib.__file__).parent}) must be the one of the snapshot ({code}), but another comes "
+                "first on Python's path; look at PYTHONPATH and at what Slurm.setup does to it"
+            )
+    submitted = run.read().get("slurm", {}).get("config_sha256")
+    if submitted and submitted != hashlib.sha256(run.config_path.read_bytes()).hexdigest():
+        raise RunFolderError(
+            f"config ({run.config_path}) must be the one that was submitted, but was changed since; "
+            "submit the run again"
+        )
+
+
+@contextlib.contextmanager
+def _locked(run: RunFolder) -> Iterator[None]:
+    """Hold the run, after waiting for one that is about to let go of it."""
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(run.lock())
+            except RunFolderError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(2.0)
+                continue
+            yield
+            return
+
+
+def _resume(run: RunFolder) -> str:
+    return f"modlib resume {shlex.quote(str(run.path))}"
 
 
 def free_port(job_id: str, restart: int) -> int:
@@ -164,8 +221,8 @@ def _give_up(run: RunFolder, job_id: str, code: int, text: str) -> int:
 
 def _others(run: RunFolder, job_id: str) -> list[str]:
     """The run's other jobs that still wait."""
-    ids = [one for one in run.read().get("slurm", {}).get("job_ids", []) if one not in (job_id, _element())]
-    states = job_states(ids) if ids else {}
+    ids = [one for one in run.read().get("slurm", {}).get("job_ids", []) if one != job_id]
+    states = job_states(ids, accounting=()) if ids else {}
     return [one for one in ids if one in states and states[one].state == "PENDING"]
 
 
@@ -180,11 +237,6 @@ def _script() -> Path:
         return Path(os.environ["MODLIB_SCRIPT"])
     submitted_as = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ["SLURM_JOB_ID"]
     return Path(os.environ["MODLIB_SUBMITIT"]) / f"{submitted_as}_submission.sh"
-
-
-def _element() -> str:
-    """This job's number as an element of an array."""
-    return f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
 
 
 def _restart() -> int:

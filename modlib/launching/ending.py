@@ -22,6 +22,13 @@ LOST_PEER = re.compile(
     re.IGNORECASE,
 )
 
+# what a machine says that is broken; the run itself is not to blame
+BROKEN_MACHINE = re.compile(
+    "uncorrectable ECC|unspecified launch failure|NVLink|GPU is lost|fallen off the bus|Stale file handle"
+    "|Input/output error|Bus error",
+    re.IGNORECASE,
+)
+
 
 @dataclass(frozen=True)
 class RankEnd:
@@ -99,6 +106,8 @@ def first_failure(attempt: Attempt) -> Failure | None:
         return None
     first = min(records, key=lambda record: (_lost_peer(record), record.get("time", 0.0)))
     code, hosts = int(first["exit_code"]), tuple(first.get("hosts", ()))
+    if not hosts and BROKEN_MACHINE.search(str(first.get("message", ""))):
+        hosts = (str(first.get("host", "")),)
     text = _failure_text(attempt, RankEnd(int(first["rank"]), code, 0.0))
     return Failure(text, code, bool(hosts) or code == EXIT_HANG or _lost_peer(first), hosts)
 

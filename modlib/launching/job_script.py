@@ -44,8 +44,8 @@ class JobScript:
 
     @property
     def python(self) -> str:
-        """The interpreter of the job's own lines."""
-        return shlex.quote(self.slurm.python or sys.executable)
+        """The interpreter of the job's own lines; Slurm.python is the container's, where there is one."""
+        return shlex.quote((self.slurm.container is None and self.slurm.python) or sys.executable)
 
     @property
     def rank_python(self) -> str:
@@ -75,14 +75,15 @@ class JobScript:
             "PYTHONUNBUFFERED": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "MODLIB_LEAD_S": str(self.slurm.signal_lead_s),
+            **({} if self.slurm.exclude is None else {"MODLIB_EXCLUDE": self.slurm.exclude}),
             **({} if self.code is None else {"MODLIB_CODE": str(self.code)}),
             **({} if self.folder is None else {"MODLIB_SUBMITIT": str(self.folder)}),
         }
         return [
             *run,
-            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
             f"cd {shlex.quote(str(self.working_directory))} || exit 1",
             *self.slurm.setup,
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),  # after modules
             "trap : TERM USR2  # the ranks save upon these; this shell waits for them",
             f'eval "$({self.python} -m modlib.cli.slurm_job begin "$MODLIB_RUN" || echo exit 1)"',
         ]

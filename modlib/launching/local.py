@@ -25,8 +25,9 @@ from modlib.runtime.hardware import num_cores
 from modlib.runtime.run_folder import Attempt, RunFolder
 
 LEAKING = re.compile(
-    "(GROUP_|LOCAL_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_NAME|MASTER_(ADDR|PORT)|MODLIB_(RENDEZVOUS|RENDEZVOUS_TOKEN|HOSTS|MEET_TIMEOUT_S|PARENT_PIPE)"
-    "|(SLURM|PMI|PMIX|OMPI|MPI|TORCHELASTIC)_.*"
+    "(GROUP_|LOCAL_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_NAME|MASTER_(ADDR|PORT)|WANDB_SERVICE"
+    "|MODLIB_(RENDEZVOUS|RENDEZVOUS_TOKEN|HOSTS|MEET_TIMEOUT_S|PARENT_PIPE|RUN|ATTEMPT|CODE|SUBMITIT|SCRIPT|EXCLUDE)"
+    "|MODLIB_(GRACE_S|LEAD_S|END_TIME)|(SLURM|SLURMD|SRUN|SUBMITIT|PMI|PMIX|OMPI|MPI|TORCHELASTIC)_.*"
 )
 PARENT_PIPE = "MODLIB_PARENT_PIPE"
 STOP_GRACE_S = 30.0  # a rank told to stop saves first; it ends itself some seconds earlier
@@ -62,7 +63,7 @@ class Local:
 
     def environment(self, rank: int, rendezvous: str) -> dict[str, str]:
         """The environment of one rank: this one's without what another launcher left, plus its place and threads."""
-        clean = {name: value for name, value in os.environ.items() if not LEAKING.fullmatch(name)}
+        clean = clean_environment()
         source = Path(__file__).parents[2]
         paths = [] if source.name in ("site-packages", "dist-packages") else [str(source)]
         return clean | {
@@ -78,6 +79,11 @@ class Local:
             "PYTHONSAFEPATH": "1",
             "PYTHONUNBUFFERED": "1",  # what a rank printed before it was killed is in its log
         }
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what a job or another launcher left in it."""
+    return {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not LEAKING.fullmatch(name)}
 
 
 def _user_threads() -> int | None:

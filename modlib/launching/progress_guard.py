@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from modlib.runtime.errors import ModlibError
 from modlib.runtime.run_folder import RunFolder
 
@@ -19,8 +21,8 @@ def idle_attempts(run: RunFolder) -> int:
     idle = 0
     for number in range(first + 1, run.num_attempts + 1):
         step = _saved_step(run, number)
-        if step is None and number == run.num_attempts and not run.attempt(number).exit_path.exists():
-            continue  # it runs, or nobody was left to record how it ended
+        if not run.attempt(number).exit_path.exists():
+            continue  # it runs
         idle = 0 if (step or 0) > reached else idle + 1
         reached = max(reached, step or 0)
     return idle
@@ -37,7 +39,7 @@ def require_progress(run: RunFolder) -> None:
         raise NoProgressError(
             f"{idle} attempts in a row saved no step beyond {run.read().get('step', 0)}, so run {run.name} is not "
             f"queued again; look for why in {run.attempts_path}, correct it, and continue with: "
-            f"modlib resume {run.path}"
+            f"modlib resume {shlex.quote(str(run.path))}"
         )
 
 

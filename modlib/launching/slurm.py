@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from modlib.components import component
+from modlib.config.secrets import is_secret
 from modlib.runtime.errors import ConfigError
 
 Executor = Literal["local", "slurm"]
@@ -94,6 +95,7 @@ class Slurm:
         self.cpus_per_task, self.mem_gb = cpus_per_task, mem_gb
         self.signal_lead_s, self.exclude, self.reservation, self.requeue = signal_lead_s, exclude, reservation, requeue
         self.setup, self.container, self.python = tuple(setup), container, python
+        texts = {"setup": "\n".join(setup), "container": container or "", "extra": str(extra or {})}
         self.environment, self.srun_options = dict(environment or {}), dict(srun_options or {})
         self.extra = {name.replace("_", "-").lstrip("-"): value for name, value in (extra or {}).items()}
         self.minutes, problem = minutes_of(time)
@@ -123,8 +125,14 @@ class Slurm:
         problems += [
             f"Slurm.environment ({{{name!r}: ...}}) must not hold secrets, since it is written into the job's script; "
             "set it in the shell that submits: SLURM passes the environment on"
-            for name in self.environment
-            if re.search("KEY|TOKEN|SECRET|PASSW", name, re.IGNORECASE)
+            for name, value in self.environment.items()
+            if is_secret(name, value)
+        ]
+        problems += [
+            f"Slurm.{parameter} (...) must not hold secrets, since it is written into the job's script; set them in "
+            "the shell that submits: SLURM passes the environment on"
+            for parameter, text in texts.items()
+            if any(is_secret(name, value) for name, value in re.findall(r"(\w+)=(\S+)", text)) or is_secret("", text)
         ]
         if problems:
             raise ConfigError(problems)
@@ -164,8 +172,8 @@ class Slurm:
         # since SLURM 22.05 srun does not take --cpus-per-task from the job
         cores = [] if self.cpus_per_task is None else [f"--cpus-per-task={self.cpus_per_task}"]
         more = [
-            f"--{name}" if value is True else f"--{name.replace('_', '-')}={value}"
-            for name, value in self.srun_options.items()
+            f"--{name}" if value is True else f"--{name}={value}"
+            for name, value in ((name.replace("_", "-"), value) for name, value in self.srun_options.items())
         ]
         return ["--kill-on-bad-exit=1", "--wait=120", *cores, *more]
 

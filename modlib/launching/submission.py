@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -13,11 +12,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from modlib.launching.job_script import JobScript
-from modlib.launching.local import LEAKING
+from modlib.launching.local import clean_environment
+from modlib.launching.scheduler import cancel
 from modlib.runtime.errors import ModlibError
 
 SBATCH_TIMEOUT_S = 60.0
-SHELL_VARIABLES = re.compile("MODLIB_(?!CACHE).*|SUBMITIT_.*")
 
 
 class SubmissionError(ModlibError, RuntimeError):
@@ -47,14 +46,16 @@ def submit(script: JobScript, task: Callable[[str], None], chain: int = 1) -> li
     executor = SlurmExecutor(script.folder, python=script.rank_python)
     executor.update_parameters(**_parameters(script))
     ids: list[str] = []
-    with _clean_environment(), _uninterrupted():  # submitit moves the payload into place after sbatch has returned
+    with _clean_environment():
         for _ in range(chain):
             if ids:
                 executor.update_parameters(dependency=f"afterany:{ids[-1].partition('_')[0]}")
             try:
                 jobs = executor.map_array(task, [str(run) for run in script.runs])
             except Exception as error:  # submitit's errors of a failed command have no common class
-                raise SubmissionError(f"SLURM must take the job, but {_reason(error)}; nothing was queued") from error
+                if ids:
+                    cancel(ids)
+                raise SubmissionError(f"SLURM must take the job, but {_reason(error)}; nothing is queued") from error
             ids += [job.job_id for job in jobs]
     return ids
 
@@ -69,7 +70,7 @@ def submitit_text(script: JobScript) -> str:
     return _make_sbatch_string(command, script.folder, map_count=count, **_parameters(script))
 
 
-def test_only(text: str) -> str | None:
+def slurm_would_take(text: str) -> str | None:
     """What `sbatch --test-only` says about a script: when it would start; None where there is no sbatch.
 
     Raises:
@@ -112,11 +113,7 @@ def _parameters(script: JobScript) -> dict[str, Any]:
 @contextmanager
 def _clean_environment() -> Iterator[None]:
     """Without what another job or launcher left in this shell: it would become the new job's."""
-    leaking = {
-        name: os.environ.pop(name)
-        for name in list(os.environ)
-        if (LEAKING.fullmatch(name) or SHELL_VARIABLES.fullmatch(name)) and name != "SLURM_CONF"
-    }
+    leaking = {name: os.environ.pop(name) for name in set(os.environ) - set(clean_environment())}
     try:
         yield
     finally:
@@ -124,13 +121,18 @@ def _clean_environment() -> Iterator[None]:
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let Ctrl-C wait: between sbatch and the payload's last move it would leave a job that cannot start."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait: between sbatch and the record of its answer it would leave a job that nobody knows."""
+    noted: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: noted.append(number)) for number in numbers}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if noted:
+            os.kill(os.getpid(), noted[0])
 
 
 def _reason(error: Exception) -> str:

@@ -182,14 +182,18 @@ class RunFolder:
 
     def begin_attempt(self) -> Attempt:
         """Start the next attempt and say in run.json that the run is running here."""
+        self.close_attempts()
         number = self.num_attempts + 1
-        before = self.attempt(number - 1)
-        if before.path.is_dir() and not before.exit_path.exists():  # killed before it could say how it ended
-            before.finish("died", self.read().get("step"), None)
         attempt = self.attempt(number)
         attempt.logs_path.mkdir(parents=True)
         self.update(status="running", attempts=number, host=socket.gethostname(), pid=os.getpid(), versions=versions())
         return attempt
+
+    def close_attempts(self) -> None:
+        """Record the end of a last attempt that was killed before it could; for who holds the run's lock."""
+        last = self.attempt(self.num_attempts)
+        if last.path.is_dir() and not last.exit_path.exists():
+            last.finish("died", self.read().get("step"), None)
 
     def current_attempt(self) -> Attempt:
         """The newest attempt, as a worker of it sees it."""

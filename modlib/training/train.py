@@ -71,14 +71,17 @@ def train(experiment: Experiment, job: Job) -> Outcome:
             if step % experiment.log_every == 0 or last:
                 require_finite(parts, step)
                 log.training(step, result, lr, loader.wait_s)
+            stopped = vote.passed()
+            if stopped:  # first what must not be lost, then what there is time for
+                with log.pause():
+                    _save(checkpointing, parts, progress, job, log, needed=True)
             for evaluator in evaluators:
                 if evaluator.due(step, experiment.num_steps):
                     with log.pause():
                         log.metrics(step, evaluator.evaluate(parts, collate, experiment.micro_batch_size))
-            stopped = vote.passed()
-            if checkpointing.due(step) or last or stopped:
+            if not stopped and (checkpointing.due(step) or last):
                 with log.pause():
-                    _save(checkpointing, parts, progress, job, log, needed=last or stopped)
+                    _save(checkpointing, parts, progress, job, log, needed=last)
 
         finished = progress.step == experiment.num_steps
         sample = _sample(experiment, parts, dataset) if finished else None

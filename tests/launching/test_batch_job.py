@@ -5,13 +5,16 @@ With a SLURM that does, the same is shown in tests/slurm/test_survival.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from modlib.launching import batch_job
 from modlib.launching.batch_job import FIRST_PORT, LAST_PORT, PORTS_PER_JOB, begin, end, free_port
 from modlib.runtime.errors import EXIT_HANG, RunFolderError
 from modlib.runtime.run_folder import RunFolder
@@ -62,7 +65,8 @@ def test_a_finished_run_begins_no_more(run: RunFolder) -> None:
     assert run.num_attempts == 0
 
 
-def test_a_second_job_cannot_begin_while_one_trains(run: RunFolder) -> None:
+def test_a_second_job_cannot_begin_while_one_trains(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_job, "LOCK_WAIT_S", 0.0)
     with run.lock(), pytest.raises(RunFolderError, match="must have one trainer at a time"):
         begin(run)
     assert run.num_attempts == 0
@@ -106,6 +110,40 @@ def test_a_lost_peer_is_a_crash_that_goes_on(run: RunFolder, capsys: pytest.Capt
     assert end(run, 1) == 75
     assert run.attempt(1).ending()["reason"] == "died"
     assert "modlib resume" in capsys.readouterr().err
+
+
+def test_a_broken_machine_is_blamed_not_the_run(run: RunFolder) -> None:
+    begin(run)
+    run.update(step=8)
+    record(run, 1, "CUDA error: uncorrectable ECC error encountered")
+    assert end(run, 1) == 75
+    assert run.read()["excluded_hosts"] == ["node1"]
+
+
+def test_a_job_waits_for_a_run_that_is_let_go(run: RunFolder) -> None:
+    lock = run.lock()
+    lock.__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(begin, run)
+        time.sleep(0.3)
+        assert not begun.done()
+        lock.__exit__(None, None, None)
+        assert begun.result(timeout=20) is not None
+
+
+def test_a_config_changed_since_the_submission_is_refused(run: RunFolder) -> None:
+    run.config_path.write_text("train.seed = 1\n")
+    run.update(slurm={"config_sha256": hashlib.sha256(b"train.seed = 0\n").hexdigest()})
+    with pytest.raises(RunFolderError, match="must be the one that was submitted, but was changed since"):
+        begin(run)
+
+
+def test_a_run_that_began_elsewhere_meanwhile_is_left_alone(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    begin(run)
+    run.begin_attempt()
+    assert end(run, 1) == 1
+    assert run.read()["status"] == "running"
+    assert "attempt 2 of run run has begun elsewhere" in capsys.readouterr().err
 
 
 def test_hosts_that_an_error_blames_are_kept_off(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

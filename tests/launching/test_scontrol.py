@@ -21,6 +21,37 @@ def test_a_running_job() -> None:
     assert facts == scontrol.JobFacts(ending=False, restarts=0, preempted=False, end_time=started + 120)
 
 
+@pytest.mark.parametrize(
+    ("nodelist", "names"),
+    [
+        ("node1", ["node1"]),
+        ("node[1-2]", ["node1", "node2"]),
+        ("node[1-2,07],gpu1", ["node1", "node2", "node07", "gpu1"]),
+        ("n[008-010]", ["n008", "n009", "n010"]),
+        ("r[1-2]n[3-4]", ["r1n3", "r1n4", "r2n3", "r2n4"]),
+        ("a1,b[2]", ["a1", "b2"]),
+        ("", []),
+    ],
+)
+def test_node_lists_are_read_without_slurm(nodelist: str, names: list[str]) -> None:
+    assert scontrol.expanded(nodelist) == names
+
+
+def test_an_element_of_an_array_goes_by_its_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "36")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    assert scontrol.this_job() == "36"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "36")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert scontrol.this_job() == "36_3"
+
+
+def test_a_path_with_a_space_and_a_comment_that_looks_like_a_field() -> None:
+    text = f"{RUNNING} Comment=JobState=FAILED StdOut=/runs/my run/1_0_log.out Power="
+    assert scontrol.parse_job(text).log == "/runs/my run/1_0_log.out"
+    assert not scontrol.parse_job(text).ending
+
+
 def test_a_job_that_somebody_cancels_and_one_that_is_queued_again() -> None:
     cancelled = RUNNING.replace("JobState=RUNNING", "JobState=COMPLETING")
     assert scontrol.parse_job(cancelled).ending

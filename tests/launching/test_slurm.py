@@ -64,7 +64,7 @@ def test_only_what_is_said_is_asked_for() -> None:
 def test_srun_gets_its_cores_literally() -> None:
     assert "--cpus-per-task=8" in Slurm(cpus_per_task=8).srun()
     assert "--kill-on-bad-exit=1" in Slurm().srun()
-    assert "--cpu-bind=cores" in Slurm(srun_options={"cpu-bind": "cores"}).srun()
+    assert {"--cpu-bind=cores", "--no-kill"} <= set(Slurm(srun_options={"cpu_bind": "cores", "no_kill": True}).srun())
 
 
 def test_threads_follow_the_cores_and_the_users_variables_win() -> None:
@@ -93,12 +93,17 @@ def test_threads_follow_the_cores_and_the_users_variables_win() -> None:
             {"environment": {"WANDB_API_KEY": "x"}},
             "Slurm.environment ({'WANDB_API_KEY': ...}) must not hold secrets, since it is written into",
         ),
+        ({"setup": ["export WANDB_API_KEY=0123456789abcdef"]}, "Slurm.setup (...) must not hold secrets"),
     ],
 )
 def test_what_is_refused(settings: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Slurm(**settings)  # type: ignore[arg-type]
     assert text in str(caught.value)
+
+
+def test_ordinary_names_are_no_secrets() -> None:
+    Slurm(environment={"TOKENIZERS_PARALLELISM": "true"}, setup=["export MODEL_KEY_COUNT=3"])
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -151,12 +151,23 @@ def test_a_cancelled_job_is_saved_and_not_queued_again_and_leaves_no_process(tmp
 
 def test_a_site_that_forbids_requeueing_gets_a_successor(undisturbed: Path, tmp_path: Path) -> None:
     run = submit(PACED, [*paced(0.3), "Slurm.requeue=False"], runs_dir=tmp_path, name="run")
-    run.wait_for_step(5)
-    ask("scancel", "--signal=USR2", run.job_id)
-    wait_for("a successor", lambda: len(run.job_ids) == 2, 60, run.log)
+    for number, step in enumerate((5, 15), 1):  # the successor has one, too
+        run.wait_for_step(step)
+        ask("scancel", "--signal=USR2", run.job_id)
+        wait_for("a successor", lambda many=number + 1: len(run.job_ids) == many, 60, run.log)
     assert run.wait_until_over() == "COMPLETED", run.log()
+    assert run.attempts == 3
     assert numbers(run.path) == numbers(undisturbed)
     assert "its successor, job" in run.log()
+
+
+def test_a_lost_node_is_no_cancellation_where_requeueing_is_forbidden(undisturbed: Path, tmp_path: Path) -> None:
+    run = submit(PACED, [*paced(0.4), "Slurm.requeue=False"], runs_dir=tmp_path, name="run")
+    run.wait_for_step(10)
+    with cut(run.state["job"]["hosts"][1]):
+        wait_for("a successor", lambda: len(run.job_ids) == 2, 240, run.log)
+        assert run.wait_until_over(timeout_s=240) == "COMPLETED", run.log()
+    assert numbers(run.path) == numbers(undisturbed)
 
 
 def test_jobs_of_a_chain_continue_each_other_and_the_rest_is_cancelled(undisturbed: Path, tmp_path: Path) -> None:

@@ -46,17 +46,20 @@ def test_four_points_of_which_one_fails(tmp_path: Path) -> None:
     assert "nothing to submit" in nothing.stderr
 
 
-def test_an_array_element_that_must_be_continued_is(tmp_path: Path) -> None:
-    params = [*ONE_RANK, "PacedCrossEntropyLoss.seconds=1.0", "NUM_STEPS=20", "Slurm.requeue=False"]
-    done = launch_slurm(PACED, params, "--sweep", "SEED=[0,1]", runs_dir=tmp_path, name="two")
+# SLURM gives one element, the last, the number of the whole array
+@pytest.mark.parametrize(("number", "requeues"), [(0, False), (2, True)])
+def test_an_array_element_that_must_be_continued_is(tmp_path: Path, number: int, requeues: bool) -> None:
+    requeue = "True" if requeues else "False"
+    params = [*ONE_RANK, "PacedCrossEntropyLoss.seconds=1.0", "NUM_STEPS=20", f"Slurm.requeue={requeue}"]
+    done = launch_slurm(PACED, params, "--sweep", "SEED=[0,1,2]", runs_dir=tmp_path, name="three")
     assert done.returncode == 0, done.stderr
-    first, second = (Submitted(tmp_path / "two" / name) for name in names(tmp_path / "two"))
-    first.wait_for_step(2)
-    ask("scancel", "--signal=USR2", first.job_id)
-    wait_for("a successor", lambda: len(first.job_ids) == 2, 60)
-    first.wait_for_status("finished", timeout_s=240)
-    second.wait_for_status("finished", timeout_s=240)
-    assert (first.attempts, second.attempts) == (2, 1)
+    points = [Submitted(tmp_path / "three" / name) for name in names(tmp_path / "three")]
+    points[number].wait_for_step(2)
+    ask("scancel", "--signal=USR2", points[number].job_id)
+    for point in points:
+        point.wait_for_status("finished", timeout_s=240)
+    assert [point.attempts for point in points] == [2 if index == number else 1 for index in range(3)]
+    assert len(points[number].job_ids) == (1 if requeues else 2)
 
 
 def names(sweep: Path) -> list[str]:
