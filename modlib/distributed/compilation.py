@@ -32,12 +32,11 @@ def should_compile(choice: bool | Literal["auto"], device: torch.device, total_f
 
 def compile_blocks(blocks: Sequence[nn.Module]) -> None:
     """Compile each block in place: parameter names stay, and equal blocks share one compilation."""
-    _start_compile_workers()
     for block in blocks:
         block.compile(dynamic=False)
 
 
-def _start_compile_workers() -> None:
+def start_compile_workers() -> None:
     """Start inductor's helper processes so that a stop signal to the whole job does not kill them.
 
     They would start by themselves at the first compilation, and die of SIGUSR2: then that compilation never ends.

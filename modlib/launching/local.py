@@ -23,6 +23,7 @@ from modlib.launching.ending import RankEnd, ending
 from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED, ConfigError
 from modlib.runtime.hardware import num_cores
 from modlib.runtime.run_folder import Attempt, RunFolder
+from modlib.runtime.signals import stop_signals
 
 LEAKING = re.compile(
     "(GROUP_|LOCAL_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_NAME|MASTER_(ADDR|PORT)|WANDB_SERVICE"
@@ -149,7 +150,7 @@ class Ranks:
     def __enter__(self) -> Ranks:
         self._alive_reader, self._alive_writer = os.pipe()  # closes with this process: the ranks watch it
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            for number in stop_signals():
                 self._previous[number] = signal.signal(number, self._note)
             # where the parent of this process ignores SIGCHLD, how a rank ended would be lost
             self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)

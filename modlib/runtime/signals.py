@@ -25,9 +25,18 @@ from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
 
 logger = logging.getLogger("modlib")
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)  # the last: a terminal that is closed
 EARLY_WARNING_S = 65.0  # SLURM looks once a minute whom to warn, and warns those whose time comes before the next look
 LAST_WORDS_S = 2.0  # how long the last words before a hard exit may take: they write to a disk that may hang
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that ask this process to stop: all of them, but SIGHUP where nohup has it ignored."""
+    return [
+        number
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    ]
 
 
 class StopRequest:
@@ -78,7 +87,7 @@ class StopRequest:
         return self.signal is not None
 
     def install(self) -> StopRequest:
-        """Take over SIGTERM, SIGUSR2 and SIGINT; does nothing, and says why, on another thread than the main one."""
+        """Take over the stop signals; does nothing, and says why, on another thread than the main one."""
         global _installed
         if self.not_installed is None:
             return self
@@ -91,9 +100,9 @@ class StopRequest:
         self._pid = os.getpid()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)  # a signal handler must not wait
-        self._previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        self._previous = {number: signal.getsignal(number) for number in stop_signals()}
         self._previous_wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
+        for number in self._previous:
             signal.signal(number, self._handle)
         self.not_installed = None
         _installed = self

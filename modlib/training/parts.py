@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from modlib.data.batch import Inputs
 from modlib.distributed.clipping import GradientClipper
-from modlib.distributed.compilation import compile_blocks, should_compile
+from modlib.distributed.compilation import compile_blocks, should_compile, start_compile_workers
 from modlib.distributed.fsdp import COMPUTE_DTYPES, shard
 from modlib.distributed.process_group import World
 from modlib.models.weights import initialize
@@ -81,6 +81,8 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
         total_flops: Work of the whole run on one rank; decides whether compiling pays.
     """
     compiled = should_compile(experiment.compile, world.device, total_flops)
+    if compiled:
+        start_compile_workers()
     with torch.device("meta"):
         model = experiment.model()
     if world.size > 1:

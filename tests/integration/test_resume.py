@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import shutil
 import signal
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.launching_command import launch, metrics, numbers, started, wait_for_step
@@ -52,6 +56,7 @@ def test_kill_9_at_a_random_step_and_restart(undisturbed: Path, tmp_path: Path) 
         signal.SIGTERM,
         pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_at_once_and_the_same_command_continues(
@@ -68,6 +73,34 @@ def test_a_signal_saves_at_once_and_the_same_command_continues(
     again = launch(*arguments)
     assert again.returncode == 0, again.stderr
     assert numbers(tmp_path / "run") == numbers(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_a_signal_to_the_whole_job_spares_the_compilers_helpers(tmp_path: Path) -> None:
+    params = ["train.compile=True", "train.sample=None", "NUM_STEPS=40"]
+    with started(TINY, params, "--runs_dir", str(tmp_path), "--name", "run") as process:
+        deadline = time.monotonic() + 90
+        while not (helpers := compile_workers(process.pid)):
+            assert time.monotonic() < deadline, "no compile worker was seen"
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGUSR2)
+        time.sleep(0.2)
+        assert all(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    _, alive = psutil.wait_procs(helpers, timeout=20)
+    assert not alive, "a helper outlived the run"
+
+
+def compile_workers(pid: int) -> list[psutil.Process]:
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+        return [child for child in children if "compile_worker" in " ".join(child.cmdline())]
+    except psutil.Error:
+        return []
 
 
 def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
