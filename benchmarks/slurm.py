@@ -44,6 +44,9 @@ dist.barrier()
 """
 
 
+EAGER = ("EVAL_EVERY=100000", "train.compile=False")  # like the bare start
+
+
 def launch(runs: Path, name: str, gin_file: str, *params: str) -> Path:
     """Submit with the test cluster's profile; the run folder."""
     words = [sys.executable, "launch.py", "--gin_file", gin_file, "--gin_file", "testcluster.gin"]
@@ -96,7 +99,7 @@ def start(runs: Path, rounds: int) -> None:
     words = ["srun", "--nodelist=node1,node2", "--ntasks-per-node=2", "--nodes=2", sys.executable, str(script)]
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
     ours, bare = [], []
-    run = launch(runs, "start", "quickstart.gin", "LOG_EVERY=1", "NUM_STEPS=100000", "EVAL_EVERY=100000")
+    run = launch(runs, "start", "quickstart.gin", "LOG_EVERY=1", "NUM_STEPS=100000", *EAGER)
     (job,) = state(run)["slurm"]["job_ids"]
     for attempt in range(1, rounds + 2):
         wait(lambda attempt=attempt: any(line["attempt"] == attempt for line in lines(run)))
