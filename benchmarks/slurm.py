@@ -126,9 +126,7 @@ def queue(what: str, job: str) -> str:
 def save(runs: Path, rounds: int) -> None:
     seconds = []
     for number in range(rounds):
-        run = launch(
-            runs, f"save{number}", "gpt2.gin", "LOG_EVERY=1", "SEQ_LEN=64", "GRAD_ACCUM_STEPS=1", "Slurm.mem_gb=4"
-        )
+        run = launch(runs, f"save{number}", "gpt2.gin", "LOG_EVERY=1", "SEQ_LEN=64", "GRAD_ACCUM_STEPS=1")
         wait(lambda run=run: len(lines(run)) >= 2, 600)
         subprocess.run(["scancel", "--signal=TERM", state(run)["slurm"]["job_ids"][0]], check=True)
         sent = time.time()
