@@ -1,0 +1,35 @@
+"""`modlib data`: commands on packed token files. A command's module is imported when it is used."""
+
+from __future__ import annotations
+
+import typer
+
+from modlib.cli.main import LazyCommands
+
+# name: (module with a function `command`, what the help says). To add a command, add a line.
+COMMANDS = {
+    "decode": ("modlib.cli.data_decode", "Print the text of a document, a window or a range of tokens."),
+    "inspect": ("modlib.cli.data_inspect", "Show what a packed file says of itself, or the tokens of a part of it."),
+    "verify": ("modlib.cli.data_verify", "Read a packed file and check everything in it."),
+}
+
+
+class DataCommands(LazyCommands):
+    """The commands of the table."""
+
+    table = COMMANDS
+
+
+app = typer.Typer(
+    name="data",
+    cls=DataCommands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make, check and look at packed token files.",
+)
+
+
+@app.callback()
+def _group() -> None:
+    pass

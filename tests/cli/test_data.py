@@ -1,0 +1,83 @@
+"""`modlib data`: its commands on packed files that are there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modlib.cli.data import COMMANDS
+from modlib.data.packed_file import PackedFile
+from modlib.data.packing import pack_documents, tokenizer_beside
+from modlib.data.tokenizer import train_byte_level_bpe
+from tests.cli.commands import modlib
+
+TEXTS = ["the quick brown fox", "", "naïve café", "the quick brown fox"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four documents, with their tokenizer beside them."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = train_byte_level_bpe(TEXTS * 3, folder / "bpe.json", vocab_size=300, end_of_document="<|endoftext|>")
+    pack_documents(TEXTS, folder / "a.packed", tokenizer)
+    shutil.copyfile(tokenizer.path, tokenizer_beside(folder / "a.packed"))
+    return folder / "a.packed"
+
+
+@pytest.fixture
+def file(made: Path, tmp_path: Path) -> Path:
+    """The same, to be spoiled."""
+    shutil.copyfile(tokenizer_beside(made), tokenizer_beside(tmp_path / "a.packed"))
+    return Path(shutil.copyfile(made, tmp_path / "a.packed"))
+
+
+def test_no_help_imports_anything_heavy() -> None:
+    words = json.dumps([[name, "--help"] for name in COMMANDS] + [["--help"]])
+    code = (
+        "import json, sys\nfrom modlib.cli.main import app\n"
+        f"for words in json.loads({words!r}):\n"
+        "    try:\n        app(['data', *words])\n    except SystemExit as done:\n        assert not done.code, words\n"
+        "print([name for name in ('torch', 'numpy', 'tokenizers', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_verify(file: Path) -> None:
+    good = modlib("data", "verify", file)
+    assert good.stdout.startswith(f"{file}: good, 4 documents, ")
+    record = json.loads(modlib("data", "verify", file, "--json").stdout)
+    assert record["documents"] == 4
+    assert record["sha256"] == PackedFile(file).sha256
+    assert record["documents_without_end_token"] == record["empty_documents"] == 0
+    raw = bytearray(file.read_bytes())
+    raw[4099] ^= 1
+    file.write_bytes(raw)
+    bad = modlib("data", "verify", file, code=3)
+    assert "DataError: SHA-256 of the contents of" in bad.stderr
+    assert bad.stdout == ""
+    assert "cannot be opened" in modlib("data", "verify", file.with_name("nothing"), code=3).stderr
+
+
+def test_inspect_and_decode(file: Path) -> None:
+    assert "documents\t4" in modlib("data", "inspect", file).stdout
+    assert json.loads(modlib("data", "inspect", file, "--json").stdout)["num_documents"] == 4
+    rows = [line.split("\t") for line in modlib("data", "inspect", file, "--document", "2").stdout.splitlines()]
+    assert [int(row[2]) for row in rows] == PackedFile(file).document(2).tolist()
+    assert {row[1] for row in rows} == {"2"}
+    assert rows[-1][3] == "'<|endoftext|>'"
+    window = json.loads(modlib("data", "inspect", file, "--window", "1", "--seq_len", "3", "--json").stdout)
+    assert window["tokens"] == PackedFile(file).tokens[3:7].tolist()
+    assert modlib("data", "decode", file, "--document", "2", "--skip_special").stdout == "naïve café\n"
+    assert modlib("data", "decode", file, "--range", "0:0").stdout == "\n"
+    assert "--range (x) must be two numbers A:B" in modlib("data", "decode", file, "--range", "x", code=2).stderr
+    assert (
+        "document (9) must be below the 4 documents" in modlib("data", "decode", file, "--document", "9", code=3).stderr
+    )
