@@ -10,6 +10,7 @@ from modlib.cli.main import LazyCommands
 COMMANDS = {
     "decode": ("modlib.cli.data_decode", "Print the text of a document, a window or a range of tokens."),
     "inspect": ("modlib.cli.data_inspect", "Show what a packed file says of itself, or the tokens of a part of it."),
+    "merge": ("modlib.cli.data_merge", "Write several packed files into one."),
     "verify": ("modlib.cli.data_verify", "Read a packed file and check everything in it."),
 }
 

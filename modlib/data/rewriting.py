@@ -53,7 +53,7 @@ def writer_like(
 ) -> PackedFileWriter:
     """A writer of the same tokens: vocabulary, width, tokenizer and end of document as in a file that is there."""
     header = packed.header
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": header.vocab_size,
         "tokenizer_fingerprint": header.tokenizer_fingerprint,
         "end_of_document_id": header.end_of_document_id,

@@ -81,3 +81,13 @@ def test_inspect_and_decode(file: Path) -> None:
     assert (
         "document (9) must be below the 4 documents" in modlib("data", "decode", file, "--document", "9", code=3).stderr
     )
+
+
+def test_merge(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all.packed"
+    assert modlib("data", "merge", file, file, out).stdout.startswith(f"{out}: 8 documents, ")
+    assert modlib("data", "decode", out, "--document", "6", "--skip_special").stdout == "naïve café\n"
+    assert "exists; choose another path" in modlib("data", "merge", file, out, code=3).stderr
+    modlib("data", "merge", file, out, "--overwrite")
+    assert PackedFile(out).num_documents == 4
+    assert "inputs (0 files) must be at least one" in modlib("data", "merge", out, code=2).stderr
