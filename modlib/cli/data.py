@@ -8,6 +8,7 @@ from modlib.cli.main import LazyCommands
 
 # name: (module with a function `command`, what the help says). To add a command, add a line.
 COMMANDS = {
+    "convert": ("modlib.cli.data_convert", "Read and write the token files of other libraries."),
     "decode": ("modlib.cli.data_decode", "Print the text of a document, a window or a range of tokens."),
     "inspect": ("modlib.cli.data_inspect", "Show what a packed file says of itself, or the tokens of a part of it."),
     "merge": ("modlib.cli.data_merge", "Write several packed files into one."),

@@ -11,7 +11,7 @@ Told = Callable[[int, int], None]
 
 @contextmanager
 def progress_bar(text: str) -> Iterator[Told]:
-    """Give a function to call with what is done and what there is in all; it draws nothing when stderr is a file."""
+    """Give a function to call with what is done, and all there is (0: unknown); silent when stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -20,4 +20,4 @@ def progress_bar(text: str) -> Iterator[Told]:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)

@@ -126,8 +126,8 @@ def gathered(tokens: Ids, starts: Numbers, lengths: Numbers) -> Ids:
 
 
 def provenance_beside(path: str | os.PathLike[str]) -> Path:
-    """Where it is written what a file was made from: `books.packed` -> `books.provenance.json`."""
-    return Path(path).with_name(f"{Path(path).stem}.provenance.json")
+    """Where it is written what a file was made from: `books.packed` -> `books.packed.provenance.json`."""
+    return Path(path).with_name(f"{Path(path).name}.provenance.json")
 
 
 def described(packed: PackedFile) -> dict[str, Any]:

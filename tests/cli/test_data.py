@@ -91,3 +91,31 @@ def test_merge(file: Path, tmp_path: Path) -> None:
     modlib("data", "merge", file, out, "--overwrite")
     assert PackedFile(out).num_documents == 4
     assert "inputs (0 files) must be at least one" in modlib("data", "merge", out, code=2).stderr
+
+
+def test_convert(file: Path, tmp_path: Path) -> None:
+    done = modlib("data", "convert", file, tmp_path / "a.pbin", "--to", "modalities")
+    assert done.stdout.startswith(f"{tmp_path / 'a.pbin'}: ")
+    back = modlib(
+        "data", "convert", tmp_path / "a.pbin", tmp_path / "b.packed", "--from", "modalities",
+        "--tokenizer", tokenizer_beside(file),
+    )  # fmt: skip
+    assert back.stdout.startswith(f"{tmp_path / 'b.packed'}: 4 documents, ")
+    assert PackedFile(tmp_path / "b.packed").sha256 == PackedFile(file).sha256
+    assert modlib("data", "decode", tmp_path / "b.packed", "--document", "2", "--skip_special").stdout == "naïve café\n"
+    guessed = modlib("data", "convert", tmp_path / "a.pbin", tmp_path / "c.packed", "--from", "modalities")
+    assert f"vocab_size {PackedFile(file).max_token_id + 1} is its largest id + 1" in guessed.stdout
+
+
+def test_convert_refuses(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for words, code, message in (
+        ([file, out], 2, "--from (None) and --to (None) must be one alone"),
+        ([file, out, "--from", "nanogpt"], 2, "vocab_size (None) must be given for a nanoGPT .bin"),
+        ([file, out, "--to", "modalities", "--vocab_size", "5"], 2, "--vocab_size must go with --from"),
+        ([file, out, "--from", "olmo"], 2, "format (olmo) must be modalities, megatron, nanogpt or huggingface"),
+        ([file, out, "--from", "megatron"], 3, "a.packed.idx cannot be read"),
+        ([tmp_path / "no", out, "--to", "modalities"], 3, "cannot be opened: No such file"),
+    ):
+        assert message in modlib("data", "convert", *words, code=code).stderr
+    assert not out.exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -25,9 +26,10 @@ def test_every_document_in_the_order_of_the_files(
     monkeypatch.setattr(rewriting, "BATCH_TOKENS", 5)
     files = [write(tmp_path / f"{number}.packed", documents) for number, documents in enumerate(parts)]
     header = merge(files, tmp_path / "all.packed", overwrite=True)
-    assert read(tmp_path / "all.packed") == sum(parts, [])
+    together = list(itertools.chain.from_iterable(parts))
+    assert read(tmp_path / "all.packed") == together
     assert header.num_bytes_of_text == header.num_tokens  # as the files say, which hold one byte of text per token
-    assert header.sha256 == PackedFile(write(tmp_path / "at_once", sum(parts, []))).sha256
+    assert header.sha256 == PackedFile(write(tmp_path / "at_once", together)).sha256
 
 
 def test_the_result_says_what_it_is_from_and_has_its_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
