@@ -119,3 +119,57 @@ def test_convert_refuses(file: Path, tmp_path: Path) -> None:
     ):
         assert message in modlib("data", "convert", *words, code=code).stderr
     assert not out.exists()
+
+
+def test_shuffle(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.packed"
+    assert modlib("data", "shuffle", file, out, "--seed", "3").stdout.startswith(f"{out}: 4 documents, ")
+    texts = [
+        modlib("data", "decode", out, "--document", str(number), "--skip_special").stdout[:-1] for number in range(4)
+    ]
+    assert sorted(texts) == sorted(TEXTS)
+    assert (
+        "add --block_tokens N" in modlib("data", "shuffle", file, out, "--seed", "3", "--unit", "block", code=2).stderr
+    )
+
+
+def test_stats(file: Path, tmp_path: Path) -> None:
+    text = modlib("data", "stats", file, "--plot", tmp_path / "a.png").stdout
+    assert "documents\t4" in text
+    assert "duplicates\t1 documents" in text
+    assert "document 3 is document 0 again" in text
+    assert "0 '<|endoftext|>' │" in text
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    record = json.loads(modlib("data", "stats", file, "--json", "--no_duplicates", "--num_frequent", "1").stdout)
+    assert record["documents"] == 4
+    assert record["duplicates"] is None
+    assert record["frequent"][0]["text"] is not None
+
+
+def test_chunk(file: Path, tmp_path: Path) -> None:
+    lines = modlib("data", "chunk", file, tmp_path / "part", "--num_chunks", "2").stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(tmp_path / f"part-0000{n}-of-00002.packed") for n in range(2)]
+    merged = tmp_path / "again.packed"
+    modlib("data", "merge", *(line.split(":")[0] for line in lines), merged)
+    assert PackedFile(merged).sha256 == PackedFile(file).sha256
+    assert "must be one alone" in modlib("data", "chunk", file, tmp_path / "part", code=2).stderr
+
+
+def test_filter(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_filters.py").write_text(
+        "print('imported')\n\n\ndef is_about_cafes(document):\n    return 'café' in document.text\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_filters", raising=False)
+    out = tmp_path / "out.packed"
+    done = modlib("data", "filter", file, out, "--keep", "my_filters:is_about_cafes")
+    assert done.stdout.startswith(f"{out}: 1 documents, ")
+    assert done.stdout.endswith("; 3 of 4 documents left out\n")
+    assert modlib("data", "decode", out, "--document", "0", "--skip_special").stdout == "naïve café\n"
+    for keep, message in (
+        ("my_filters", "--keep (my_filters) must be MODULE:FUNCTION"),
+        ("my_filters:nothing", "must name a function of my_filters; there is no function nothing in it"),
+        ("no_such_filters:one", "cannot find the module no_such_filters"),
+    ):
+        assert message in modlib("data", "filter", file, out, "--keep", keep, code=2).stderr
