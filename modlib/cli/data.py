@@ -8,6 +8,7 @@ from modlib.cli.main import LazyCommands
 
 # name: (module with a function `command`, what the help says). To add a command, add a line.
 COMMANDS = {
+    "batch": ("modlib.cli.data_batch", "Show what a run trained on in one step."),
     "chunk": ("modlib.cli.data_chunk", "Cut a packed file into several."),
     "convert": ("modlib.cli.data_convert", "Read and write the token files of other libraries."),
     "decode": ("modlib.cli.data_decode", "Print the text of a document, a window or a range of tokens."),

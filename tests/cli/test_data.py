@@ -173,3 +173,41 @@ def test_filter(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("no_such_filters:one", "cannot find the module no_such_filters"),
     ):
         assert message in modlib("data", "filter", file, out, "--keep", keep, code=2).stderr
+
+
+def test_batch(file: Path, tmp_path: Path) -> None:
+    from modlib.config import load
+    from modlib.data.packed_dataset import PackedDataset
+    from modlib.runtime.logs import stop_logging
+    from modlib.runtime.run_folder import RunFolder
+
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create()
+    load(
+        ["debug/tiny.gin"], [f"DATA='{file}'", "SEQ_LEN=2", "MICRO_BATCH_SIZE=2", "GPT2.vocab_size=300"]
+    ).to_run_folder(run.path)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    runs = ["--runs_dir", tmp_path / "runs"]
+    try:
+        record = json.loads(modlib("data", "batch", "one", "3", *runs, "--world_size", "2", "--json").stdout)
+        dataset = PackedDataset(path=str(file), seq_len=2)
+        assert [one["rank"] for one in record["sequences"]] == [0, 0, 1, 1]
+        for one in record["sequences"]:
+            assert [one["inputs"], one["targets"]] == [
+                dataset[one["sample"]][:-1].tolist(), dataset[one["sample"]][1:].tolist()
+            ]  # fmt: skip
+        rows = modlib("data", "batch", "one", "3", *runs, "--world_size", "2").stdout.splitlines()
+        assert [row.split("\t")[1] for row in rows] == [str(one["sample"]) for one in record["sequences"]]
+        text = modlib("data", "batch", run.path, "3", "--sequence", "1", "--world_size", "2").stdout
+        assert text == record["sequences"][1]["text"] + "\n"
+        assert "step (41) must be 1 to 40" in modlib("data", "batch", "one", "41", *runs, code=2).stderr
+        assert "--sequence (2) must be below the 2 sequences" in modlib(
+            "data", "batch", "one", "1", *runs, "--sequence", "2", code=2
+        ).stderr  # fmt: skip
+        assert "--world_size (0) must be at least 1" in modlib(
+            "data", "batch", "one", "1", *runs, "--world_size", "0", code=2
+        ).stderr  # fmt: skip
+        assert "must be a run in" in modlib("data", "batch", "two", "1", *runs, code=4).stderr
+    finally:
+        stop_logging()
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
