@@ -10,6 +10,7 @@ import typer
 
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
+from modlib.runtime.errors import EXIT_DATA
 
 
 def command(
@@ -19,9 +20,16 @@ def command(
     """Check header, sizes, SHA-256, document offsets and every id; what is wrong is said with its place."""
     from modlib.data.packed_verify import verify
 
+    failed = False
     for file in files:
-        with reported(), progress_bar(f"verify {file.name}") as progress:
-            found = verify(file, progress)
+        try:
+            with reported(), progress_bar(f"verify {file.name}") as progress:
+                found = verify(file, progress)
+        except typer.Exit as stop:
+            if stop.exit_code != EXIT_DATA:
+                raise
+            failed = True  # and the other files are checked all the same
+            continue
         packed = found.packed
         record = {
             "path": str(file),
@@ -43,3 +51,5 @@ def command(
             f"{file}: good, {packed.num_documents:,} documents, {packed.num_tokens:,} tokens, ids below "
             f"{packed.vocab_size:,}, SHA-256 {packed.sha256[:12]}" + "".join(f"; {note}" for note in notes)
         )
+    if failed:
+        raise typer.Exit(EXIT_DATA)

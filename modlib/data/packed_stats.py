@@ -16,7 +16,7 @@ from modlib.data.packed_file import PackedFile
 from modlib.data.packed_text import open_named, tokenizer_for
 from modlib.data.rewriting import Progress, document_batches, no_progress, token_batches
 from modlib.data.tokenizer import TextTokenizer
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, DataError
 
 QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
 
@@ -111,6 +111,11 @@ def stats(
     counts = np.zeros(packed.vocab_size, np.int64)
     for start, tokens in token_batches(packed):
         part = np.bincount(tokens)
+        if len(part) > len(counts):
+            raise DataError(
+                f"token id ({len(part) - 1}) in {packed.path} must be below its vocab_size ({packed.vocab_size}); "
+                "modlib data verify says where it is"
+            )
         counts[: len(part)] += part
         progress(start + len(tokens), passes * packed.num_tokens)
     found = None

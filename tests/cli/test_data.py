@@ -66,6 +66,13 @@ def test_verify(file: Path) -> None:
     assert "cannot be opened" in modlib("data", "verify", file.with_name("nothing"), code=3).stderr
 
 
+def test_verify_goes_on_after_a_damaged_file(made: Path, file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+    both = modlib("data", "verify", file, made, code=3)
+    assert "the file is truncated" in both.stderr
+    assert both.stdout.startswith(f"{made}: good, ")
+
+
 def test_inspect_and_decode(file: Path) -> None:
     assert "documents\t4" in modlib("data", "inspect", file).stdout
     assert json.loads(modlib("data", "inspect", file, "--json").stdout)["num_documents"] == 4

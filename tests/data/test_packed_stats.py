@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from modlib.data import packed_stats, rewriting
+from modlib.data.packed_header import HEADER_BYTES
 from modlib.data.packed_stats import bin_label, plot_lengths, stats
 from modlib.data.packed_writer import PackedFileWriter
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, DataError
 from tests.data.packed_lists import documents_of_ids, write
 
 
@@ -98,6 +99,17 @@ def test_the_plot_has_a_bar_for_each_bin(tmp_path: Path) -> None:
         plot_lengths(found, tmp_path / "nowhere" / "a.png")
     with pytest.raises(ConfigError, match=r"--plot \(.*a.xyz\) cannot be written: Format 'xyz' is not supported"):
         plot_lengths(found, tmp_path / "a.xyz")
+
+
+def test_an_id_out_of_vocabulary_is_refused(tmp_path: Path) -> None:
+    from tests.data.test_packed_verify import spoil
+
+    path = write(tmp_path / "a", [[1, 2]])
+    spoil(path, HEADER_BYTES, (400).to_bytes(2, "little"))
+    with pytest.raises(
+        DataError, match=r"token id \(400\) in .*a must be below its vocab_size \(300\); modlib data verify"
+    ):
+        stats(path)
 
 
 def test_quantiles(tmp_path: Path) -> None:
