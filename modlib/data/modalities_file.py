@@ -23,7 +23,7 @@ _HEADER = struct.Struct("<QI")
 
 
 def read_modalities(path: str | os.PathLike[str], *, trust_lengths: bool = False) -> ForeignTokens:
-    """Documents of a .pbin; its pickled index is read by `restricted_pickle`.
+    """Documents of a .pbin; its pickled index is read by `restricted_pickle`, in 16 bytes per document.
 
     Args:
         path: The .pbin.
