@@ -73,7 +73,7 @@ def _columns(file: Path, wanted: str | None) -> Iterator[tuple[Any, str]]:
         with pyarrow.memory_map(str(file)) as source, pyarrow.ipc.open_stream(source) as reader:
             names = reader.schema.names
             name = wanted or next((one for one in _COLUMNS if one in names), None)
-            if name not in names:
+            if name is None or name not in names:
                 raise DataError(
                     f"column ({wanted or ' or '.join(_COLUMNS)}) must be one of {file}, which has {', '.join(names)}; "
                     "name one with lists of ids, or pack a column of text with modlib data pack"

@@ -77,7 +77,7 @@ def read_pairs(data: bytes, path: Path) -> npt.NDArray[np.int64]:
 
 
 def _refused(path: Path, data: bytes, place: int) -> DataError:
-    known = pickletools.code2op.get(chr(data[place]))
+    known = next((one for one in pickletools.opcodes if one.code == chr(data[place])), None)
     what = "no instruction of a pickle" if known is None else f"the instruction {known.name}"
     return DataError(
         f"index of {path} must be a pickled list of pairs of integers; its byte {place} is {what}, which is refused "

@@ -23,6 +23,8 @@ from modlib.runtime.errors import DataError
 BATCH_TOKENS = 1 << 22
 """Tokens looked at or copied at once; a longer document is copied alone, from the page cache."""
 
+_COPIED_ONE_BY_ONE = 32  # tokens per stretch, from which a copy of each beats an index of every token
+
 Progress = Callable[[int, int], None]
 Ids = npt.NDArray[Any]
 Numbers = npt.NDArray[np.int64]
@@ -120,6 +122,8 @@ def gathered(tokens: Ids, starts: Numbers, lengths: Numbers) -> Ids:
     """The stretches of an array, back to back."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
+    if total > _COPIED_ONE_BY_ONE * len(lengths):
+        return np.concatenate([tokens[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)])
     places = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
     found: Ids = tokens[places]
     return found
