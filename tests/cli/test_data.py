@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -218,3 +219,10 @@ def test_batch(file: Path, tmp_path: Path) -> None:
     finally:
         stop_logging()
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+def test_the_page_names_commands_that_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data_files.md").read_text()
+    named = set(re.findall(r"modlib data (\w+)", page))
+    assert named <= set(COMMANDS)
+    assert {"verify", "inspect", "decode", "stats", "merge", "shuffle", "chunk", "filter", "convert", "batch"} <= named
