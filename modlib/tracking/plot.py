@@ -64,3 +64,25 @@ def _level(value: float, top: float, levels: int) -> int:
     if not math.isfinite(value) or value <= 0 or top <= 0:
         return 0
     return max(1, round(value / top * levels))
+
+
+def bars(rows: Sequence[tuple[str, float]], *, width: int = 60, ascii_only: bool = False) -> list[str]:
+    """One horizontal bar per row: its label, the bar, its value; the largest value fills the width.
+
+    Args:
+        rows: Label and value, at least 0, of each.
+        width: Characters per line, label and value included; at least 8 are left for the bar.
+        ascii_only: For terminals that cannot show block characters.
+    """
+    values = [f"{value:,.0f}" for _, value in rows]
+    margin = max((len(label) for label, _ in rows), default=0)
+    columns = max(8, width - margin - 3 - max(map(len, values), default=0))
+    top = max((value for _, value in rows), default=0)
+    shades = " #" if ascii_only else " ▏▎▍▌▋▊▉█"
+    full = len(shades) - 1
+    lines = []
+    for (label, value), text in zip(rows, values, strict=True):
+        level = _level(value, top, columns * full)
+        bar = shades[-1] * (level // full) + (shades[level % full] if level % full else "")
+        lines.append(f"{label:>{margin}} {'|' if ascii_only else '│'}{bar} {text}")
+    return lines

@@ -7,7 +7,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modlib.tracking.plot import plot
+from modlib.tracking.plot import bars, plot
 
 WARMUP_COSINE = [min(1.0, (i + 1) / 20) * (0.55 + 0.45 * math.cos(math.pi * max(0, i - 20) / 180)) for i in range(200)]
 
@@ -59,3 +59,15 @@ def test_the_peak_is_shown_even_between_two_columns() -> None:
     spike = [0.0] * 1000
     spike[501] = 1.0
     assert any("█" in line for line in plot(spike, width=30, height=3))
+
+
+def test_bars() -> None:
+    assert bars([("0", 0), ("1", 1), ("2-3", 16), ("4-7", 9)], width=16) == [
+        "  0 │ 0",
+        "  1 │▌ 1",
+        "2-3 │████████ 16",
+        "4-7 │████▌ 9",
+    ]
+    assert bars([("a", 1000)], width=20, ascii_only=True) == ["a |########### 1,000"]
+    assert bars([]) == []
+    assert bars([("a", 0)]) == ["a │ 0"]

@@ -1,0 +1,156 @@
+"""Any part of a packed token file, and its text."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from modlib.data import corpus
+from modlib.data.packed_dataset import PackedDataset, check_tokenizer
+from modlib.data.packed_file import PackedFile
+from modlib.data.tokenizer import TextTokenizer, Tokenizer
+from modlib.runtime.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some tokens of a file.
+
+    Args:
+        name: What they are, for people.
+        start: Number of the first token in the file.
+        tokens: Their ids.
+    """
+
+    name: str
+    start: int
+    tokens: npt.NDArray[Any]
+
+
+def open_named(name_or_path: str | os.PathLike[str]) -> PackedFile:
+    """The packed file of a path, or of a corpus such as "stdlib:train"."""
+    return PackedFile(corpus.prepare(name_or_path) if os.fspath(name_or_path) in corpus.NAMES else name_or_path)
+
+
+def part_of(
+    packed: PackedFile,
+    *,
+    document: int | None = None,
+    window: int | None = None,
+    seq_len: int | None = None,
+    span: tuple[int, int] | None = None,
+) -> Part:
+    """A document, a training window, or any range of tokens.
+
+    Args:
+        packed: The file.
+        document: Number of a document.
+        window: Number of a window, as `PackedDataset` cuts them: seq_len + 1 tokens, seq_len apart.
+        seq_len: Goes with window.
+        span: First token, and behind the last.
+
+    Raises:
+        ConfigError: Not exactly one of document, window and span, or a window without seq_len.
+        DataError: There is no such part.
+    """
+    given = [name for name, value in (("document", document), ("window", window), ("range", span)) if value is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"what to show ({' and '.join(given) or 'nothing'}) must be one of --document N, --window N with --seq_len "
+            "T, and --range A:B; give one of them"
+        )
+    if document is not None:
+        start = int(packed.document_offsets[document]) if 0 <= document < packed.num_documents else 0
+        return Part(f"document {document}", start, packed.document(document))
+    if window is not None:
+        if seq_len is None:
+            raise ConfigError(f"seq_len (None) must be given with window ({window}); add --seq_len T")
+        dataset = PackedDataset(path=os.fspath(packed.path), seq_len=seq_len)
+        if not 0 <= window < len(dataset):
+            raise DataError(
+                f"window ({window}) must be below the {len(dataset)} windows of {packed.path} with seq_len {seq_len}"
+            )
+        return Part(f"window {window}, seq_len {seq_len}", window * dataset.stride, dataset[window])
+    assert span is not None
+    first, last = span
+    if not 0 <= first <= last <= packed.num_tokens:
+        raise DataError(
+            f"range ({first}:{last}) must lie in order within the {packed.num_tokens} tokens of {packed.path}"
+        )
+    return Part(f"tokens {first} to {last}", first, packed.tokens[first:last])
+
+
+def tokenizer_for(packed: PackedFile, tokenizer: str | os.PathLike[str] | None = None) -> TextTokenizer | None:
+    """The tokenizer that made a file: the one that is given, else the one kept beside it; None where there is none.
+
+    Raises:
+        DataError: The one that is given is another, by its fingerprint, or cannot be read.
+    """
+    if tokenizer is None:
+        found = corpus.tokenizer_path(packed.path)
+        return None if found is None else Tokenizer(found)
+    opened = open_tokenizer(tokenizer)
+    check_tokenizer(packed, opened.fingerprint)
+    return opened
+
+
+def open_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
+    """A tokenizer.json, a folder with one, or a SentencePiece .model.
+
+    Raises:
+        DataError: There is no such file, or it is not a tokenizer.
+    """
+    if Path(path).suffix == ".model":
+        from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
+
+        return PretrainedSPTokenizer(path=os.fspath(path))
+    return Tokenizer(path)
+
+
+def decode(
+    path: str | os.PathLike[str],
+    *,
+    document: int | None = None,
+    window: int | None = None,
+    seq_len: int | None = None,
+    span: tuple[int, int] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    skip_special_tokens: bool = False,
+) -> str:
+    """The text of a document, a window or a range of a packed file; see `part_of`.
+
+    Raises:
+        DataError: There is no such part, or the tokenizer is neither given nor beside the file.
+    """
+    packed = open_named(path)
+    part = part_of(packed, document=document, window=window, seq_len=seq_len, span=span)
+    return require_tokenizer(packed, tokenizer).decode(part.tokens, skip_special_tokens=skip_special_tokens)
+
+
+def require_tokenizer(packed: PackedFile, tokenizer: str | os.PathLike[str] | None = None) -> TextTokenizer:
+    """As `tokenizer_for`, for what cannot do without.
+
+    Raises:
+        DataError: The tokenizer is neither given nor beside the file.
+    """
+    found = tokenizer_for(packed, tokenizer)
+    if found is None:
+        made = packed.tokenizer_fingerprint[:12] or "not named in the header"
+        raise DataError(
+            f"tokenizer of {packed.path} ({made}) must lie beside it, as {packed.path.stem}.tokenizer.json or "
+            "tokenizer.json with that fingerprint; put it there, or name it with --tokenizer"
+        )
+    return found
+
+
+def documents_at(packed: PackedFile, start: int, count: int) -> tuple[int, npt.NDArray[np.int64]]:
+    """The document that holds a token, and where later documents begin among the `count` tokens from there."""
+    offsets: Any = packed.document_offsets
+    first = int(np.searchsorted(offsets, start, side="right")) - 1
+    behind = int(np.searchsorted(offsets, start + count, side="left"))
+    return first, np.asarray(offsets[first + 1 : behind], np.int64) - start

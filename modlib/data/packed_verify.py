@@ -1,0 +1,131 @@
+"""Whether a packed token file is what was written, and where it is not."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from modlib.data.packed_file import PackedFile
+from modlib.data.packed_header import ALIGNMENT, HEADER_BYTES, aligned
+from modlib.data.rewriting import Progress, no_progress, token_batches
+from modlib.runtime.errors import DataError
+
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was found in a file with nothing wrong in it.
+
+    Args:
+        packed: The file, open.
+        num_without_end: Documents that do not end with the end-of-document token that the header names. No damage:
+            documents may have been cut. 0 when the header names none.
+        num_empty: Documents without a token.
+    """
+
+    packed: PackedFile
+    num_without_end: int
+    num_empty: int
+
+
+def verify(path: str | os.PathLike[str], progress: Progress = no_progress) -> Verified:
+    """Read a whole file: header, sizes, SHA-256, document offsets, and every id.
+
+    Memory does not grow with the file.
+
+    Args:
+        path: A packed token file.
+        progress: Called with the bytes read so far, and all of them.
+
+    Raises:
+        DataError: Something is wrong; the message lists everything that is, with the place of each.
+    """
+    packed = PackedFile(path)  # checks header and sizes
+    problems = []
+    if (problem := _hash_problem(packed, progress)) is not None:
+        problems.append(problem)
+    offsets, without_end, empty = _offset_problems(packed)
+    problems += [*offsets, *_id_problems(packed), *_padding_problems(packed)]
+    if problems:
+        problems.append(f"{packed.path} is damaged or was packed wrongly: copy it again or pack it again")
+        raise DataError("\n".join(problems))
+    return Verified(packed, without_end, empty)
+
+
+def _hash_problem(packed: PackedFile, progress: Progress) -> str | None:
+    digest = hashlib.sha256()
+    total = packed.header.file_bytes
+    with open(packed.path, "rb") as file:
+        done = file.seek(HEADER_BYTES)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(done, total)
+    if digest.hexdigest() == packed.sha256:
+        return None
+    return (
+        f"SHA-256 of the contents of {packed.path} ({digest.hexdigest()}) must equal the one in its header "
+        f"({packed.sha256})"
+    )
+
+
+def _offset_problems(packed: PackedFile) -> tuple[list[str], int, int]:
+    """What is wrong with the offsets; and, where nothing is, the documents without end token and without tokens."""
+    end_id = packed.header.end_of_document_id
+    without_end = empty = 0
+    per_chunk = _CHUNK_BYTES // 8
+    for first in range(0, packed.num_documents, per_chunk):
+        part = packed.document_offsets[first : first + per_chunk + 1]
+        wrong = np.flatnonzero((part[1:] < part[:-1]) | (part[:-1] < 0) | (part[1:] > packed.num_tokens))
+        if wrong.size:
+            index = first + int(wrong[0])
+            start, end = packed.document_offsets[index : index + 2].tolist()
+            return [
+                f"document {index} of {packed.path} (tokens {start} to {end}) must lie in order within its "
+                f"{packed.num_tokens} tokens"
+            ], 0, 0  # fmt: skip
+        filled = part[1:] > part[:-1]
+        empty += int(part.size - 1 - np.count_nonzero(filled))
+        if end_id is not None:
+            without_end += int(np.count_nonzero(packed.tokens[part[1:][filled] - 1] != end_id))
+    return [], without_end, empty
+
+
+def _id_problems(packed: PackedFile) -> list[str]:
+    largest = 0
+    for start, tokens in token_batches(packed):
+        highest = int(tokens.max())
+        if highest >= packed.vocab_size:
+            place = start + int(np.argmax(tokens >= packed.vocab_size))
+            return [
+                f"token id ({packed.tokens[place]}) at token {place} of {packed.path}, {_place(packed, place)}, must "
+                f"be below its vocab_size ({packed.vocab_size})"
+            ]
+        largest = max(largest, highest)
+    if largest == packed.max_token_id:
+        return []
+    return [f"max_token_id of {packed.path} ({packed.max_token_id}) must equal the largest id in it ({largest})"]
+
+
+def _place(packed: PackedFile, token: int) -> str:
+    offsets: Any = packed.document_offsets
+    document = int(np.searchsorted(offsets, token, side="right")) - 1
+    return f"byte {packed.header.sections['tokens'][0] + token * packed.header.token_width}, document {document}"
+
+
+def _padding_problems(packed: PackedFile) -> list[str]:
+    """Sections start at a multiple of 64, and there are zeros between them."""
+    end = sum(packed.header.sections["tokens"])
+    with open(packed.path, "rb") as file:
+        file.seek(end)
+        between = file.read(aligned(end) - end)
+    assert len(between) < ALIGNMENT
+    if not between.strip(b"\0"):
+        return []
+    place = end + len(between) - len(between.lstrip(b"\0"))
+    return [f"byte {place} of {packed.path} ({between[place - end]}) must be 0: it lies between two sections"]

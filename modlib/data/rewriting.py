@@ -1,0 +1,189 @@
+"""What every command that makes packed files of packed files shares: reading in order, and saying what it read."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import modlib
+from modlib.data import corpus
+from modlib.data.packed_file import PackedFile
+from modlib.data.packed_header import PackedHeader
+from modlib.data.packed_writer import PackedFileWriter
+from modlib.runtime import durable
+from modlib.runtime.errors import DataError
+
+BATCH_TOKENS = 1 << 22
+"""Tokens looked at or copied at once; a longer document is copied alone, from the page cache."""
+
+_COPIED_ONE_BY_ONE = 32  # tokens per stretch, from which a copy of each beats an index of every token
+
+Progress = Callable[[int, int], None]
+Ids = npt.NDArray[Any]
+Numbers = npt.NDArray[np.int64]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def open_plain(path: str | os.PathLike[str]) -> PackedFile:
+    """Open a packed file that has nothing but tokens and documents.
+
+    Raises:
+        DataError: It is damaged, or has sections that a copy of its documents would lose.
+    """
+    packed = PackedFile(path)
+    more = sorted(set(packed.header.sections) - {"tokens", "documents"})
+    if more:
+        raise DataError(
+            f"sections of {packed.path} ({', '.join(more)} besides tokens and documents) must be tokens and documents "
+            "alone: the others would be lost; rewrite the file with the command that made it"
+        )
+    return packed
+
+
+def writer_like(
+    packed: PackedFile, path: str | os.PathLike[str], *, overwrite: bool, **changes: Any
+) -> PackedFileWriter:
+    """A writer of the same tokens: vocabulary, width, tokenizer and end of document as in a file that is there."""
+    header = packed.header
+    settings: dict[str, Any] = {
+        "vocab_size": header.vocab_size,
+        "tokenizer_fingerprint": header.tokenizer_fingerprint,
+        "end_of_document_id": header.end_of_document_id,
+        "token_width": header.token_width,
+        "info": header.info,
+    }
+    return PackedFileWriter(path, overwrite=overwrite, **(settings | changes))
+
+
+def token_batches(packed: PackedFile) -> Iterator[tuple[int, Ids]]:
+    """The first token's number, and the tokens, of one stretch of a file after the other."""
+    for start in range(0, packed.num_tokens, BATCH_TOKENS):
+        yield start, packed.tokens[start : start + BATCH_TOKENS]
+
+
+def document_batches(
+    offsets: npt.NDArray[Any], first: int = 0, last: int | None = None, batch_tokens: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Documents first..last-1 in batches (first, behind the last) of at most batch_tokens, or one longer document.
+
+    Args:
+        offsets: Of every document, and of the end.
+        first: The first document.
+        last: Behind the last document; None is all of them.
+        batch_tokens: None is BATCH_TOKENS, and at most so many documents.
+    """
+    most = BATCH_TOKENS if batch_tokens is None else batch_tokens
+    last = len(offsets) - 1 if last is None else last
+    while first < last:
+        upper = min(last, first + most)
+        room = int(offsets[first]) + most
+        behind = first + int(np.searchsorted(offsets[first : upper + 1], room, side="right")) - 1
+        behind = max(behind, first + 1)
+        yield first, behind
+        first = behind
+
+
+def copy_documents(
+    packed: PackedFile,
+    writer: PackedFileWriter,
+    first: int = 0,
+    last: int | None = None,
+    num_bytes_of_text: int = 0,
+    done: Callable[[int], None] = lambda tokens: None,
+) -> None:
+    """Write documents first..last-1 of a file, in order, in bounded memory.
+
+    Raises:
+        DataError: Their offsets are damaged.
+    """
+    offsets = packed.document_offsets
+    for begin, end in document_batches(offsets, first, last):
+        part = np.asarray(offsets[begin : end + 1])
+        lengths = np.diff(part)
+        tokens = packed.tokens[part[0] : part[-1]]
+        if lengths.min() < 0 or part[0] < 0 or len(tokens) != lengths.sum():
+            raise DataError(f"document offsets of {packed.path} must rise; the file is damaged: copy it again")
+        writer.write_documents(tokens, lengths)
+        done(len(tokens))
+    writer.num_bytes_of_text += num_bytes_of_text
+
+
+def gathered(tokens: Ids, starts: Numbers, lengths: Numbers) -> Ids:
+    """The stretches of an array, back to back."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    if total > _COPIED_ONE_BY_ONE * len(lengths):
+        return np.concatenate([tokens[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)])
+    places = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+    found: Ids = tokens[places]
+    return found
+
+
+def provenance_beside(path: str | os.PathLike[str]) -> Path:
+    """Where it is written what a file was made from: `books.packed` -> `books.packed.provenance.json`."""
+    return Path(path).with_name(f"{Path(path).name}.provenance.json")
+
+
+def described(packed: PackedFile) -> dict[str, Any]:
+    """A packed file as one of the inputs of another."""
+    return {"path": str(packed.path)} | _of_header(packed.header)
+
+
+def write_provenance(
+    path: str | os.PathLike[str],
+    header: PackedHeader | None,
+    command: str,
+    options: Mapping[str, Any],
+    inputs: Sequence[Mapping[str, Any]],
+) -> None:
+    """Put beside a file what it was made from: the command, its options, and the fingerprints of what went in.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    record = {
+        "command": f"modlib data {command}",
+        "modlib": modlib.__version__,
+        "options": dict(options),
+        "inputs": [dict(one) for one in inputs],
+        "output": {"path": str(path)} | ({} if header is None else _of_header(header)),
+    }
+    beside = provenance_beside(path)
+    try:
+        durable.atomic_write_text(beside, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise DataError(f"{beside} cannot be written: {error.strerror}; free space or choose another folder") from error
+
+
+def _of_header(header: PackedHeader) -> dict[str, Any]:
+    return {
+        "sha256": header.sha256,
+        "num_documents": header.num_documents,
+        "num_tokens": header.num_tokens,
+        "vocab_size": header.vocab_size,
+        "tokenizer_fingerprint": header.tokenizer_fingerprint,
+    }
+
+
+def take_tokenizer_along(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Put the tokenizer of one packed file beside another made from it, if it is there."""
+    from modlib.data.packing import tokenizer_beside  # needs the tokenizers library
+
+    found = corpus.tokenizer_path(source)
+    beside = tokenizer_beside(Path(path))
+    if found is None or (beside.exists() and beside.samefile(found)):
+        return
+    try:
+        shutil.copyfile(found, beside)
+    except OSError as error:
+        raise DataError(f"{beside} cannot be written: {error.strerror}; free space or choose another folder") from error
