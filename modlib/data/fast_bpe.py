@@ -31,16 +31,17 @@ import tokenizers
 from modlib.data.tokenizer import Ids, Lengths, Tokenizer
 
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+_LLAMA3 = _CONTRACTIONS + r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _LLAMA3.replace("{1,3}", "")
 PATTERNS = {
-    _GPT2: r"'(?:[sdmt]|ll|ve|re)| ?[@L]+| ?[@N]+| ?[^@S@L@N]+|[@S]+(?![^@S])|[@S]+",
-    _LLAMA3: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n@L@N]?[@L]+|[@N]{1,3}| ?[^@S@L@N]+[\r\n]*|[@S]*[\r\n]+"
-    r"|[@S]+(?![^@S])|[@S]+",
-    _QWEN2: r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n@L@N]?[@L]+|[@N]| ?[^@S@L@N]+[\r\n]*|[@S]*[\r\n]+"
-    r"|[@S]+(?![^@S])|[@S]+",
+    one: one.replace(r"[^\r\n\p{L}\p{N}]", r"[^\r\n@L@N]")
+    .replace(r"[^\s\p{L}\p{N}]", "[^@S@L@N]")
+    .replace(r"\p{L}", "[@L]")
+    .replace(r"\p{N}", "[@N]")
+    .replace(r"\S", "[^@S]")
+    .replace(r"\s", "[@S]")
+    for one in (_GPT2, _LLAMA3, _QWEN2)
 }
 """Split patterns as tokenizer files write them, and the same for tiktoken, with @L, @N, @S for the classes."""
 

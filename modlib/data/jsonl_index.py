@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.data.cache import cache_folders, one_at_a_time, trusted, writable_cache
+from modlib.data.fields import text_of
 from modlib.data.tokenizer import TextTokenizer
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
@@ -122,7 +123,7 @@ def load_or_build(
     Args:
         file: The file.
         tokenizer: Counts tokens.
-        key: Where the text is in each line's object: see `text_of`.
+        key: Where the text is in each line's object: see `modlib.data.fields.text_of`.
         special_tokens: Whether special tokens written in a text become their ids.
         on_bad_line: Whether a line that is no document is an error, or left out with a warning.
 
@@ -196,47 +197,6 @@ def build(
         largest,
         num_skipped,
     )
-
-
-def text_of(line: bytes, key: str) -> str:
-    """The text in one line.
-
-    Args:
-        line: A JSON object, in UTF-8.
-        key: Names of fields from the outside in, joined by dots; a number is a place in a list, from 0. A dot before
-            the first is allowed, as in jq.
-
-    Raises:
-        ValueError: The line is not JSON, has no such field, or holds no text there; the message completes "line 3 ...".
-    """
-    try:
-        value = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 (byte {error.start})") from error
-    except ValueError as error:
-        raise ValueError(f"is not JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
-    for part in key.removeprefix(".").split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            raise ValueError(f"has no '{key}' ({_there(value)})")
-    if not isinstance(value, str):
-        raise ValueError(f"has no text at '{key}' but {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # "\ud800" is valid JSON
-        raise ValueError(f"has half of a surrogate pair at '{key}' (character {error.start})") from error
-    return value
-
-
-def _there(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"there is {', '.join(list(value)[:8]) or 'nothing'}"
-    return f"a list of {len(value)}" if isinstance(value, list) else f"there is {type(value).__name__}"
 
 
 def _lines(contents: mmap.mmap | bytes) -> Iterator[tuple[int, int, int]]:

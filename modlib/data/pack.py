@@ -1,0 +1,436 @@
+"""Text files to packed token files: on all cores, without losing a document, continued where it was cut off."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import modlib
+from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
+from modlib.data.fast_bpe import FastBPE, NotEquivalentError
+from modlib.data.fields import Field
+from modlib.data.pack_journal import PackJournal
+from modlib.data.pack_workers import PackWorkers
+from modlib.data.packed_file import TOKEN_DTYPES, PackedFile
+from modlib.data.packed_header import PackedHeader, narrowest_width
+from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.packing import tokenizer_beside
+from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
+from modlib.data.sources import Block, Source, find_sources, read_blocks
+from modlib.data.tokenizer import PretrainedHFTokenizer, TextTokenizer, Tokenizer
+from modlib.runtime import durable
+from modlib.runtime.errors import ConfigError, DataError
+
+JOURNAL_S = 10.0
+"""Seconds between two notes of what is on the disk: what is lost at most when a packing is cut off."""
+_SMALL_BYTES = 1 << 20  # less is packed by this process, with the tokenizer itself: starting anything else takes longer
+_SAMPLE_BYTES = 1 << 17  # of a few files, to compare the engines with
+
+
+@dataclass(frozen=True)
+class PackProgress:
+    """How far a packing is."""
+
+    bytes_read: int
+    bytes_total: int
+    documents: int
+    tokens: int
+    bad_rows: int
+
+
+@dataclass(frozen=True)
+class PackSummary:
+    """What was packed.
+
+    Args:
+        outputs: Path -> header of each packed file.
+        record: The file that tells how it was made.
+        skipped: The file that lists the rows left out; None when there are none.
+        num_skipped: Rows left out.
+        engine: What tokenized.
+        seconds: Of this call.
+    """
+
+    outputs: dict[Path, PackedHeader]
+    record: Path
+    skipped: Path | None
+    num_skipped: int
+    engine: str
+    seconds: float
+
+
+def pack(
+    inputs: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str] | TextTokenizer,
+    *,
+    field: str = "text",
+    on_error: Literal["fail", "skip"] = "fail",
+    workers: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    split: Mapping[str, float] | None = None,
+    end_of_document: str | None = None,
+    engine: Literal["auto", "fast", "tokenizer"] = "auto",
+    progress: Callable[[PackProgress], None] | None = None,
+) -> PackSummary:
+    """Pack documents in the order of the inputs, each followed by the end-of-document token.
+
+    The same inputs and settings give the same bytes, for any number of workers and however often the work was cut off.
+    Until an output is complete, it lies in a folder `<name>.partial` beside it; there is no other file that could be
+    taken for it. Memory does not grow with the inputs.
+
+    Args:
+        inputs: Files, folders or patterns; see `modlib.data.sources.find_sources`.
+        path: The file to make, such as `books.packed`. With it come `books.pack.json`, how it was made;
+            `books.tokenizer.json`, the tokenizer; and `books.packed.skipped.jsonl` when rows were left out.
+        tokenizer: A folder, a tokenizer.json, a SentencePiece .model, or a tokenizer.
+        field: Where the text is in a row: `a.b[0].c`, or `module:function`. Text files are one document each.
+        on_error: What happens with a row that is no document (not JSON, not UTF-8, no text at the field, an empty
+            text): "fail" raises with its file and line, "skip" leaves it out and lists it.
+        workers: Processes; None takes one per core, or none for little text.
+        resume: Go on with what an interrupted call left; start where there is nothing, return where it is complete.
+        overwrite: Whether existing files are replaced.
+        split: Name -> share of the documents, adding up to 1: several outputs, `books.train.packed` for "train". A
+            document's output is chosen by the hash of its text.
+        end_of_document: Text of the token that ends a document; None takes a well-known one the tokenizer has.
+        engine: "auto" takes the fast one where its ids are known to be the same; "fast" insists; "tokenizer" never.
+        progress: Called about once per block.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: A row is no document, an input cannot be read, or the output exists or cannot be written.
+    """
+    started = time.perf_counter()
+    path = Path(path)
+    text_field = Field(field)
+    shares = _checked_split(split)
+    sources = find_sources(inputs)
+    loaded = tokenizer if not isinstance(tokenizer, (str, os.PathLike)) else load_tokenizer(tokenizer)
+    end_id = loaded.end_of_document_id(end_of_document)
+    workers = _checked_workers(workers, sources)
+    settings = {
+        "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
+        "tokenizer": [loaded.fingerprint, loaded.settings],
+        "field": field,
+        "end of document": end_id,
+        "split": [list(pair) for pair in shares.items()],
+    }
+    outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
+    record = path.with_name(f"{path.stem}.pack.json")
+    folder = path.with_name(f"{path.name}.partial")
+    if resume and not folder.exists() and (done := _complete(outputs, record, settings, started)) is not None:
+        return done
+    if not overwrite and not (resume and folder.exists()):
+        for output in outputs:
+            if output.exists():
+                raise DataError(f"{output} exists; choose another path, remove it, or pass overwrite")
+    fast, engine_line = _engine(engine, loaded, sources, text_field)
+    if isinstance(loaded, PretrainedSPTokenizer) and workers > 1:
+        loaded = copy.copy(loaded)
+        loaded.num_threads = 1
+    width = narrowest_width(loaded.vocab_size)
+    encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, TOKEN_DTYPES[width], list(shares.values()))
+    journal = PackJournal(folder, settings, resume=resume)
+    packing = _Packing(sources, outputs, list(shares), loaded, end_id, journal, on_error, progress)
+    try:
+        packing.read(encoder, workers, text_field)
+        headers = packing.finish()
+    except BaseException:
+        journal.close(keep=journal.state is not None)
+        raise
+    skipped = packing.put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
+    for output in outputs:
+        _put_tokenizer(loaded, output)
+    summary = PackSummary(
+        outputs=dict(zip(outputs, headers, strict=True)),
+        record=record,
+        skipped=skipped,
+        num_skipped=sum(count.bad for count in packing.counts.values()),
+        engine=engine_line,
+        seconds=time.perf_counter() - started,
+    )
+    told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "engine": engine}
+    told |= {"end_of_document_id": end_id, "tokenizer": str(loaded.path)}
+    durable.atomic_write_text(record, json.dumps(_record(summary, told, settings, sources, packing.counts), indent=1))
+    journal.close(keep=False)
+    return summary
+
+
+class _Packing:
+    """One packing under way: the outputs, the journal, and what was counted."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        outputs: Sequence[Path],
+        names: Sequence[str | None],
+        tokenizer: TextTokenizer,
+        end_of_document_id: int,
+        journal: PackJournal,
+        on_error: str,
+        progress: Callable[[PackProgress], None] | None,
+    ) -> None:
+        self.sources, self.outputs, self.names, self.journal = sources, outputs, names, journal
+        self.on_error, self.progress = on_error, progress
+        self.counts = journal.counts
+        self._touched: set[int] = set()
+        state = journal.state
+        self._writers: list[PackedFileWriter | None] = []
+        for number, output in enumerate(outputs):
+            partial = journal.folder / f"{number}.tokens"
+            if state is not None and state["finished"] and not partial.exists():
+                self._writers.append(None)  # it was put in its place before the work was cut off
+                continue
+            writer = PackedFileWriter(
+                output,
+                vocab_size=tokenizer.vocab_size,
+                tokenizer_fingerprint=tokenizer.fingerprint,
+                end_of_document_id=end_of_document_id,
+                overwrite=True,
+                partial=partial,
+                state=None if state is None else state["outputs"][number],
+            )
+            self._writers.append(writer)
+        self._bad_rows = open(journal.folder / "skipped.jsonl", "ab")  # noqa: SIM115  open as long as the writers
+        self._bad_rows.truncate(0 if state is None else state["skipped_bytes"])
+        self._bad_rows.seek(0, os.SEEK_END)
+
+    def read(self, encoder: BlockEncoder, workers: int, text_field: Field) -> None:
+        """Encode and write what is not written yet."""
+        if self.journal.state is not None and self.journal.state["finished"]:
+            return
+        total = sum(source.num_bytes for source in self.sources)
+        noted = time.monotonic()
+        with PackWorkers(encoder, workers) as processes:
+            for block, encoded in processes.encode(read_blocks(self.sources, text_field, self.journal.place)):
+                for bad in encoded.bad:
+                    self._take_bad(bad)
+                for writer, part in zip(self._open_writers(), encoded.parts, strict=True):
+                    writer.write_documents(part.tokens, part.lengths, part.num_bytes_of_text)
+                self._count(encoded.counts)
+                if self.progress is not None:
+                    self.progress(self._progress(block, total))
+                if time.monotonic() - noted >= JOURNAL_S:
+                    self._note(block)
+                    noted = time.monotonic()
+        if not any(count.documents for count in self.counts.values()):
+            raise DataError(f"inputs ({len(self.sources)} files) must hold a document; they have none")
+        self._note(None)
+
+    def _open_writers(self) -> list[PackedFileWriter]:
+        return [writer for writer in self._writers if writer is not None]
+
+    def _take_bad(self, bad: BadRow) -> None:
+        file = self.sources[bad.source].path
+        if self.on_error == "fail":
+            where = file if bad.row is None else f"{file}:{bad.row}"
+            raise DataError(f"{where} {bad.reason}; correct it, or leave such rows out with --on_error skip")
+        line = json.dumps({"file": str(file), "line": bad.row, "reason": bad.reason}, ensure_ascii=False)
+        self._bad_rows.write(line.encode("utf-8", "replace") + b"\n")
+
+    def _count(self, counts: Mapping[int, SourceCount]) -> None:
+        for number, new in counts.items():
+            old = self.counts.get(number, SourceCount())
+            digest = hashlib.sha256((old.digest + new.digest).encode()).hexdigest()
+            self.counts[number] = SourceCount(old.documents + new.documents, old.bad + new.bad, digest)
+        self._touched |= set(counts)
+
+    def _progress(self, block: Block, total: int) -> PackProgress:
+        writers = self._open_writers()
+        documents, tokens = sum(one.num_documents for one in writers), sum(one.num_tokens for one in writers)
+        return PackProgress(
+            block.bytes_read, total, documents, tokens, sum(count.bad for count in self.counts.values())
+        )
+
+    def _note(self, block: Block | None) -> None:
+        """Bring everything to the disk, then say so in the journal; without a block, that all is read."""
+        outputs = [writer.checkpoint() for writer in self._open_writers()]
+        self._bad_rows.flush()
+        os.fsync(self._bad_rows.fileno())
+        end = replace(self.journal.place, source=len(self.sources)) if block is None else block.end
+        touched = {number: self.counts[number] for number in self._touched}
+        size = self._bad_rows.tell()
+        self.journal.append(end, touched, outputs=outputs, skipped_bytes=size, finished=block is None)
+        self._touched.clear()
+
+    def finish(self) -> list[PackedHeader]:
+        """Put the outputs in their places."""
+        headers = []
+        fingerprint = hashlib.sha256("".join(self.counts[one].digest for one in sorted(self.counts)).encode())
+        for name, output, writer in zip(self.names, self.outputs, self._writers, strict=True):
+            if writer is None:
+                headers.append(PackedFile(output).header)
+                continue
+            writer.info = {"inputs": len(self.sources), "input_fingerprint": fingerprint.hexdigest(), "split": name}
+            writer.commit()
+            assert writer.header is not None
+            headers.append(writer.header)
+        return headers
+
+    def put_skipped(self, path: Path) -> Path | None:
+        """The list of rows that were left out; an old one is removed where there are none."""
+        size = self._bad_rows.tell()
+        self._bad_rows.close()
+        if not size:
+            path.unlink(missing_ok=True)
+            return None
+        source = Path(self._bad_rows.name)
+        if source.exists():
+            durable.rename(source, path)
+        return path
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
+    """The tokenizer of a folder, a tokenizer.json, a SentencePiece .model, or a corpus such as "stdlib:train".
+
+    Raises:
+        DataError: There is none.
+    """
+    folder = Path(path)
+    models = sorted(folder.glob("*.model")) if folder.is_dir() and not (folder / "tokenizer.json").is_file() else []
+    if folder.suffix == ".model":
+        return PretrainedSPTokenizer(folder)
+    return PretrainedSPTokenizer(models[0]) if len(models) == 1 else PretrainedHFTokenizer(path)
+
+
+def _checked_split(split: Mapping[str, float] | None) -> dict[str | None, float]:
+    if split is None:
+        return {None: 1.0}
+    for name, share in split.items():
+        if not name.isidentifier() or not 0 < share < 1:
+            raise ConfigError(f"split ('{name}' = {share}) must be a name and a share between 0 and 1")
+    if abs(sum(split.values()) - 1) > 1e-9:
+        raise ConfigError(f"split (shares of {sum(split.values())} together) must add up to 1; correct a share")
+    return {**split}
+
+
+def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:
+    if workers is None:
+        return 1 if sum(source.num_bytes for source in sources) < _SMALL_BYTES else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise ConfigError(f"workers ({workers}) must be at least 1; leave it out for one per core")
+    return workers
+
+
+def _engine(
+    wanted: str, tokenizer: TextTokenizer, sources: Sequence[Source], text_field: Field
+) -> tuple[FastBPE | None, str]:
+    """The fast engine where it can be used, and a line that says what tokenizes, and why."""
+    own = "sentencepiece" if isinstance(tokenizer, PretrainedSPTokenizer) else "tokenizers"
+    if wanted == "tokenizer":
+        return None, f"{own}, as asked for"
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.settings:
+        why = f"the fast engine knows byte-level BPE alone, not {type(tokenizer).__name__}"
+    elif wanted == "auto" and sum(source.num_bytes for source in sources) < _SMALL_BYTES:
+        return None, f"{own}: it is little text"
+    else:
+        try:
+            fast = FastBPE(tokenizer)
+            _compare(fast, sources, text_field)
+            return fast, "tiktoken, with the same ids: pre-tokenizer, merges and a sample were compared"
+        except NotEquivalentError as error:
+            why = f"{tokenizer.path} is not run by the fast engine, because {error}"
+    if wanted == "fast":
+        raise ConfigError(f"engine ('fast') must be able to run the tokenizer; {why}")
+    return None, f"{own}: {why}"
+
+
+def _compare(fast: FastBPE, sources: Sequence[Source], text_field: Field) -> None:
+    """Encode the beginnings of the first, middle and last file both ways."""
+    kinds = [BlockEncoder(sources, text_field, fast.tokenizer, one, 0, np.dtype("<u4")) for one in (fast, None)]
+    for number in sorted({0, len(sources) // 2, len(sources) - 1}):
+        block = next(read_blocks(sources[number : number + 1], text_field), None)
+        if block is None:
+            continue
+        block = replace(block, start=replace(block.start, source=number), data=_beginning(block.data))
+        one, other = (kind(block).parts[0].tokens for kind in kinds)
+        if not np.array_equal(one, other):
+            raise NotEquivalentError(f"its ids differ at the beginning of {sources[number].path}")
+
+
+def _beginning(data: Any) -> Any:
+    if isinstance(data, bytes):
+        return data[: data.rfind(b"\n", 0, _SAMPLE_BYTES) + 1] or data
+    if isinstance(data[0], bytes):
+        return [data[0][:_SAMPLE_BYTES].decode("utf-8", "ignore").encode()]
+    return data[:64]
+
+
+def _put_tokenizer(tokenizer: TextTokenizer, output: Path) -> None:
+    """A copy of the tokenizer beside the output."""
+    if isinstance(tokenizer, Tokenizer):
+        beside = tokenizer_beside(output)
+        if not (tokenizer.path.is_file() and beside.exists() and beside.samefile(tokenizer.path)):
+            own = tokenizer.path.read_text("utf-8") if tokenizer.path.is_file() else tokenizer.to_json()
+            durable.atomic_write_text(beside, own)
+    elif isinstance(tokenizer, PretrainedSPTokenizer):
+        beside = output.with_name(f"{output.stem}.tokenizer.model")
+        if not (beside.exists() and beside.samefile(tokenizer.path)):
+            shutil.copyfile(tokenizer.path, beside)
+
+
+def _complete(outputs: Sequence[Path], record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | None:
+    """What an earlier call with the same settings finished; None when it did not."""
+    try:
+        told = json.loads(record.read_text("utf-8"))
+        same = told["decided_by"] == json.loads(json.dumps(settings))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not same or not all(output.is_file() for output in outputs):
+        return None
+    headers = {output: PackedFile(output).header for output in outputs}
+    skipped = None if told["skipped"] is None else record.with_name(told["skipped"])
+    return PackSummary(
+        headers, record, skipped, told["num_skipped"], "none: it was complete", time.perf_counter() - started
+    )
+
+
+def _record(
+    summary: PackSummary,
+    told: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    sources: Sequence[Source],
+    counts: Mapping[int, SourceCount],
+) -> dict[str, Any]:
+    """How the outputs were made, as JSON."""
+    packages = {}
+    for name in ("numpy", "tokenizers", "tiktoken", "sentencepiece", "pyarrow", "zstandard"):
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "settings": dict(told),
+        "outputs": {
+            output.name: {
+                "documents": header.num_documents,
+                "tokens": header.num_tokens,
+                "bytes_of_text": header.num_bytes_of_text,
+                "sha256": header.sha256,
+            }
+            for output, header in summary.outputs.items()
+        },
+        "skipped": None if summary.skipped is None else summary.skipped.name,
+        "num_skipped": summary.num_skipped,
+        "engine": summary.engine,
+        "seconds": round(summary.seconds, 2),
+        "versions": {"modlib": modlib.__version__, "python": platform.python_version(), **packages},
+        "inputs": [
+            {"path": str(one.path), "bytes": one.num_bytes, **asdict(counts.get(number, SourceCount()))}
+            for number, one in enumerate(sources)
+        ],
+        "decided_by": dict(settings),
+    }
