@@ -8,7 +8,6 @@ import logging
 import mmap
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from modlib.data.cache import cache_folders, one_at_a_time, trusted, writable_cache
 from modlib.data.fields import text_of
+from modlib.data.line_index import find_lines
 from modlib.data.tokenizer import TextTokenizer
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
@@ -28,7 +28,6 @@ _VERSION = 1  # raise when the same file and settings would give another index; 
 _CHUNK_BYTES = 1 << 24
 _BATCH_CHARACTERS = 1 << 22  # what is tokenized at once
 _LINES_NAMED = 5
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Offsets = npt.NDArray[np.int64]
 
@@ -167,9 +166,9 @@ def build(
         texts.clear()
 
     pending = 0
-    for number, start, end in _lines(file.bytes):
+    for number, start, length in zip(*(column.tolist() for column in find_lines(file.bytes)), strict=True):
         try:
-            text = text_of(file.bytes[start:end], key)
+            text = text_of(file.bytes[start : start + length], key)
         except ValueError as error:
             problem = f"line {number} of {file.path} {error}"
             if on_bad_line == "raise":
@@ -178,7 +177,7 @@ def build(
             bad += [problem] if len(bad) < _LINES_NAMED else []
             continue
         starts.append(start)
-        lengths.append(end - start)
+        lengths.append(length)
         texts.append(text)
         num_bytes += len(text.encode("utf-8"))
         pending += len(text) + 1
@@ -197,20 +196,6 @@ def build(
         largest,
         num_skipped,
     )
-
-
-def _lines(contents: mmap.mmap | bytes) -> Iterator[tuple[int, int, int]]:
-    """(number from 1, first byte, byte behind the last) of every line with something in it."""
-    start = len(_BYTE_ORDER_MARK) if contents[: len(_BYTE_ORDER_MARK)] == _BYTE_ORDER_MARK else 0
-    number, size = 0, len(contents)
-    while start < size:
-        number += 1
-        end = contents.find(b"\n", start)
-        end = size if end < 0 else end
-        line = contents[start:end]
-        if stripped := line.rstrip():  # of a CRLF line the CR is no content
-            yield number, start, start + len(stripped)
-        start = end + 1
 
 
 def _remembered_hash(file: JSONLFile) -> str:

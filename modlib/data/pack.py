@@ -6,22 +6,18 @@ import copy
 import hashlib
 import json
 import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-
-import modlib
 from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
-from modlib.data.fast_bpe import FastBPE, NotEquivalentError
 from modlib.data.fields import Field
+from modlib.data.pack_engine import SMALL_BYTES, choose_engine, load_tokenizer
 from modlib.data.pack_journal import PackJournal
+from modlib.data.pack_record import PackSummary, completed, record_of
 from modlib.data.pack_workers import PackWorkers
 from modlib.data.packed_file import TOKEN_DTYPES, PackedFile
 from modlib.data.packed_header import PackedHeader, narrowest_width
@@ -29,14 +25,12 @@ from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.packing import tokenizer_beside
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
 from modlib.data.sources import Block, Source, find_sources, read_blocks
-from modlib.data.tokenizer import PretrainedHFTokenizer, TextTokenizer, Tokenizer
+from modlib.data.tokenizer import TextTokenizer, Tokenizer
 from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError, DataError
 
 JOURNAL_S = 10.0
 """Seconds between two notes of what is on the disk: what is lost at most when a packing is cut off."""
-_SMALL_BYTES = 1 << 20  # less is packed by this process, with the tokenizer itself: starting anything else takes longer
-_SAMPLE_BYTES = 1 << 17  # of a few files, to compare the engines with
 
 
 @dataclass(frozen=True)
@@ -48,27 +42,6 @@ class PackProgress:
     documents: int
     tokens: int
     bad_rows: int
-
-
-@dataclass(frozen=True)
-class PackSummary:
-    """What was packed.
-
-    Args:
-        outputs: Path -> header of each packed file.
-        record: The file that tells how it was made.
-        skipped: The file that lists the rows left out; None when there are none.
-        num_skipped: Rows left out.
-        engine: What tokenized.
-        seconds: Of this call.
-    """
-
-    outputs: dict[Path, PackedHeader]
-    record: Path
-    skipped: Path | None
-    num_skipped: int
-    engine: str
-    seconds: float
 
 
 def pack(
@@ -131,13 +104,13 @@ def pack(
     outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
     record = path.with_name(f"{path.stem}.pack.json")
     folder = path.with_name(f"{path.name}.partial")
-    if resume and not folder.exists() and (done := _complete(outputs, record, settings, started)) is not None:
+    if resume and not folder.exists() and (done := completed(outputs, record, settings, started)) is not None:
         return done
     if not overwrite and not (resume and folder.exists()):
         for output in outputs:
             if output.exists():
                 raise DataError(f"{output} exists; choose another path, remove it, or pass overwrite")
-    fast, engine_line = _engine(engine, loaded, sources, text_field)
+    fast, engine_line = choose_engine(engine, loaded, sources, text_field)
     if isinstance(loaded, PretrainedSPTokenizer) and workers > 1:
         loaded = copy.copy(loaded)
         loaded.num_threads = 1
@@ -164,7 +137,7 @@ def pack(
     )
     told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "engine": engine}
     told |= {"end_of_document_id": end_id, "tokenizer": str(loaded.path)}
-    durable.atomic_write_text(record, json.dumps(_record(summary, told, settings, sources, packing.counts), indent=1))
+    durable.atomic_write_text(record, json.dumps(record_of(summary, told, settings, sources, packing.counts), indent=1))
     journal.close(keep=False)
     return summary
 
@@ -293,19 +266,6 @@ class _Packing:
         return path
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
-    """The tokenizer of a folder, a tokenizer.json, a SentencePiece .model, or a corpus such as "stdlib:train".
-
-    Raises:
-        DataError: There is none.
-    """
-    folder = Path(path)
-    models = sorted(folder.glob("*.model")) if folder.is_dir() and not (folder / "tokenizer.json").is_file() else []
-    if folder.suffix == ".model":
-        return PretrainedSPTokenizer(folder)
-    return PretrainedSPTokenizer(models[0]) if len(models) == 1 else PretrainedHFTokenizer(path)
-
-
 def _checked_split(split: Mapping[str, float] | None) -> dict[str | None, float]:
     if split is None:
         return {None: 1.0}
@@ -314,59 +274,15 @@ def _checked_split(split: Mapping[str, float] | None) -> dict[str | None, float]
             raise ConfigError(f"split ('{name}' = {share}) must be a name and a share between 0 and 1")
     if abs(sum(split.values()) - 1) > 1e-9:
         raise ConfigError(f"split (shares of {sum(split.values())} together) must add up to 1; correct a share")
-    return {**split}
+    return {name: share for name, share in split.items()}  # noqa: C416  the keys' type is wider
 
 
 def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:
     if workers is None:
-        return 1 if sum(source.num_bytes for source in sources) < _SMALL_BYTES else len(os.sched_getaffinity(0))
+        return 1 if sum(source.num_bytes for source in sources) < SMALL_BYTES else len(os.sched_getaffinity(0))
     if workers < 1:
         raise ConfigError(f"workers ({workers}) must be at least 1; leave it out for one per core")
     return workers
-
-
-def _engine(
-    wanted: str, tokenizer: TextTokenizer, sources: Sequence[Source], text_field: Field
-) -> tuple[FastBPE | None, str]:
-    """The fast engine where it can be used, and a line that says what tokenizes, and why."""
-    own = "sentencepiece" if isinstance(tokenizer, PretrainedSPTokenizer) else "tokenizers"
-    if wanted == "tokenizer":
-        return None, f"{own}, as asked for"
-    if not isinstance(tokenizer, Tokenizer) or tokenizer.settings:
-        why = f"the fast engine knows byte-level BPE alone, not {type(tokenizer).__name__}"
-    elif wanted == "auto" and sum(source.num_bytes for source in sources) < _SMALL_BYTES:
-        return None, f"{own}: it is little text"
-    else:
-        try:
-            fast = FastBPE(tokenizer)
-            _compare(fast, sources, text_field)
-            return fast, "tiktoken, with the same ids: pre-tokenizer, merges and a sample were compared"
-        except NotEquivalentError as error:
-            why = f"{tokenizer.path} is not run by the fast engine, because {error}"
-    if wanted == "fast":
-        raise ConfigError(f"engine ('fast') must be able to run the tokenizer; {why}")
-    return None, f"{own}: {why}"
-
-
-def _compare(fast: FastBPE, sources: Sequence[Source], text_field: Field) -> None:
-    """Encode the beginnings of the first, middle and last file both ways."""
-    kinds = [BlockEncoder(sources, text_field, fast.tokenizer, one, 0, np.dtype("<u4")) for one in (fast, None)]
-    for number in sorted({0, len(sources) // 2, len(sources) - 1}):
-        block = next(read_blocks(sources[number : number + 1], text_field), None)
-        if block is None:
-            continue
-        block = replace(block, start=replace(block.start, source=number), data=_beginning(block.data))
-        one, other = (kind(block).parts[0].tokens for kind in kinds)
-        if not np.array_equal(one, other):
-            raise NotEquivalentError(f"its ids differ at the beginning of {sources[number].path}")
-
-
-def _beginning(data: Any) -> Any:
-    if isinstance(data, bytes):
-        return data[: data.rfind(b"\n", 0, _SAMPLE_BYTES) + 1] or data
-    if isinstance(data[0], bytes):
-        return [data[0][:_SAMPLE_BYTES].decode("utf-8", "ignore").encode()]
-    return data[:64]
 
 
 def _put_tokenizer(tokenizer: TextTokenizer, output: Path) -> None:
@@ -380,57 +296,3 @@ def _put_tokenizer(tokenizer: TextTokenizer, output: Path) -> None:
         beside = output.with_name(f"{output.stem}.tokenizer.model")
         if not (beside.exists() and beside.samefile(tokenizer.path)):
             shutil.copyfile(tokenizer.path, beside)
-
-
-def _complete(outputs: Sequence[Path], record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | None:
-    """What an earlier call with the same settings finished; None when it did not."""
-    try:
-        told = json.loads(record.read_text("utf-8"))
-        same = told["decided_by"] == json.loads(json.dumps(settings))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not same or not all(output.is_file() for output in outputs):
-        return None
-    headers = {output: PackedFile(output).header for output in outputs}
-    skipped = None if told["skipped"] is None else record.with_name(told["skipped"])
-    return PackSummary(
-        headers, record, skipped, told["num_skipped"], "none: it was complete", time.perf_counter() - started
-    )
-
-
-def _record(
-    summary: PackSummary,
-    told: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    sources: Sequence[Source],
-    counts: Mapping[int, SourceCount],
-) -> dict[str, Any]:
-    """How the outputs were made, as JSON."""
-    packages = {}
-    for name in ("numpy", "tokenizers", "tiktoken", "sentencepiece", "pyarrow", "zstandard"):
-        try:
-            packages[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {
-        "settings": dict(told),
-        "outputs": {
-            output.name: {
-                "documents": header.num_documents,
-                "tokens": header.num_tokens,
-                "bytes_of_text": header.num_bytes_of_text,
-                "sha256": header.sha256,
-            }
-            for output, header in summary.outputs.items()
-        },
-        "skipped": None if summary.skipped is None else summary.skipped.name,
-        "num_skipped": summary.num_skipped,
-        "engine": summary.engine,
-        "seconds": round(summary.seconds, 2),
-        "versions": {"modlib": modlib.__version__, "python": platform.python_version(), **packages},
-        "inputs": [
-            {"path": str(one.path), "bytes": one.num_bytes, **asdict(counts.get(number, SourceCount()))}
-            for number, one in enumerate(sources)
-        ],
-        "decided_by": dict(settings),
-    }
