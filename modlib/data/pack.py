@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
 from modlib.data.fields import Field
@@ -31,6 +31,7 @@ from modlib.runtime.errors import ConfigError, DataError
 
 JOURNAL_S = 10.0
 """Seconds between two notes of what is on the disk: what is lost at most when a packing is cut off."""
+_SKIPPED = "skipped.jsonl"
 
 
 @dataclass(frozen=True)
@@ -177,9 +178,11 @@ class _Packing:
                 state=None if state is None else state["outputs"][number],
             )
             self._writers.append(writer)
-        self._bad_rows = open(journal.folder / "skipped.jsonl", "ab")  # noqa: SIM115  open as long as the writers
-        self._bad_rows.truncate(0 if state is None else state["skipped_bytes"])
-        self._bad_rows.seek(0, os.SEEK_END)
+        self._bad_rows: BinaryIO | None = None
+        if state is None or not state["finished"]:
+            self._bad_rows = open(journal.folder / _SKIPPED, "ab")  # noqa: SIM115  open as long as the writers
+            self._bad_rows.truncate(0 if state is None else state["skipped_bytes"])
+            self._bad_rows.seek(0, os.SEEK_END)
 
     def read(self, encoder: BlockEncoder, workers: int, text_field: Field) -> None:
         """Encode and write what is not written yet."""
@@ -212,6 +215,7 @@ class _Packing:
             where = file if bad.row is None else f"{file}:{bad.row}"
             raise DataError(f"{where} {bad.reason}; correct it, or leave such rows out with --on_error skip")
         line = json.dumps({"file": str(file), "line": bad.row, "reason": bad.reason}, ensure_ascii=False)
+        assert self._bad_rows is not None
         self._bad_rows.write(line.encode("utf-8", "replace") + b"\n")
 
     def _count(self, counts: Mapping[int, SourceCount]) -> None:
@@ -231,6 +235,7 @@ class _Packing:
     def _note(self, block: Block | None) -> None:
         """Bring everything to the disk, then say so in the journal; without a block, that all is read."""
         outputs = [writer.checkpoint() for writer in self._open_writers()]
+        assert self._bad_rows is not None
         self._bad_rows.flush()
         os.fsync(self._bad_rows.fileno())
         end = replace(self.journal.place, source=len(self.sources)) if block is None else block.end
@@ -255,13 +260,13 @@ class _Packing:
 
     def put_skipped(self, path: Path) -> Path | None:
         """The list of rows that were left out; an old one is removed where there are none."""
-        size = self._bad_rows.tell()
-        self._bad_rows.close()
-        if not size:
+        assert self.journal.state is not None
+        if self._bad_rows is not None:
+            self._bad_rows.close()
+        if not self.journal.state["skipped_bytes"]:
             path.unlink(missing_ok=True)
             return None
-        source = Path(self._bad_rows.name)
-        if source.exists():
+        if (source := self.journal.folder / _SKIPPED).exists():  # else it was put there before the work was cut off
             durable.rename(source, path)
         return path
 
