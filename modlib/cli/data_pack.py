@@ -110,5 +110,5 @@ def _print(summary: PackSummary) -> None:
         rows[-1].append(format_bytes(header.file_bytes))
     print_table(columns, rows)
     if summary.num_skipped:
-        print(f"{summary.num_skipped:,} rows were left out; they are listed in {summary.skipped}", file=sys.stderr)
+        print(f"left out: {summary.num_skipped:,} row(s), listed in {summary.skipped}", file=sys.stderr)
     print(f"{format_seconds(summary.seconds)} with {summary.engine}; details in {summary.record}", file=sys.stderr)

@@ -1,0 +1,100 @@
+"""`modlib data`: the commands from raw text to packed files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from modlib.cli.data import COMMANDS
+from modlib.data.line_index import LineIndex
+from modlib.data.packed_file import PackedFile
+from modlib.data.tokenizer import Tokenizer, train_byte_level_bpe
+from tests.cli.commands import modlib
+from tests.cli.test_main import imported
+from tests.cli.test_main import modlib as own_process
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    return train_byte_level_bpe(["some words to train on"] * 3, path, vocab_size=280, end_of_document="<|endoftext|>")
+
+
+@pytest.mark.parametrize("words", [("--help",), *((name, "--help") for name in COMMANDS)])
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    done = own_process("data", *words)
+    assert done.returncode == 0, done.stderr
+    assert imported(done) == "[]"
+
+
+def test_help_lists_every_command() -> None:
+    text = own_process("data", "--help").stdout
+    for name, (module, line) in COMMANDS.items():
+        assert name in text
+        assert line.split(".")[0][:30] in text
+        assert callable(importlib.import_module(module).command)
+
+
+def test_from_a_corpus_to_a_packed_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source, out = tmp_path / "m.jsonl", tmp_path / "m.packed"
+    done = modlib("data", "corpus", "markov", source, "--documents", "20", "--length", "50", "--seed", "3")
+    assert done.stdout == f"{source}\t20\t1000 B\n"
+    assert "no model does better than" in done.stderr
+    assert modlib("data", "index", source).stdout.split("\t")[:3] == [f"{source}.index", "20", "20"]
+    texts = [json.loads(line)["text"] for line in LineIndex(source)]
+    done = modlib("data", "pack", source, out, "--tokenizer", tokenizer.path.parent)
+    packed = PackedFile(out)
+    assert [tokenizer.decode(packed.document(n)[:-1]) for n in range(20)] == texts
+    cells = done.stdout.rstrip("\n").split("\t")
+    assert cells[:4] == [str(out), "20", f"{packed.num_tokens:,}", "1000 B"]
+    assert f"with tokenizers: it is little text; details in {tmp_path}/m.pack.json" in done.stderr
+    words = ("data", "pack", source, out, "--tokenizer", tokenizer.path)
+    done = modlib(*words, code=3)
+    assert done.stderr == f"DataError: {out} exists; choose another path, remove it, or pass overwrite\n"
+    assert "none: it was complete" in modlib(*words, "--resume").stderr
+    modlib(*words, "--overwrite", "--workers", "2", "--engine", "fast")
+    assert PackedFile(out).sha256 == packed.sha256
+
+
+def test_the_corpus_of_the_standard_library(tmp_path: Path) -> None:
+    modlib("data", "corpus", "stdlib", tmp_path / "s.jsonl")
+    texts = [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").read_text("utf-8").splitlines()]
+    assert any("class JSONDecoder" in text for text in texts)
+    done = modlib("data", "corpus", "copy", tmp_path / "s.jsonl", code=3)
+    assert "s.jsonl exists; choose another path, remove it, or pass overwrite" in done.stderr
+
+
+def test_bad_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "two"}\n')
+    words = ("data", "pack", tmp_path / "a.jsonl", tmp_path / "a.packed", "--tokenizer", tokenizer.path)
+    done = modlib(*words, code=3)
+    reason = f"{tmp_path}/a.jsonl:2 has an empty text at 'text'"
+    assert done.stderr == f"DataError: {reason}; correct it, or leave such rows out with --on_error skip\n"
+    done = modlib(*words, "--on_error", "skip")
+    assert f"left out: 1 row(s), listed in {tmp_path}/a.packed.skipped.jsonl" in done.stderr
+    assert PackedFile(tmp_path / "a.packed").num_documents == 2
+
+
+def test_several_outputs_and_a_function(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds the current folder
+    Path("own_fields.py").write_text("def shouted(row):\n    return row['text'].upper()\n")
+    Path("a.jsonl").write_text("".join(json.dumps({"text": f"word {n}"}) + "\n" for n in range(40)))
+    words = ("data", "pack", "a.jsonl", "a.packed", "--tokenizer", tokenizer.path, "--field", "own_fields:shouted")
+    done = modlib(*words, "--split", "train=0.75,validation=0.25", "--workers", "2")
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["a.train.packed", "a.validation.packed"]
+    packed = [PackedFile(name) for name in ("a.train.packed", "a.validation.packed")]
+    found = [tokenizer.decode(one.document(n)[:-1]) for one in packed for n in range(one.num_documents)]
+    assert sorted(found) == sorted(f"WORD {n}" for n in range(40))
+
+
+def test_wrong_words(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    done = modlib("data", "pack", tmp_path / "a.packed", "--tokenizer", tokenizer.path, code=2)
+    assert "paths (1) must be at least two: what to pack, and the output last" in done.stderr
+    words = ("data", "pack", tmp_path / "a.jsonl", tmp_path / "a.packed", "--tokenizer", tokenizer.path)
+    done = modlib(*words, "--split", "train", code=2)
+    assert "split ('train') must be like train=0.99,validation=0.01; write it so" in done.stderr
