@@ -1,6 +1,6 @@
 """Text to a packed file, end to end from JSONL, against the tokenizer libraries' own batch calls on texts in memory.
 
-    python benchmarks/pack.py --tokenizer gpt2/tokenizer.json      # 48 MB of Python sources; a folder for temporary files
+    python benchmarks/pack.py --tokenizer gpt2/tokenizer.json      # 48 MB of Python sources
     python benchmarks/pack.py --tokenizer spm.model --megabytes 16 --rounds 3
 
 All use the same cores. The texts are the .py files of the installed packages, each a document. Each round runs every
@@ -83,16 +83,14 @@ def main() -> None:
             baseline,
         )
         with open(source, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as contents:
-            view = np.frombuffer(contents, np.uint8)
             scans: dict[str, Callable[[], object]] = {
-                "numpy: flatnonzero(bytes == LF)": lambda: np.flatnonzero(view == 10),
+                "numpy: flatnonzero(bytes == LF)": lambda: np.flatnonzero(np.frombuffer(contents, np.uint8) == 10),
                 "find_lines": lambda: find_lines(contents),
                 "write_index, to the disk": lambda: write_index(source, Path(folder) / "index", overwrite=True),
             }
             seconds = interleave(scans, 3 * options.rounds)
             report(f"lines of {len(contents) / 1e6:.0f} MB of JSONL", seconds, next(iter(scans)))
             print(f"find_lines: {len(contents) / np.median(seconds['find_lines']) / 1e9:.2f} GB/s on one core")
-            del view
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -90,6 +92,19 @@ def test_several_outputs_and_a_function(tokenizer: Tokenizer, tmp_path: Path, mo
     packed = [PackedFile(name) for name in ("a.train.packed", "a.validation.packed")]
     found = [tokenizer.decode(one.document(n)[:-1]) for one in packed for n in range(one.num_documents)]
     assert sorted(found) == sorted(f"WORD {n}" for n in range(40))
+
+
+def test_what_docs_data_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    commands, *examples = re.findall(r"```(?:bash|python)\n(.*?)```", page, re.DOTALL)
+    for line in commands.splitlines():
+        modlib(*shlex.split(line)[1:])
+    parts = [PackedFile(f"parts.{name}.packed") for name in ("train", "validation")]
+    assert sum(part.num_documents for part in parts) == PackedFile("text.packed").num_documents == 500
+    assert sum(part.num_tokens for part in parts) == PackedFile("text.packed").num_tokens
+    for example in examples:
+        exec(example, {})
 
 
 def test_wrong_words(tokenizer: Tokenizer, tmp_path: Path) -> None:
