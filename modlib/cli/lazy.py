@@ -29,7 +29,9 @@ class LazyCommands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name, *self.table[name]) if name in self.table else command, rest
+        if name in self.table:
+            command = load_command(name, *self.table[name])
+        return name, command, rest
 
 
 def load_command(name: str, module_name: str, help_line: str) -> Any:

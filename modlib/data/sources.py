@@ -87,8 +87,8 @@ def find_sources(inputs: Sequence[str | os.PathLike[str]]) -> list[Source]:
     if not inputs:
         raise DataError("inputs (none) must be at least one file, folder or pattern; name what to pack")
     found: dict[str, Source] = {}
-    for name in map(os.fspath, inputs):
-        for path in _paths(name):
+    for name in inputs:
+        for path in _paths(os.fspath(name)):
             source = _source(path)
             if (same := str(path.resolve())) in found:
                 raise DataError(f"input ({path}) must be named once; its documents would be in the output twice")

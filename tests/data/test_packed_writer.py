@@ -104,12 +104,12 @@ def test_what_was_cut_off_is_continued(tmp_path: Path) -> None:
     with PackedFileWriter(whole, vocab_size=300) as writer:
         for number in range(6):
             writer.write([number] * number, 2)
-    with pytest.raises(KeyboardInterrupt), PackedFileWriter(path, vocab_size=300, partial=partial) as writer:
-        for number in range(4):
-            writer.write([number] * number, 2)
-        state = writer.checkpoint()
-        writer.write([299] * 50, 2)  # after the checkpoint: thrown away
-        raise KeyboardInterrupt
+    cut_off = PackedFileWriter(path, vocab_size=300, partial=partial)
+    for number in range(4):
+        cut_off.write([number] * number, 2)
+    state = cut_off.checkpoint()
+    cut_off.write([299] * 50, 2)  # after the checkpoint: thrown away
+    cut_off.abort()
     assert not path.exists()
     with PackedFileWriter(path, vocab_size=300, partial=partial, state=state) as writer:
         for number in range(4, 6):
@@ -119,10 +119,10 @@ def test_what_was_cut_off_is_continued(tmp_path: Path) -> None:
 
 def test_bytes_that_were_lost_are_noticed(tmp_path: Path) -> None:
     path, partial = tmp_path / "a.packed", tmp_path / "unfinished"
-    with pytest.raises(KeyboardInterrupt), PackedFileWriter(path, vocab_size=300, partial=partial) as writer:
-        writer.write([1] * 10)
-        state = writer.checkpoint()
-        raise KeyboardInterrupt
+    cut_off = PackedFileWriter(path, vocab_size=300, partial=partial)
+    cut_off.write([1] * 10)
+    state = cut_off.checkpoint()
+    cut_off.abort()
     partial.write_bytes(partial.read_bytes()[:-1])
     with pytest.raises(DataError, match=r"unfinished must hold at least 4116 bytes; bytes were lost: start again"):
         PackedFileWriter(path, vocab_size=300, partial=partial, state=state)
