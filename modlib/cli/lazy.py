@@ -29,7 +29,7 @@ class LazyCommands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
-        if name in self.table:
+        if name is not None and name in self.table:
             command = load_command(name, *self.table[name])
         return name, command, rest
 
