@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import typer
-from typer.core import TyperCommand, TyperGroup
 
 import modlib
+from modlib.cli.lazy import LazyCommands
 
 # name: (module with a function `command` or a typer app `app`, what the help says). To add a command, add a line.
 COMMANDS = {
     "cancel": ("modlib.cli.cancel", "Stop runs; they save first."),
-    "data": ("modlib.cli.data", "Make, check and look at packed token files."),
+    "data": ("modlib.cli.data", "Make and look at data: from raw text to packed files."),
     "diff": ("modlib.cli.diff", "Compare two configurations by what they mean."),
     "export": ("modlib.cli.export", "Write a trained model as a HuggingFace folder."),
     "follow": ("modlib.cli.follow", "Watch a run until it ends."),
@@ -29,43 +26,18 @@ COMMANDS = {
 }
 
 
-class LazyCommands(TyperGroup):
+class MainCommands(LazyCommands):
     """The commands of the table."""
 
     table = COMMANDS
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(self.table)
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """A stand-in with the help's line; the command itself is imported by resolve_command."""
-        if cmd_name not in self.table:
-            return None
-        return TyperCommand(cmd_name, help=self.table[cmd_name][1])
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        name, command, rest = super().resolve_command(ctx, args)
-        return name, load_command(name, self.table) if name in self.table else command, rest
-
-
-def load_command(name: str, table: dict[str, tuple[str, str]] = COMMANDS) -> Any:
-    """Import a command."""
-    module = importlib.import_module(table[name][0])
-    command_app = getattr(module, "app", None)
-    if command_app is None:
-        command_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        command_app.command(name, help=table[name][1])(module.command)
-    command = typer.main.get_command(command_app)
-    command.name = name
-    return command
-
 
 app = typer.Typer(
     name="modlib",
-    cls=LazyCommands,
+    cls=MainCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Look at components, configurations and runs of modlib.",
+    help="Look at components, configurations, data and runs of modlib.",
 )
 
 

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from modlib.components import component
 from modlib.data import corpus
-from modlib.data.jsonl_index import JSONLFile, JSONLIndex, load_or_build, text_of
+from modlib.data.fields import text_of
+from modlib.data.jsonl_index import JSONLFile, JSONLIndex, load_or_build
 from modlib.data.packed_file import PackedFile
 from modlib.data.tokenizer import TextTokenizer, Tokenizer
 from modlib.data.windows import Windows, padded

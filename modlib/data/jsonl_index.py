@@ -8,7 +8,6 @@ import logging
 import mmap
 import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.data.cache import cache_folders, one_at_a_time, trusted, writable_cache
+from modlib.data.fields import text_of
+from modlib.data.line_index import find_lines
 from modlib.data.tokenizer import TextTokenizer
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
@@ -27,7 +28,6 @@ _VERSION = 1  # raise when the same file and settings would give another index; 
 _CHUNK_BYTES = 1 << 24
 _BATCH_CHARACTERS = 1 << 22  # what is tokenized at once
 _LINES_NAMED = 5
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Offsets = npt.NDArray[np.int64]
 
@@ -122,7 +122,7 @@ def load_or_build(
     Args:
         file: The file.
         tokenizer: Counts tokens.
-        key: Where the text is in each line's object: see `text_of`.
+        key: Where the text is in each line's object: see `modlib.data.fields.text_of`.
         special_tokens: Whether special tokens written in a text become their ids.
         on_bad_line: Whether a line that is no document is an error, or left out with a warning.
 
@@ -166,9 +166,9 @@ def build(
         texts.clear()
 
     pending = 0
-    for number, start, end in _lines(file.bytes):
+    for number, start, length in zip(*(column.tolist() for column in find_lines(file.bytes)), strict=True):
         try:
-            text = text_of(file.bytes[start:end], key)
+            text = text_of(file.bytes[start : start + length], key)
         except ValueError as error:
             problem = f"line {number} of {file.path} {error}"
             if on_bad_line == "raise":
@@ -177,7 +177,7 @@ def build(
             bad += [problem] if len(bad) < _LINES_NAMED else []
             continue
         starts.append(start)
-        lengths.append(end - start)
+        lengths.append(length)
         texts.append(text)
         num_bytes += len(text.encode("utf-8"))
         pending += len(text) + 1
@@ -196,61 +196,6 @@ def build(
         largest,
         num_skipped,
     )
-
-
-def text_of(line: bytes, key: str) -> str:
-    """The text in one line.
-
-    Args:
-        line: A JSON object, in UTF-8.
-        key: Names of fields from the outside in, joined by dots; a number is a place in a list, from 0. A dot before
-            the first is allowed, as in jq.
-
-    Raises:
-        ValueError: The line is not JSON, has no such field, or holds no text there; the message completes "line 3 ...".
-    """
-    try:
-        value = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 (byte {error.start})") from error
-    except ValueError as error:
-        raise ValueError(f"is not JSON ({error})") from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
-    for part in key.removeprefix(".").split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            raise ValueError(f"has no '{key}' ({_there(value)})")
-    if not isinstance(value, str):
-        raise ValueError(f"has no text at '{key}' but {type(value).__name__}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # "\ud800" is valid JSON
-        raise ValueError(f"has half of a surrogate pair at '{key}' (character {error.start})") from error
-    return value
-
-
-def _there(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"there is {', '.join(list(value)[:8]) or 'nothing'}"
-    return f"a list of {len(value)}" if isinstance(value, list) else f"there is {type(value).__name__}"
-
-
-def _lines(contents: mmap.mmap | bytes) -> Iterator[tuple[int, int, int]]:
-    """(number from 1, first byte, byte behind the last) of every line with something in it."""
-    start = len(_BYTE_ORDER_MARK) if contents[: len(_BYTE_ORDER_MARK)] == _BYTE_ORDER_MARK else 0
-    number, size = 0, len(contents)
-    while start < size:
-        number += 1
-        end = contents.find(b"\n", start)
-        end = size if end < 0 else end
-        line = contents[start:end]
-        if stripped := line.rstrip():  # of a CRLF line the CR is no content
-            yield number, start, start + len(stripped)
-        start = end + 1
 
 
 def _remembered_hash(file: JSONLFile) -> str:

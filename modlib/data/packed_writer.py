@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +20,21 @@ from modlib.data.packed_header import HEADER_BYTES, PackedHeader, encode_header,
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
 
+_COUNTED = ("num_tokens", "num_documents", "num_bytes_of_text", "max_token_id")
+_LENGTH = np.dtype("<i8")
+_CHUNK_BYTES = 1 << 22
+
 
 class PackedFileWriter:
     """Writes documents of token ids; use as a context manager.
 
     Tokens are streamed into a file beside the final one whose header is still empty. Leaving the block writes the
     header last, waits for the disk and renames: at every instant the final path holds the old file, the whole new
-    one, or nothing. An exception inside the block removes what was written.
+    one, or nothing. An exception inside the block removes what was written. Memory is bounded: the lengths of the
+    documents wait in a file, too.
+
+    With `partial`, the work can be continued after it was cut off: what was written up to a `checkpoint` stays there,
+    and the next writer takes it up.
 
     Args:
         path: The file to make; its folder is created.
@@ -34,6 +44,9 @@ class PackedFileWriter:
         token_width: Bytes per token; None takes the narrowest of 1, 2, 4 that holds vocab_size.
         info: Anything else worth keeping in the header, as JSON.
         overwrite: Whether an existing file is replaced.
+        partial: Where the file is written until it is complete, in a folder that exists, on the same file system; it
+            stays when the block is left by an exception. None: beside the file, and removed.
+        state: What `checkpoint` returned when `partial` was written; everything after it is thrown away.
 
     Raises:
         DataError: The file exists, cannot be written, or an id is out of vocabulary.
@@ -49,6 +62,8 @@ class PackedFileWriter:
         token_width: int | None = None,
         info: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        partial: Path | None = None,
+        state: Mapping[str, int] | None = None,
     ) -> None:
         self.path = Path(path)
         least = narrowest_width(vocab_size)
@@ -61,23 +76,52 @@ class PackedFileWriter:
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.end_of_document_id = end_of_document_id
         self.info = dict(info or {})
-        self.num_tokens = 0
-        self.num_bytes_of_text = 0
-        self.max_token_id = 0
+        counts = dict.fromkeys(_COUNTED, 0) | dict(state or {})
+        self.num_tokens, self.num_documents = counts["num_tokens"], counts["num_documents"]
+        self.num_bytes_of_text, self.max_token_id = counts["num_bytes_of_text"], counts["max_token_id"]
         self.header: PackedHeader | None = None
-        self._lengths: list[npt.NDArray[np.int64]] = []
         self._hash = hashlib.sha256()
-        self._aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        self._stays = partial is not None
+        self._aside = partial or self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
+        self._waiting = self._aside.with_name(f"{self._aside.name}.lengths")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.fdopen(durable.create_file(self._aside), "wb", buffering=1 << 20)
-            self._file.write(bytes(HEADER_BYTES))
+            self._file, self._lengths = self._continued() if state is not None else self._new()
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
-    @property
-    def num_documents(self) -> int:
-        return sum(len(lengths) for lengths in self._lengths)
+    def _new(self) -> tuple[BinaryIO, BinaryIO]:
+        if self._stays:
+            self._aside.unlink(missing_ok=True)
+            lengths: BinaryIO = open(self._waiting, "w+b")  # noqa: SIM115
+        else:  # without a name: gone with this process, however it ends
+            lengths = cast(BinaryIO, tempfile.TemporaryFile(dir=self.path.parent))  # noqa: SIM115
+        file = os.fdopen(durable.create_file(self._aside), "wb", buffering=1 << 20)
+        file.write(bytes(HEADER_BYTES))
+        return file, lengths
+
+    def _continued(self) -> tuple[BinaryIO, BinaryIO]:
+        file, lengths = open(self._aside, "r+b", buffering=1 << 20), open(self._waiting, "r+b")  # noqa: SIM115
+        ends = (HEADER_BYTES + self.num_tokens * self.token_width, self.num_documents * _LENGTH.itemsize)
+        for one, end in zip((file, lengths), ends, strict=True):
+            if one.seek(0, os.SEEK_END) < end:
+                raise DataError(f"{one.name} must hold at least {end} bytes; bytes were lost: start again")
+            one.truncate(end)
+            one.seek(end)
+        file.seek(HEADER_BYTES)
+        while chunk := file.read(_CHUNK_BYTES):
+            self._hash.update(chunk)
+        return file, lengths
+
+    def checkpoint(self) -> dict[str, int]:
+        """Bring what was written to the disk; what is needed to take it up again."""
+        try:
+            for file, path in ((self._file, self._aside), (self._lengths, self._waiting)):
+                file.flush()
+                durable.fsync_file(file.fileno(), path)
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        return {name: getattr(self, name) for name in _COUNTED}
 
     def write(self, tokens: npt.ArrayLike, num_bytes_of_text: int = 0) -> None:
         """Append one document."""
@@ -103,7 +147,11 @@ class PackedFileWriter:
             self._check_range(ids, counts)
             self.max_token_id = max(self.max_token_id, int(ids.max()))
             self._append(np.ascontiguousarray(ids, dtype=TOKEN_DTYPES[self.token_width]))
-        self._lengths.append(counts)
+        try:
+            self._lengths.write(counts.astype(_LENGTH).tobytes())
+        except OSError as error:
+            raise _cannot_write(self.path, error) from error
+        self.num_documents += counts.size
         self.num_tokens += ids.size
         self.num_bytes_of_text += num_bytes_of_text
 
@@ -129,17 +177,20 @@ class PackedFileWriter:
 
     def commit(self) -> None:
         """Write offsets and header, wait for the disk, and rename to the final path."""
-        counts = np.concatenate([*self._lengths, np.zeros(0, np.int64)])
-        sections = layout(self.num_tokens, counts.size, self.token_width)
+        sections = layout(self.num_tokens, self.num_documents, self.token_width)
         end_of_tokens = HEADER_BYTES + self.num_tokens * self.token_width
         self._append(np.zeros(sections["documents"][0] - end_of_tokens, np.uint8))
-        offsets = np.zeros(counts.size + 1, np.int64)
-        np.cumsum(counts, out=offsets[1:])
-        self._append(offsets.astype("<u8"))
+        self._append(np.zeros(1, "<u8"))
+        end = 0
+        self._lengths.seek(0)
+        while chunk := self._lengths.read(_CHUNK_BYTES):
+            ends = end + np.cumsum(np.frombuffer(chunk, _LENGTH))
+            end = int(ends[-1])
+            self._append(ends.astype("<u8"))
         header = PackedHeader(
             token_width=self.token_width,
             num_tokens=self.num_tokens,
-            num_documents=counts.size,
+            num_documents=self.num_documents,
             num_bytes_of_text=self.num_bytes_of_text,
             vocab_size=self.vocab_size,
             max_token_id=self.max_token_id,
@@ -157,6 +208,7 @@ class PackedFileWriter:
             self._file.flush()
             durable.fsync_file(self._file.fileno(), self._aside)
             self._file.close()
+            self._lengths.close()
             durable.rename(self._aside, self.path)
             durable.fsync_directory(self.path.parent)
         except OSError as error:
@@ -164,12 +216,11 @@ class PackedFileWriter:
         self.header = header
 
     def abort(self) -> None:
-        """Throw away what was written; the final path is untouched."""
-        try:
-            self._file.close()
-        except OSError:
-            pass  # the disk may be full: the buffered rest is thrown away with the file
-        finally:
+        """Throw away what was written, unless it can be continued; the final path is untouched."""
+        for file in (self._file, self._lengths):
+            with contextlib.suppress(OSError):  # the disk may be full: the buffered rest is not needed
+                file.close()
+        if not self._stays:
             self._aside.unlink(missing_ok=True)
 
     def __enter__(self) -> PackedFileWriter:

@@ -182,6 +182,10 @@ class Tokenizer:
             self._reading_special = _lossless(self._tokenizer.to_str())
         return self._reading_special
 
+    def to_json(self) -> str:
+        """The tokenizer.json that it was read from, truncation and padding left out."""
+        return str(self._tokenizer.to_str())
+
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, skip_special_tokens: bool = False) -> str:
         """The text of these ids; special tokens are shown unless skipped."""
         return str(self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=skip_special_tokens))

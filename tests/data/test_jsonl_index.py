@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modlib.data import jsonl_index
-from modlib.data.jsonl_index import JSONLFile, JSONLIndex, build, load_or_build, text_of
+from modlib.data.fields import text_of
+from modlib.data.jsonl_index import JSONLFile, JSONLIndex, build, load_or_build
 from modlib.data.tokenizer import Tokenizer
 from modlib.runtime.errors import DataError
 

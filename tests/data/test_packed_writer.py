@@ -97,3 +97,32 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written"):
         PackedFileWriter(tmp_path / "file" / "a", vocab_size=10)
+
+
+def test_what_was_cut_off_is_continued(tmp_path: Path) -> None:
+    whole, path, partial = tmp_path / "whole.packed", tmp_path / "a.packed", tmp_path / "unfinished"
+    with PackedFileWriter(whole, vocab_size=300) as writer:
+        for number in range(6):
+            writer.write([number] * number, 2)
+    cut_off = PackedFileWriter(path, vocab_size=300, partial=partial)
+    for number in range(4):
+        cut_off.write([number] * number, 2)
+    state = cut_off.checkpoint()
+    cut_off.write([299] * 50, 2)  # after the checkpoint: thrown away
+    cut_off.abort()
+    assert not path.exists()
+    with PackedFileWriter(path, vocab_size=300, partial=partial, state=state) as writer:
+        for number in range(4, 6):
+            writer.write([number] * number, 2)
+    assert path.read_bytes() == whole.read_bytes()
+
+
+def test_bytes_that_were_lost_are_noticed(tmp_path: Path) -> None:
+    path, partial = tmp_path / "a.packed", tmp_path / "unfinished"
+    cut_off = PackedFileWriter(path, vocab_size=300, partial=partial)
+    cut_off.write([1] * 10)
+    state = cut_off.checkpoint()
+    cut_off.abort()
+    partial.write_bytes(partial.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"unfinished must hold at least 4116 bytes; bytes were lost: start again"):
+        PackedFileWriter(path, vocab_size=300, partial=partial, state=state)

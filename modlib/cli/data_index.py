@@ -1,0 +1,32 @@
+"""`modlib data index`: where the lines of a JSONL file lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modlib.cli.progress_bar import progress_bar
+from modlib.cli.report import reported
+from modlib.cli.table import print_table
+from modlib.runtime.units import format_bytes
+
+
+def command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSONL file, not compressed.")],
+    out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Default: FILE.index.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
+) -> None:
+    """Write the byte offset and length of every line that is not blank."""
+    with reported():
+        from modlib.data.line_index import write_index
+
+        with progress_bar(f"indexing {file.name}") as update:
+            index = write_index(
+                file, out, overwrite=overwrite, progress=lambda done: update(done, file.stat().st_size, "")
+            )
+    lengths = index.lengths
+    longest = int(lengths.max()) if len(lengths) else 0
+    row = [str(index.index_path), f"{len(index):,}", f"{index.num_lines:,}", format_bytes(int(lengths.sum()))]
+    print_table(["index", "rows", "lines", "bytes", "longest"], [[*row, format_bytes(longest)]])

@@ -1,0 +1,114 @@
+"""`modlib data pack`: text to a packed file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modlib.cli.progress_bar import progress_bar
+from modlib.cli.report import reported
+from modlib.cli.table import print_table
+from modlib.runtime.errors import ConfigError
+from modlib.runtime.units import format_bytes, format_count, format_seconds
+
+if TYPE_CHECKING:
+    from modlib.data.pack_record import PackSummary
+
+
+class OnError(StrEnum):
+    """What happens with a row that is no document."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class Engine(StrEnum):
+    """What tokenizes."""
+
+    auto = "auto"
+    fast = "fast"
+    tokenizer = "tokenizer"
+
+
+def command(
+    paths: Annotated[
+        list[str], typer.Argument(metavar="IN... OUT", help="Files, folders or patterns; then the output.")
+    ],
+    tokenizer: Annotated[
+        str, typer.Option("--tokenizer", metavar="FOLDER_OR_MODEL", help="A folder, tokenizer.json or .model file.")
+    ],
+    field: Annotated[str, typer.Option("--field", help="Where the text is: a.b[0].c, or module:function.")] = "text",
+    on_error: Annotated[OnError, typer.Option("--on_error", help="Rows that are no documents.")] = OnError.fail,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes. Default: one per core.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where it was cut off.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    split: Annotated[
+        str | None, typer.Option("--split", help='Several outputs, by hash: "train=0.99,validation=0.01".')
+    ] = None,
+    end_of_document: Annotated[str | None, typer.Option("--end_of_document", help="Text of that token.")] = None,
+    engine: Annotated[Engine, typer.Option("--engine", help="What tokenizes; the ids are the same.")] = Engine.auto,
+) -> None:
+    """Tokenize text into a packed file, in order, losing nothing."""
+    with reported():
+        if len(paths) < 2:
+            raise ConfigError("paths (1) must be at least two: what to pack, and the output last")
+        sys.path.insert(0, os.getcwd())  # for --field module:function
+        from modlib.data.pack import PackProgress, pack
+
+        with progress_bar(f"packing {Path(paths[-1]).name}") as update:
+
+            def show(now: PackProgress) -> None:
+                bad = f", {now.bad_rows:,} left out" if now.bad_rows else ""
+                note = f"{format_count(now.documents)} documents, {format_count(now.tokens)} tokens{bad}"
+                update(now.bytes_read, now.bytes_total, note)
+
+            summary = pack(
+                paths[:-1],
+                paths[-1],
+                tokenizer,
+                field=field,
+                on_error=on_error.value,
+                workers=workers,
+                resume=resume,
+                overwrite=overwrite,
+                split=None if split is None else parse_split(split),
+                end_of_document=end_of_document,
+                engine=engine.value,
+                progress=show,
+            )
+    _print(summary)
+
+
+def parse_split(text: str) -> dict[str, float]:
+    """`train=0.99,validation=0.01` as a dict.
+
+    Raises:
+        ConfigError: It is not written like this.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.partition("=")
+        try:
+            found[name.strip()] = float(share)
+        except ValueError:
+            raise ConfigError(f"split ('{text}') must be like train=0.99,validation=0.01; write it so") from None
+    return found
+
+
+def _print(summary: PackSummary) -> None:
+    columns = ["output", "documents", "tokens", "text", "bytes/token", "width", "size"]
+    rows = []
+    for path, header in summary.outputs.items():
+        per_token = header.num_bytes_of_text / max(header.num_tokens, 1)
+        sizes = [format_bytes(header.num_bytes_of_text), f"{per_token:.2f}", str(header.token_width)]
+        rows.append([str(path), f"{header.num_documents:,}", f"{header.num_tokens:,}", *sizes])
+        rows[-1].append(format_bytes(header.file_bytes))
+    print_table(columns, rows)
+    if summary.num_skipped:
+        print(f"left out: {summary.num_skipped:,} row(s), listed in {summary.skipped}", file=sys.stderr)
+    print(f"{format_seconds(summary.seconds)} with {summary.engine}; details in {summary.record}", file=sys.stderr)

@@ -1,0 +1,303 @@
+"""Text files to packed token files: on all cores, without losing a document, continued where it was cut off."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
+from modlib.data.fields import Field
+from modlib.data.pack_engine import SMALL_BYTES, choose_engine, load_tokenizer
+from modlib.data.pack_journal import PackJournal
+from modlib.data.pack_record import PackSummary, completed, record_of
+from modlib.data.pack_workers import PackWorkers
+from modlib.data.packed_file import TOKEN_DTYPES, PackedFile
+from modlib.data.packed_header import PackedHeader, narrowest_width
+from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.packing import tokenizer_beside
+from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
+from modlib.data.sources import Block, Source, find_sources, read_blocks
+from modlib.data.tokenizer import TextTokenizer, Tokenizer
+from modlib.runtime import durable
+from modlib.runtime.errors import ConfigError, DataError
+
+JOURNAL_S = 10.0
+"""Seconds between two notes of what is on the disk: what is lost at most when a packing is cut off."""
+_SKIPPED = "skipped.jsonl"
+
+
+@dataclass(frozen=True)
+class PackProgress:
+    """How far a packing is."""
+
+    bytes_read: int
+    bytes_total: int
+    documents: int
+    tokens: int
+    bad_rows: int
+
+
+def pack(
+    inputs: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str] | TextTokenizer,
+    *,
+    field: str = "text",
+    on_error: Literal["fail", "skip"] = "fail",
+    workers: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    split: Mapping[str, float] | None = None,
+    end_of_document: str | None = None,
+    engine: Literal["auto", "fast", "tokenizer"] = "auto",
+    progress: Callable[[PackProgress], None] | None = None,
+) -> PackSummary:
+    """Pack documents in the order of the inputs, each followed by the end-of-document token.
+
+    The same inputs and settings give the same bytes, for any number of workers and however often the work was cut off.
+    Until an output is complete, it lies in a folder `<name>.partial` beside it; there is no other file that could be
+    taken for it. Memory does not grow with the inputs.
+
+    Args:
+        inputs: Files, folders or patterns; see `modlib.data.sources.find_sources`.
+        path: The file to make, such as `books.packed`. With it come `books.pack.json`, how it was made;
+            `books.tokenizer.json`, the tokenizer; and `books.packed.skipped.jsonl` when rows were left out.
+        tokenizer: A folder, a tokenizer.json, a SentencePiece .model, or a tokenizer.
+        field: Where the text is in a row: `a.b[0].c`, or `module:function`. Text files are one document each.
+        on_error: What happens with a row that is no document (not JSON, not UTF-8, no text at the field, an empty
+            text): "fail" raises with its file and line, "skip" leaves it out and lists it.
+        workers: Processes; None takes one per core, or none for little text.
+        resume: Go on with what an interrupted call left; start where there is nothing, return where it is complete.
+        overwrite: Whether existing files are replaced.
+        split: Name -> share of the documents, adding up to 1: several outputs, `books.train.packed` for "train". A
+            document's output is chosen by the hash of its text.
+        end_of_document: Text of the token that ends a document; None takes a well-known one the tokenizer has.
+        engine: "auto" takes the fast one where its ids are known to be the same; "fast" insists; "tokenizer" never.
+        progress: Called about once per block.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: A row is no document, an input cannot be read, or the output exists or cannot be written.
+    """
+    started = time.perf_counter()
+    path = Path(path)
+    text_field = Field(field)
+    shares = _checked_split(split)
+    sources = find_sources(inputs)
+    loaded = tokenizer if not isinstance(tokenizer, (str, os.PathLike)) else load_tokenizer(tokenizer)
+    end_id = loaded.end_of_document_id(end_of_document)
+    workers = _checked_workers(workers, sources)
+    settings = {
+        "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
+        "tokenizer": [loaded.fingerprint, loaded.settings],
+        "field": field,
+        "end of document": end_id,
+        "split": [list(pair) for pair in shares.items()],
+    }
+    outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
+    record = path.with_name(f"{path.stem}.pack.json")
+    folder = path.with_name(f"{path.name}.partial")
+    if resume and not folder.exists() and (done := completed(outputs, record, settings, started)) is not None:
+        return done
+    if not overwrite and not (resume and folder.exists()):
+        for output in outputs:
+            if output.exists():
+                raise DataError(f"{output} exists; choose another path, remove it, or pass overwrite")
+    fast, engine_line = choose_engine(engine, loaded, sources, text_field)
+    if isinstance(loaded, PretrainedSPTokenizer) and workers > 1:
+        loaded = copy.copy(loaded)
+        loaded.num_threads = 1
+    width = narrowest_width(loaded.vocab_size)
+    encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, TOKEN_DTYPES[width], list(shares.values()))
+    journal = PackJournal(folder, settings, resume=resume)
+    packing = _Packing(sources, outputs, list(shares), loaded, end_id, journal, on_error, progress)
+    try:
+        packing.read(encoder, workers, text_field)
+        headers = packing.finish()
+    except BaseException:
+        journal.close(keep=journal.state is not None)
+        raise
+    skipped = packing.put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
+    for output in outputs:
+        _put_tokenizer(loaded, output)
+    summary = PackSummary(
+        outputs=dict(zip(outputs, headers, strict=True)),
+        record=record,
+        skipped=skipped,
+        num_skipped=sum(count.bad for count in packing.counts.values()),
+        engine=engine_line,
+        seconds=time.perf_counter() - started,
+    )
+    told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "engine": engine}
+    told |= {"end_of_document_id": end_id, "tokenizer": str(loaded.path)}
+    durable.atomic_write_text(record, json.dumps(record_of(summary, told, settings, sources, packing.counts), indent=1))
+    journal.close(keep=False)
+    return summary
+
+
+class _Packing:
+    """One packing under way: the outputs, the journal, and what was counted."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        outputs: Sequence[Path],
+        names: Sequence[str | None],
+        tokenizer: TextTokenizer,
+        end_of_document_id: int,
+        journal: PackJournal,
+        on_error: str,
+        progress: Callable[[PackProgress], None] | None,
+    ) -> None:
+        self.sources, self.outputs, self.names, self.journal = sources, outputs, names, journal
+        self.on_error, self.progress = on_error, progress
+        self.counts = journal.counts
+        self._touched: set[int] = set()
+        state = journal.state
+        self._writers: list[PackedFileWriter | None] = []
+        for number, output in enumerate(outputs):
+            partial = journal.folder / f"{number}.tokens"
+            if state is not None and state["finished"] and not partial.exists():
+                self._writers.append(None)  # it was put in its place before the work was cut off
+                continue
+            writer = PackedFileWriter(
+                output,
+                vocab_size=tokenizer.vocab_size,
+                tokenizer_fingerprint=tokenizer.fingerprint,
+                end_of_document_id=end_of_document_id,
+                overwrite=True,
+                partial=partial,
+                state=None if state is None else state["outputs"][number],
+            )
+            self._writers.append(writer)
+        self._bad_rows: BinaryIO | None = None
+        if state is None or not state["finished"]:
+            self._bad_rows = open(journal.folder / _SKIPPED, "ab")  # noqa: SIM115  open as long as the writers
+            self._bad_rows.truncate(0 if state is None else state["skipped_bytes"])
+            self._bad_rows.seek(0, os.SEEK_END)
+
+    def read(self, encoder: BlockEncoder, workers: int, text_field: Field) -> None:
+        """Encode and write what is not written yet."""
+        if self.journal.state is not None and self.journal.state["finished"]:
+            return
+        total = sum(source.num_bytes for source in self.sources)
+        noted = time.monotonic()
+        with PackWorkers(encoder, workers) as processes:
+            for block, encoded in processes.encode(read_blocks(self.sources, text_field, self.journal.place)):
+                for bad in encoded.bad:
+                    self._take_bad(bad)
+                for writer, part in zip(self._open_writers(), encoded.parts, strict=True):
+                    writer.write_documents(part.tokens, part.lengths, part.num_bytes_of_text)
+                self._count(encoded.counts)
+                if self.progress is not None:
+                    self.progress(self._progress(block, total))
+                if time.monotonic() - noted >= JOURNAL_S:
+                    self._note(block)
+                    noted = time.monotonic()
+        if not any(count.documents for count in self.counts.values()):
+            raise DataError(f"inputs ({len(self.sources)} files) must hold a document; they have none")
+        self._note(None)
+
+    def _open_writers(self) -> list[PackedFileWriter]:
+        return [writer for writer in self._writers if writer is not None]
+
+    def _take_bad(self, bad: BadRow) -> None:
+        file = self.sources[bad.source].path
+        if self.on_error == "fail":
+            where = file if bad.row is None else f"{file}:{bad.row}"
+            raise DataError(f"{where} {bad.reason}; correct it, or leave such rows out with --on_error skip")
+        line = json.dumps({"file": str(file), "line": bad.row, "reason": bad.reason}, ensure_ascii=False)
+        assert self._bad_rows is not None
+        self._bad_rows.write(line.encode("utf-8", "replace") + b"\n")
+
+    def _count(self, counts: Mapping[int, SourceCount]) -> None:
+        for number, new in counts.items():
+            old = self.counts.get(number, SourceCount())
+            digest = hashlib.sha256((old.digest + new.digest).encode()).hexdigest()
+            self.counts[number] = SourceCount(old.documents + new.documents, old.bad + new.bad, digest)
+        self._touched |= set(counts)
+
+    def _progress(self, block: Block, total: int) -> PackProgress:
+        writers = self._open_writers()
+        documents, tokens = sum(one.num_documents for one in writers), sum(one.num_tokens for one in writers)
+        return PackProgress(
+            block.bytes_read, total, documents, tokens, sum(count.bad for count in self.counts.values())
+        )
+
+    def _note(self, block: Block | None) -> None:
+        """Bring everything to the disk, then say so in the journal; without a block, that all is read."""
+        outputs = [writer.checkpoint() for writer in self._open_writers()]
+        assert self._bad_rows is not None
+        self._bad_rows.flush()
+        os.fsync(self._bad_rows.fileno())
+        end = replace(self.journal.place, source=len(self.sources)) if block is None else block.end
+        touched = {number: self.counts[number] for number in self._touched}
+        size = self._bad_rows.tell()
+        self.journal.append(end, touched, outputs=outputs, skipped_bytes=size, finished=block is None)
+        self._touched.clear()
+
+    def finish(self) -> list[PackedHeader]:
+        """Put the outputs in their places."""
+        headers = []
+        fingerprint = hashlib.sha256("".join(self.counts[one].digest for one in sorted(self.counts)).encode())
+        for name, output, writer in zip(self.names, self.outputs, self._writers, strict=True):
+            if writer is None:
+                headers.append(PackedFile(output).header)
+                continue
+            writer.info = {"inputs": len(self.sources), "input_fingerprint": fingerprint.hexdigest(), "split": name}
+            writer.commit()
+            assert writer.header is not None
+            headers.append(writer.header)
+        return headers
+
+    def put_skipped(self, path: Path) -> Path | None:
+        """The list of rows that were left out; an old one is removed where there are none."""
+        assert self.journal.state is not None
+        if self._bad_rows is not None:
+            self._bad_rows.close()
+        if not self.journal.state["skipped_bytes"]:
+            path.unlink(missing_ok=True)
+            return None
+        if (source := self.journal.folder / _SKIPPED).exists():  # else it was put there before the work was cut off
+            durable.rename(source, path)
+        return path
+
+
+def _checked_split(split: Mapping[str, float] | None) -> dict[str | None, float]:
+    if split is None:
+        return {None: 1.0}
+    for name, share in split.items():
+        if not name.isidentifier() or not 0 < share < 1:
+            raise ConfigError(f"split ('{name}' = {share}) must be a name and a share between 0 and 1")
+    if abs(sum(split.values()) - 1) > 1e-9:
+        raise ConfigError(f"split (shares of {sum(split.values())} together) must add up to 1; correct a share")
+    return {name: share for name, share in split.items()}  # noqa: C416  the keys' type is wider
+
+
+def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:
+    if workers is None:
+        return 1 if sum(source.num_bytes for source in sources) < SMALL_BYTES else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise ConfigError(f"workers ({workers}) must be at least 1; leave it out for one per core")
+    return workers
+
+
+def _put_tokenizer(tokenizer: TextTokenizer, output: Path) -> None:
+    """A copy of the tokenizer beside the output."""
+    if isinstance(tokenizer, Tokenizer):
+        beside = tokenizer_beside(output)
+        if not (tokenizer.path.is_file() and beside.exists() and beside.samefile(tokenizer.path)):
+            own = tokenizer.path.read_text("utf-8") if tokenizer.path.is_file() else tokenizer.to_json()
+            durable.atomic_write_text(beside, own)
+    elif isinstance(tokenizer, PretrainedSPTokenizer):
+        beside = output.with_name(f"{output.stem}.tokenizer.model")
+        if not (beside.exists() and beside.samefile(tokenizer.path)):
+            shutil.copyfile(tokenizer.path, beside)

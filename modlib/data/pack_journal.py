@@ -1,0 +1,113 @@
+"""What a packing has done so far, on the disk: so that it can go on after it was cut off."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from modlib.data.block_encoder import SourceCount
+from modlib.data.sources import Place
+from modlib.runtime import durable
+from modlib.runtime.errors import DataError
+
+logger = logging.getLogger("modlib")
+
+
+class PackJournal:
+    """A folder beside the output, with the unfinished files and the journal; only one process can hold it.
+
+    The journal is a file of JSON lines: the settings, then a line for each time when all files were brought to the
+    disk. A line that was cut off while it was written is left out.
+
+    Args:
+        folder: Made if need be.
+        settings: What decides the output's bytes; they must be the same to go on.
+        resume: Whether to go on with what is there; else it is thrown away.
+
+    Raises:
+        DataError: Another process packs here, the settings differ, or the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        self.folder = folder
+        self.path = folder / "journal.jsonl"
+        self.state: dict[str, Any] | None = None
+        self.counts: dict[int, SourceCount] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / "lock", "a")  # noqa: SIM115  held until close
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written: {error.strerror}; choose another output") from error
+        try:
+            self._take()
+            if resume:
+                self._read(settings)
+            elif self.path.exists():
+                logger.warning("%s, which an interrupted packing left, is thrown away; resume goes on with it", folder)
+            if self.state is None:
+                durable.atomic_write_text(self.path, json.dumps({"settings": settings}) + "\n")
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _take(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"output of {self.folder} is being packed by another process; wait for it, or choose another output"
+            ) from error
+        except OSError as error:
+            logger.debug("no lock on %s (%s)", self.folder, error)
+
+    def _read(self, settings: Mapping[str, Any]) -> None:
+        try:
+            lines = self.path.read_bytes().split(b"\n")[:-1]  # what follows the last line end was cut off
+        except FileNotFoundError:
+            return
+        before, *states = map(json.loads, lines)
+        now = json.loads(json.dumps(settings))
+        for name, value in before["settings"].items():
+            if value != now.get(name):
+                raise DataError(_changed(name, value, now.get(name)))
+        for state in states:
+            self.counts |= {int(number): SourceCount(**count) for number, count in state.pop("counts").items()}
+            self.state = state
+        with open(self.path, "r+b") as file:
+            file.truncate(sum(len(line) + 1 for line in lines))
+
+    @property
+    def place(self) -> Place:
+        """Where reading goes on."""
+        return Place(*self.state["place"]) if self.state else Place()
+
+    def append(self, place: Place, counts: Mapping[int, SourceCount], **state: Any) -> None:
+        """Note that everything before this place is on the disk; what changed since the last line is enough."""
+        self.state = {"place": [place.source, place.position, place.row], **state}
+        line = {**self.state, "counts": {number: asdict(count) for number, count in counts.items()}}
+        with open(self.path, "ab") as file:
+            file.write(json.dumps(line).encode() + b"\n")
+            file.flush()
+            durable.fsync_file(file.fileno(), self.path)
+
+    def close(self, *, keep: bool) -> None:
+        """Let go of the folder, and remove it unless it is kept."""
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
+
+
+def _changed(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, list) and isinstance(now, list):
+        pairs = [pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]]
+        before, now = pairs[0] if pairs else (f"{len(before)} of them", f"{len(now)} of them")
+    return (
+        f"{name} ({now}) must be as they were in the interrupted packing ({before}) to go on with it; "
+        "set them back, or start again without resume"
+    )

@@ -1,0 +1,166 @@
+"""Processes that encode blocks, and give them back in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any
+
+from modlib.data.block_encoder import BlockEncoder, EncodedBlock
+from modlib.data.sources import Block
+from modlib.runtime.errors import DataError, ModlibError
+
+_AHEAD = 2  # blocks each process has at a time, so that it never waits for the next one
+_END_S = 5.0
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from modlib.data import pack_workers as w; w.serve()"
+# Each process is one core: the libraries' own threads would only get into each other's way.
+_ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+class PackWorkers:
+    """Encodes blocks in processes of their own; use as a context manager.
+
+    They are started by their own command line, so that a script that packs needs no `__main__` guard, and end when
+    the connection to this process ends, however that happens.
+
+    Args:
+        encoder: What they run.
+        num_workers: Processes; with 1, this process does the work itself.
+    """
+
+    def __init__(self, encoder: BlockEncoder, num_workers: int) -> None:
+        self._encoder = encoder
+        self._workers: dict[Connection, subprocess.Popen[bytes]] = {}
+        if num_workers > 1:
+            try:
+                for _ in range(num_workers):
+                    self._start(pickle.dumps(encoder))
+            except BaseException:
+                self.close()
+                raise
+
+    def _start(self, encoder: bytes) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | _ONE_THREAD,
+            )
+        connection = Connection(ours.detach())
+        self._workers[connection] = process
+        connection.send_bytes(encoder)
+
+    def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, EncodedBlock]]:
+        """Each block, without its data, and what came of it; in the order of the blocks.
+
+        Raises:
+            DataError: A process ended by itself.
+        """
+        if not self._workers:
+            for block in blocks:
+                yield replace(block, data=b""), self._encoder(block)
+            return
+        waiting: dict[int, Any] = {}
+        under_way: dict[Connection, deque[int]] = {connection: deque() for connection in self._workers}
+        sent: dict[int, Block] = {}
+        source = enumerate(blocks)
+        wanted = 0
+        while True:
+            while len(sent) < (_AHEAD + 1) * len(self._workers):
+                connection = min(under_way, key=lambda one: len(under_way[one]))
+                if len(under_way[connection]) >= _AHEAD or (following := next(source, None)) is None:
+                    break
+                number, block = following
+                self._talk(connection, "send", block)
+                under_way[connection].append(number)
+                sent[number] = replace(block, data=b"")
+            if not sent:
+                return
+            while wanted not in waiting:
+                for ready in wait([one for one, numbers in under_way.items() if numbers]):
+                    assert isinstance(ready, Connection)
+                    waiting[under_way[ready].popleft()] = self._talk(ready, "recv")
+            result = waiting.pop(wanted)
+            if isinstance(result, Exception):
+                raise result
+            yield sent.pop(wanted), result
+            wanted += 1
+
+    def _talk(self, connection: Connection, what: str, *message: Any) -> Any:
+        try:
+            return getattr(connection, what)(*message)
+        except (EOFError, OSError) as error:
+            process = self._workers[connection]
+            try:
+                code: int | None = process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                code = None
+            raise DataError(
+                f"packing process {process.pid} ended by itself (exit code {code}); it may have been killed for "
+                "memory: look at the kernel log, take fewer workers, and go on with resume"
+            ) from error
+
+    def close(self) -> None:
+        """End the processes."""
+        for connection in self._workers:
+            connection.close()
+        for process in self._workers.values():
+            try:
+                process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._workers.clear()
+
+    def __enter__(self) -> PackWorkers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def serve() -> None:
+    """The life of a worker process: encode what comes, until the other side is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
+    connection = Connection(int(sys.argv[1]))
+    encoder: BlockEncoder = pickle.loads(connection.recv_bytes())
+    blocks: queue.SimpleQueue[Block] = queue.SimpleQueue()
+    # A thread takes blocks in while this one works: else both sides could wait for each other to read.
+    threading.Thread(target=_receive, args=(connection, blocks), daemon=True).start()
+    while True:
+        block = blocks.get()
+        try:
+            result: Any = encoder(block)
+        except ModlibError as error:
+            result = error
+        except Exception:
+            result = RuntimeError(f"in a packing process:\n{traceback.format_exc()}")
+        try:
+            connection.send(result)
+        except OSError:
+            os._exit(0)
+
+
+def _receive(connection: Connection, blocks: queue.SimpleQueue[Block]) -> None:
+    try:
+        while True:
+            blocks.put(connection.recv())
+    except (EOFError, OSError):
+        os._exit(0)  # in the midst of a block, too: nobody waits for it

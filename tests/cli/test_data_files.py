@@ -1,0 +1,228 @@
+"""`modlib data`: its commands on packed files that are there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modlib.cli.data import COMMANDS
+from modlib.data.packed_file import PackedFile
+from modlib.data.packing import pack_documents, tokenizer_beside
+from modlib.data.tokenizer import train_byte_level_bpe
+from tests.cli.commands import modlib
+
+TEXTS = ["the quick brown fox", "", "naïve café", "the quick brown fox"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four documents, with their tokenizer beside them."""
+    folder = tmp_path_factory.mktemp("made")
+    tokenizer = train_byte_level_bpe(TEXTS * 3, folder / "bpe.json", vocab_size=300, end_of_document="<|endoftext|>")
+    pack_documents(TEXTS, folder / "a.packed", tokenizer)
+    shutil.copyfile(tokenizer.path, tokenizer_beside(folder / "a.packed"))
+    return folder / "a.packed"
+
+
+@pytest.fixture
+def file(made: Path, tmp_path: Path) -> Path:
+    """The same, to be spoiled."""
+    shutil.copyfile(tokenizer_beside(made), tokenizer_beside(tmp_path / "a.packed"))
+    return Path(shutil.copyfile(made, tmp_path / "a.packed"))
+
+
+def test_no_help_imports_anything_heavy() -> None:
+    words = json.dumps([[name, "--help"] for name in COMMANDS] + [["--help"]])
+    code = (
+        "import json, sys\nfrom modlib.cli.main import app\n"
+        f"for words in json.loads({words!r}):\n"
+        "    try:\n        app(['data', *words])\n    except SystemExit as done:\n        assert not done.code, words\n"
+        "print([name for name in ('torch', 'numpy', 'tokenizers', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_verify(file: Path) -> None:
+    good = modlib("data", "verify", file)
+    assert good.stdout.startswith(f"{file}: good, 4 documents, ")
+    record = json.loads(modlib("data", "verify", file, "--json").stdout)
+    assert record["documents"] == 4
+    assert record["sha256"] == PackedFile(file).sha256
+    assert record["documents_without_end_token"] == record["empty_documents"] == 0
+    raw = bytearray(file.read_bytes())
+    raw[4099] ^= 1
+    file.write_bytes(raw)
+    bad = modlib("data", "verify", file, code=3)
+    assert "DataError: SHA-256 of the contents of" in bad.stderr
+    assert bad.stdout == ""
+    assert "cannot be opened" in modlib("data", "verify", file.with_name("nothing"), code=3).stderr
+
+
+def test_verify_goes_on_after_a_damaged_file(made: Path, file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+    both = modlib("data", "verify", file, made, code=3)
+    assert "the file is truncated" in both.stderr
+    assert both.stdout.startswith(f"{made}: good, ")
+
+
+def test_inspect_and_decode(file: Path) -> None:
+    assert "documents\t4" in modlib("data", "inspect", file).stdout
+    assert json.loads(modlib("data", "inspect", file, "--json").stdout)["num_documents"] == 4
+    rows = [line.split("\t") for line in modlib("data", "inspect", file, "--document", "2").stdout.splitlines()]
+    assert [int(row[2]) for row in rows] == PackedFile(file).document(2).tolist()
+    assert {row[1] for row in rows} == {"2"}
+    assert rows[-1][3] == "'<|endoftext|>'"
+    window = json.loads(modlib("data", "inspect", file, "--window", "1", "--seq_len", "3", "--json").stdout)
+    assert window["tokens"] == PackedFile(file).tokens[3:7].tolist()
+    assert modlib("data", "decode", file, "--document", "2", "--skip_special").stdout == "naïve café\n"
+    assert modlib("data", "decode", file, "--range", "0:0").stdout == "\n"
+    assert "--range (x) must be two numbers A:B" in modlib("data", "decode", file, "--range", "x", code=2).stderr
+    assert (
+        "document (9) must be below the 4 documents" in modlib("data", "decode", file, "--document", "9", code=3).stderr
+    )
+
+
+def test_merge(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all.packed"
+    assert modlib("data", "merge", file, file, out).stdout.startswith(f"{out}: 8 documents, ")
+    assert modlib("data", "decode", out, "--document", "6", "--skip_special").stdout == "naïve café\n"
+    assert "exists; choose another path" in modlib("data", "merge", file, out, code=3).stderr
+    modlib("data", "merge", file, out, "--overwrite")
+    assert PackedFile(out).num_documents == 4
+    assert "inputs (0 files) must be at least one" in modlib("data", "merge", out, code=2).stderr
+
+
+def test_convert(file: Path, tmp_path: Path) -> None:
+    done = modlib("data", "convert", file, tmp_path / "a.pbin", "--to", "modalities")
+    assert done.stdout.startswith(f"{tmp_path / 'a.pbin'}: ")
+    back = modlib(
+        "data", "convert", tmp_path / "a.pbin", tmp_path / "b.packed", "--from", "modalities",
+        "--tokenizer", tokenizer_beside(file),
+    )  # fmt: skip
+    assert back.stdout.startswith(f"{tmp_path / 'b.packed'}: 4 documents, ")
+    assert PackedFile(tmp_path / "b.packed").sha256 == PackedFile(file).sha256
+    assert modlib("data", "decode", tmp_path / "b.packed", "--document", "2", "--skip_special").stdout == "naïve café\n"
+    guessed = modlib("data", "convert", tmp_path / "a.pbin", tmp_path / "c.packed", "--from", "modalities")
+    assert f"vocab_size {PackedFile(file).max_token_id + 1} is its largest id + 1" in guessed.stdout
+
+
+def test_convert_refuses(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for words, code, message in (
+        ([file, out], 2, "--from (None) and --to (None) must be one alone"),
+        ([file, out, "--from", "nanogpt"], 2, "vocab_size (None) must be given for a nanoGPT .bin"),
+        ([file, out, "--to", "modalities", "--vocab_size", "5"], 2, "--vocab_size must go with --from"),
+        ([file, out, "--from", "olmo"], 2, "format (olmo) must be modalities, megatron, nanogpt or huggingface"),
+        ([file, out, "--from", "megatron"], 3, "a.packed.idx cannot be read"),
+        ([tmp_path / "no", out, "--to", "modalities"], 3, "cannot be opened: No such file"),
+    ):
+        assert message in modlib("data", "convert", *words, code=code).stderr
+    assert not out.exists()
+
+
+def test_shuffle(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.packed"
+    assert modlib("data", "shuffle", file, out, "--seed", "3").stdout.startswith(f"{out}: 4 documents, ")
+    texts = [
+        modlib("data", "decode", out, "--document", str(number), "--skip_special").stdout[:-1] for number in range(4)
+    ]
+    assert sorted(texts) == sorted(TEXTS)
+    assert (
+        "add --block_tokens N" in modlib("data", "shuffle", file, out, "--seed", "3", "--unit", "block", code=2).stderr
+    )
+
+
+def test_stats(file: Path, tmp_path: Path) -> None:
+    text = modlib("data", "stats", file, "--plot", tmp_path / "a.png").stdout
+    assert "documents\t4" in text
+    assert "duplicates\t1 documents" in text
+    assert "document 3 is document 0 again" in text
+    assert "0 '<|endoftext|>' │" in text
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    record = json.loads(modlib("data", "stats", file, "--json", "--no_duplicates", "--num_frequent", "1").stdout)
+    assert record["documents"] == 4
+    assert record["duplicates"] is None
+    assert record["frequent"][0]["text"] is not None
+
+
+def test_chunk(file: Path, tmp_path: Path) -> None:
+    lines = modlib("data", "chunk", file, tmp_path / "part", "--num_chunks", "2").stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(tmp_path / f"part-0000{n}-of-00002.packed") for n in range(2)]
+    merged = tmp_path / "again.packed"
+    modlib("data", "merge", *(line.split(":")[0] for line in lines), merged)
+    assert PackedFile(merged).sha256 == PackedFile(file).sha256
+    assert "must be one alone" in modlib("data", "chunk", file, tmp_path / "part", code=2).stderr
+
+
+def test_filter(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_filters.py").write_text(
+        "print('imported')\n\n\ndef is_about_cafes(document):\n    return 'café' in document.text\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_filters", raising=False)
+    out = tmp_path / "out.packed"
+    done = modlib("data", "filter", file, out, "--keep", "my_filters:is_about_cafes")
+    assert done.stdout.startswith(f"{out}: 1 documents, ")
+    assert done.stdout.endswith("; 3 of 4 documents left out\n")
+    assert modlib("data", "decode", out, "--document", "0", "--skip_special").stdout == "naïve café\n"
+    for keep, message in (
+        ("my_filters", "--keep (my_filters) must be MODULE:FUNCTION"),
+        ("my_filters:nothing", "must name a function of my_filters; there is no function nothing in it"),
+        ("no_such_filters:one", "cannot find the module no_such_filters"),
+    ):
+        assert message in modlib("data", "filter", file, out, "--keep", keep, code=2).stderr
+
+
+def test_batch(file: Path, tmp_path: Path) -> None:
+    from modlib.config import load
+    from modlib.data.packed_dataset import PackedDataset
+    from modlib.runtime.logs import stop_logging
+    from modlib.runtime.run_folder import RunFolder
+
+    run = RunFolder(tmp_path / "runs" / "one")
+    run.create()
+    load(
+        ["debug/tiny.gin"], [f"DATA='{file}'", "SEQ_LEN=2", "MICRO_BATCH_SIZE=2", "GPT2.vocab_size=300"]
+    ).to_run_folder(run.path)
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    runs = ["--runs_dir", tmp_path / "runs"]
+    try:
+        record = json.loads(modlib("data", "batch", "one", "3", *runs, "--world_size", "2", "--json").stdout)
+        dataset = PackedDataset(path=str(file), seq_len=2)
+        assert [one["rank"] for one in record["sequences"]] == [0, 0, 1, 1]
+        for one in record["sequences"]:
+            assert [one["inputs"], one["targets"]] == [
+                dataset[one["sample"]][:-1].tolist(), dataset[one["sample"]][1:].tolist()
+            ]  # fmt: skip
+        rows = modlib("data", "batch", "one", "3", *runs, "--world_size", "2").stdout.splitlines()
+        assert [row.split("\t")[1] for row in rows] == [str(one["sample"]) for one in record["sequences"]]
+        text = modlib("data", "batch", run.path, "3", "--sequence", "1", "--world_size", "2").stdout
+        assert text == record["sequences"][1]["text"] + "\n"
+        assert "step (41) must be 1 to 40" in modlib("data", "batch", "one", "41", *runs, code=2).stderr
+        assert "--sequence (2) must be below the 2 sequences" in modlib(
+            "data", "batch", "one", "1", *runs, "--sequence", "2", code=2
+        ).stderr  # fmt: skip
+        assert "--world_size (0) must be at least 1" in modlib(
+            "data", "batch", "one", "1", *runs, "--world_size", "0", code=2
+        ).stderr  # fmt: skip
+        assert "must be a run in" in modlib("data", "batch", "two", "1", *runs, code=4).stderr
+    finally:
+        stop_logging()
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+def test_the_page_names_commands_that_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data_files.md").read_text()
+    named = set(re.findall(r"modlib data (\w+)", page))
+    assert named <= set(COMMANDS)
+    assert {"verify", "inspect", "decode", "stats", "merge", "shuffle", "chunk", "filter", "convert", "batch"} <= named

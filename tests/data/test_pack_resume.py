@@ -1,0 +1,163 @@
+"""A packing that is cut off, at any moment, goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modlib.data import pack as packing
+from modlib.data import sources
+from modlib.data.pack import PackProgress, pack
+from modlib.data.packed_file import PackedFile
+from modlib.data.tokenizer import Tokenizer
+from modlib.runtime.errors import DataError
+from tests.data.test_pack import sentences, texts_of, write_jsonl
+
+KILLED = """
+import sys
+from modlib.data import pack, sources
+pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 4000
+pack.pack([sys.argv[1]], sys.argv[2], sys.argv[3], workers=2, engine="tokenizer", on_error="skip")
+"""
+
+
+def test_kill_and_resume_equals_one_run(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 4000)
+    source = write_jsonl(tmp_path / "in.jsonl", sentences(6000))
+    with open(source, "ab") as file:
+        file.write(b"bad\n")
+    one, out = tmp_path / "one" / "a.packed", tmp_path / "two" / "a.packed"
+    pack([source], one, tokenizer, on_error="skip")
+    journal = out.with_name("a.packed.partial") / "journal.jsonl"
+    command = [sys.executable, "-c", KILLED, str(source), str(out), str(tokenizer.path)]
+    lines = 0
+    for _ in range(2):
+        process = subprocess.Popen(command)
+        try:
+            deadline = time.monotonic() + 60
+            while not journal.exists() or journal.read_bytes().count(b"\n") < lines + 4:
+                assert process.poll() is None, "it ended before it could be killed"
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            children = psutil.Process(process.pid).children()
+        finally:
+            process.kill()
+            process.wait()
+        assert len(children) == 2
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive  # workers end with the one that started them
+        assert os.listdir(out.parent) == ["a.packed.partial"]
+        with pytest.raises(DataError, match="it was never finished"):
+            PackedFile(out.with_name("a.packed.partial") / "0.tokens")
+        lines = journal.read_bytes().count(b"\n")
+        command[2] = KILLED.replace("workers=2", "workers=2, resume=True")
+    started_with = bytes_done(journal)
+    summary = pack([source], out, tokenizer, on_error="skip", workers=3, resume=True, engine="fast")
+    assert started_with > 0
+    assert out.read_bytes() == one.read_bytes()
+    assert summary.skipped is not None
+    assert summary.skipped.read_bytes() == (one.parent / "a.packed.skipped.jsonl").read_bytes()
+    assert sorted(os.listdir(out.parent)) == sorted(os.listdir(one.parent))
+    records = [json.loads((path.parent / "a.pack.json").read_text()) for path in (one, out)]
+    assert records[0]["inputs"] == records[1]["inputs"]
+    again = pack([source], out, tokenizer, on_error="skip", resume=True)  # complete: nothing is done
+    assert again.engine == "none: it was complete"
+    assert again.outputs == summary.outputs
+
+
+def bytes_done(journal: Path) -> int:
+    """Bytes of the input that an interrupted packing has come past."""
+    return int(json.loads(journal.read_text().splitlines()[-1])["place"][1])
+
+
+AT_EACH_STEP = """
+import json, os, sys
+from modlib.data import pack, sources
+from modlib.runtime import faults
+pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 900
+source, out, tokenizer = sys.argv[1:]
+loaded = pack.load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
+
+def packed(kill_at, **settings):
+    process = os.fork()
+    if process:
+        return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    seen = 0
+    def count(name, detail):
+        nonlocal seen
+        seen += 1
+        if seen == kill_at:
+            os._exit(9)
+    with faults.installed("fs.operation", count):
+        split = {"a": 0.5, "b": 0.5}
+        pack.pack([source], out, loaded, workers=1, engine="tokenizer", on_error="skip", split=split, **settings)
+    os._exit(0)
+
+folder = os.path.dirname(out)
+def contents():
+    names = [name for name in os.listdir(folder) if "pack.json" not in name and name[0] != "."]
+    return {name: open(os.path.join(folder, name), "rb").read() for name in names}
+
+assert packed(0) == 0
+whole = contents()
+for step in range(1, 1000):
+    for name in os.listdir(folder):
+        os.unlink(os.path.join(folder, name))
+    code = packed(step)
+    if code == 0:
+        break
+    complete = [name for name in os.listdir(folder) if name.endswith(".packed")]
+    assert code == 9 and all(open(os.path.join(folder, name), "rb").read() == whole[name] for name in complete), step
+    assert packed(0, resume=True) == 0, step
+    assert contents() == whole, (step, sorted(contents()), sorted(whole))
+print(step)
+"""
+
+
+def test_killed_at_every_step_it_can_be_resumed(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", sentences(12))
+    with open(source, "ab") as file:
+        file.write(b"bad\n")
+    (tmp_path / "out").mkdir()
+    words = [str(source), str(tmp_path / "out" / "a.packed"), str(tokenizer.path)]
+    done = subprocess.run([sys.executable, "-c", AT_EACH_STEP, *words], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 25  # places at which it was killed
+
+
+def test_what_may_not_change_before_a_resume(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(packing, "JOURNAL_S", 0)
+    source, out = write_jsonl(tmp_path / "in.jsonl", sentences(50)), tmp_path / "a.packed"
+    with open(source, "ab") as file:
+        file.write(b"bad\n")
+    with pytest.raises(DataError, match=r"in.jsonl:51 is not JSON"):
+        pack([source], out, tokenizer)
+    assert (tmp_path / "a.packed.partial").is_dir()  # much was done: worth keeping
+    with pytest.raises(DataError, match=r"^field \(body\) must be as they were in the interrupted packing \(text\) to"):
+        pack([source], out, tokenizer, field="body", resume=True)
+    pack([source], out, tokenizer, on_error="skip", resume=True)  # how to go on is not among what must stay
+    assert len(texts_of(out, tokenizer)) == 50
+    assert not (tmp_path / "a.packed.partial").exists()
+
+
+def test_two_processes_cannot_pack_into_one_output(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = write_jsonl(tmp_path / "in.jsonl", ["x"]), tmp_path / "a.packed"
+
+    def meanwhile(progress: PackProgress) -> None:
+        with pytest.raises(DataError, match=r"output of .*a.packed.partial is being packed by another process"):
+            pack([source], out, tokenizer)
+
+    pack([source], out, tokenizer, progress=meanwhile)
+    assert texts_of(out, tokenizer) == ["x"]
