@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["MODLIB_CACHE"] = kept
     else:
         config._modlib_cache = os.environ["MODLIB_CACHE"] = tempfile.mkdtemp(prefix="modlib-cache-")  # type: ignore[attr-defined]
+        # what a killed compiler left half written in the user's cache is not for tests to stumble over
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(os.environ["MODLIB_CACHE"], "inductor")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
