@@ -162,9 +162,12 @@ class _Pool:
         texts = []
         for rank in range(len(self.processes)):
             path = self.folder / f"stacks-{rank}"
-            deadline = time.monotonic() + 2
-            while time.monotonic() < deadline and not (path.exists() and path.stat().st_size):
+            deadline = time.monotonic() + 5
+            size, written_at = 0, time.monotonic()  # a dump comes in pieces: complete when nothing is added any more
+            while time.monotonic() < deadline and not (size and time.monotonic() - written_at > 0.2):
                 time.sleep(0.02)
+                if path.exists() and path.stat().st_size != size:
+                    size, written_at = path.stat().st_size, time.monotonic()
             stack = path.read_text(errors="replace") if path.exists() else "no stack"
             texts.append(f"--- rank {rank} ---\n{stack}")
         return "\n".join(texts)

@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from modlib.launching import local
 from modlib.runtime.run_folder import RunFolder
+from modlib.runtime.streams import secure_streams
+secure_streams()
 run = RunFolder(Path(sys.argv[1]))
 run.create()
 local.STOP_GRACE_S = local.PEER_GRACE_S = float(sys.argv[3])
