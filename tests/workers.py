@@ -279,6 +279,7 @@ def _answer(store: str, timeout_s: float, call: bytes) -> tuple[bool, float, byt
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s + PEER_GRACE_S),  # the deadline's report is the better one
         )
+        dist.barrier()  # a rank that is done at once must not close connections that another is still opening
         function, args, kwargs = pickle.loads(call)
         return True, time.time(), pickle.dumps(function(*args, **kwargs)), ""
     except (Exception, SystemExit) as error:
