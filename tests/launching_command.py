@@ -55,7 +55,7 @@ def started(
         process.wait()
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], timeout_s: float = 90) -> None:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], timeout_s: float = 240) -> None:
     """Until metrics.jsonl has reached a step."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

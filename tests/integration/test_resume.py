@@ -90,7 +90,8 @@ def test_a_signal_to_the_whole_job_spares_the_compilers_helpers(tmp_path: Path) 
         assert all(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
-    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+    # on a busy machine compiling the first step outlasts the grace: then there was nothing to save
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*")) or not metrics(tmp_path / "run"), err
     _, alive = psutil.wait_procs(helpers, timeout=20)
     assert not alive, "a helper outlived the run"
 
