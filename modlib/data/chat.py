@@ -50,7 +50,9 @@ class Chat:
         if all(message["role"] != "assistant" for message in messages):
             raise ValueError(f"has no message of the assistant at '{name}', so that nothing of it would be trained")
         plain = json.loads(self._as_json(messages, tools))  # whatever a function returned: nothing but JSON values
-        found = self._up_to_end_markers(self.template.conversation(plain["messages"], plain["tools"]))
+        # A key without a value is left out, as transformers does: "content" of a message that only calls tools.
+        given = [{key: value for key, value in one.items() if value is not None} for one in plain["messages"]]
+        found = self._up_to_end_markers(self.template.conversation(given, plain["tools"]))
         if not any(end > begin for begin, end in found.trained):
             raise ValueError("is rendered without any text that is trained; look at the template")
         return found
