@@ -24,6 +24,7 @@ from modlib.data import pack as packing
 from modlib.data import sources
 from modlib.data.collate import LMCollator
 from modlib.data.pack import pack
+from modlib.data.pack_engine import load_tokenizer
 from modlib.data.packed_dataset import PackedDataset
 from modlib.data.packed_documents import PackedDocuments
 from modlib.data.packed_file import PackedFile
@@ -382,3 +383,36 @@ def test_every_token_width_trains_on_answers_alone(of_width: Path, tmp_path: Pat
     windows = PackedDataset(path=path, seq_len=seq_len)
     starts = range(0, len(windows) * seq_len, seq_len)
     assert windows.num_tokens == sum(int(packed.trained(start + 1, start + seq_len + 1).sum()) for start in starts)
+
+
+def test_a_sentencepiece_model(tmp_path: Path) -> None:
+    """Llama 2's manner: control pieces begin and end each exchange, and the end of a document is the end of a turn."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    with open(tmp_path / "sp.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES * 20), model_writer=file, vocab_size=400, model_type="bpe",
+            byte_fallback=True, normalization_rule_name="identity", hard_vocab_limit=False, minloglevel=2,
+        )  # fmt: skip
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}"
+    )
+    chats = [turns("東京 dog?", "a 🙂 fox", "and", "naïve"), turns("the", "lazy dog")]
+    source, out = write_chats(tmp_path / "in.jsonl", chats), tmp_path / "a.packed"
+    summary = pack([source], out, tmp_path / "sp.model", chat=True, chat_template=tmp_path / "t.jinja")
+    assert summary.engine.startswith("sentencepiece: chat needs")
+    packed = verify(out).packed
+    whole, loaded = packed.tokens.tolist(), load_tokenizer(tmp_path / "sp.model")
+    text = "".join("".join(f"<s>[INST] {a['content']} [/INST] {b['content']} </s>" for a, b in pairs(c)) for c in chats)
+    assert whole == loaded.encode(text, special_tokens=True)
+    answers = loaded.decode(packed.tokens[packed.trained(0, packed.num_tokens)])  # the model drops a space at an end
+    assert [one.strip() for one in answers.split("</s>")] == ["a 🙂 fox", "naïve", "lazy dog", ""]
+    with pytest.raises(ConfigError, match=r"chat template \(None\) must be given"):
+        pack([source], tmp_path / "b.packed", tmp_path / "sp.model", chat=True)
+    write_chats(tmp_path / "in.jsonl", [turns("<s>struck</s>", "x")])
+    with pytest.raises(DataError, match=r"in.jsonl:1 has the special token <s> in a message of 'messages', where"):
+        pack([source], tmp_path / "b.packed", tmp_path / "sp.model", chat=True, chat_template=tmp_path / "t.jinja")
+
+
+def pairs(chat: list[dict[str, str]]) -> list[tuple[dict[str, str], dict[str, str]]]:
+    return list(zip(chat[::2], chat[1::2], strict=True))
