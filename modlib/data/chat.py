@@ -55,6 +55,10 @@ class Chat:
         found = self._up_to_end_markers(self.template.conversation(given, plain["tools"]))
         if not any(end > begin for begin, end in found.trained):
             raise ValueError("is rendered without any text that is trained; look at the template")
+        try:
+            found.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError("is rendered with half of a surrogate pair; look at the template") from error
         return found
 
     def _up_to_end_markers(self, found: Conversation) -> Conversation:

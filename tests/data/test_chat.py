@@ -111,6 +111,8 @@ def test_a_row_without_messages_and_a_template_that_writes_no_answer() -> None:
         chat().conversation({"text": "x"})
     with pytest.raises(ValueError, match=r"^is rendered without any text that is trained; look at the"):
         chat("{% for m in messages if m.role == 'user' %}x{% endfor %}").conversation({"messages": [USER, ANSWER]})
+    with pytest.raises(ValueError, match=r"^is rendered with half of a surrogate pair; look at the template$"):
+        chat("{{ '\\udbff' }}" + TEXT).conversation({"messages": [USER, ANSWER]})
 
 
 def test_it_survives_pickling() -> None:
