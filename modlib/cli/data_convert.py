@@ -35,6 +35,9 @@ def command(
     trust_lengths: Annotated[
         bool, typer.Option("--trust_lengths", help="For .pbin files that Modalities merged: their offsets are wrong.")
     ] = False,
+    drop_loss_mask: Annotated[
+        bool, typer.Option("--drop_loss_mask", help="With --to: leave out a loss mask; the other formats hold none.")
+    ] = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a packed file of another library's token file (--from), or the other way (--to)."""
@@ -53,7 +56,16 @@ def command(
             }  # fmt: skip
             if given := [name for name, value in only_from.items() if value is not None]:
                 raise ConfigError(f"--{given[0]} must go with --from; a packed file says such things itself")
-            made = convert_to(source, out, go_to, overwrite=overwrite, progress=progress)  # type: ignore[arg-type]
+            made = convert_to(
+                source,
+                out,
+                go_to,  # type: ignore[arg-type]
+                drop_loss_mask=drop_loss_mask,
+                overwrite=overwrite,
+                progress=progress,
+            )
+        elif drop_loss_mask:
+            raise ConfigError("--drop_loss_mask must go with --to; the other formats have no loss mask")
         else:
             header = convert_from(
                 source,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modlib.cli.data_selection import Document, File, Range, SeqLen, TokenizerPath, Window, chosen
+from modlib.cli.data_selection import Document, File, Range, SeqLen, TokenizerPath, Window, chosen, trained_share
 from modlib.cli.report import reported
 from modlib.cli.table import print_table
 from modlib.runtime.units import format_bytes
@@ -42,11 +42,13 @@ def command(
 
 def _print_header(packed: PackedFile, reader: TextTokenizer | None, as_json: bool) -> None:
     header = packed.header
+    trained = packed.count_trained(0, packed.num_tokens) if packed.has_loss_mask else None
     record: dict[str, Any] = vars(header) | {
         "sections": {name: list(place) for name, place in header.sections.items()},
         "info": dict(header.info),
         "path": str(packed.path),
         "tokenizer_path": None if reader is None else str(reader.path),
+        "trained_tokens": trained,
     }
     if as_json:
         print(json.dumps(record, indent=1, ensure_ascii=False))
@@ -55,6 +57,7 @@ def _print_header(packed: PackedFile, reader: TextTokenizer | None, as_json: boo
     rows = [
         ["documents", f"{header.num_documents:,}"],
         ["tokens", f"{header.num_tokens:,}"],
+        *([] if trained is None else [["trained", trained_share(trained, header.num_tokens)]]),
         [
             "bytes per token",
             f"{header.token_width} in the file, {f'{per_token:.3f} of text' if per_token else 'text ?'}",
@@ -77,8 +80,10 @@ def _print_part(packed: PackedFile, part: Part, reader: TextTokenizer | None, as
     first, begins = documents_at(packed, part.start, len(ids))
     if as_json:
         text = None if reader is None else reader.decode(part.tokens)
-        record = {"path": str(packed.path), "part": part.name, "start": part.start, "first_document": first}
-        print(json.dumps(record | {"tokens": ids, "text": text}, ensure_ascii=False))
+        record: dict[str, Any] = {"path": str(packed.path), "part": part.name}
+        record |= {"start": part.start, "first_document": first}
+        record |= {"tokens": ids, "text": text, "trained": None if part.trained is None else part.trained.tolist()}
+        print(json.dumps(record, ensure_ascii=False))
         return
     begins_at = dict(zip(begins.tolist(), range(first + 1, first + 1 + len(begins)), strict=True))
     number, rows = first, []
@@ -86,4 +91,7 @@ def _print_part(packed: PackedFile, part: Part, reader: TextTokenizer | None, as
         number = begins_at.get(place, number)
         text = "" if reader is None else repr(reader.decode([token]))
         rows.append([str(part.start + place), str(number), str(token), text])
-    print_table(["token", "document", "id", "text"], rows, title=f"{part.name} of {packed.path}: {len(ids):,} tokens")
+        if part.trained is not None:
+            rows[-1].append("trained" if part.trained[place] else "")
+    columns = ["token", "document", "id", "text", *([] if part.trained is None else ["trained"])]
+    print_table(columns, rows, title=f"{part.name} of {packed.path}: {len(ids):,} tokens")

@@ -42,7 +42,17 @@ def command(
     tokenizer: Annotated[
         str, typer.Option("--tokenizer", metavar="FOLDER_OR_MODEL", help="A folder, tokenizer.json or .model file.")
     ],
-    field: Annotated[str, typer.Option("--field", help="Where the text is: a.b[0].c, or module:function.")] = "text",
+    field: Annotated[
+        str | None,
+        typer.Option(
+            "--field", help="Where the text is: a.b[0].c, or module:function. Default: text, with --chat messages."
+        ),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Rows are conversations; the answers are trained.")] = False,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option("--chat_template", metavar="FILE", help="Jinja2. Default: the one in the tokenizer's folder."),
+    ] = None,
     on_error: Annotated[OnError, typer.Option("--on_error", help="Rows that are no documents.")] = OnError.fail,
     workers: Annotated[int | None, typer.Option("--workers", help="Processes. Default: one per core.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it was cut off.")] = False,
@@ -79,6 +89,8 @@ def command(
                 split=None if split is None else parse_split(split),
                 end_of_document=end_of_document,
                 engine=engine.value,
+                chat=chat,
+                chat_template=chat_template,
                 progress=show,
             )
     _print(summary)

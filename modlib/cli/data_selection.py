@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.units import format_percent
 
 File = Annotated[str, typer.Argument(metavar="FILE", help='A packed token file, or a corpus such as "stdlib:train".')]
 Document = Annotated[int | None, typer.Option("--document", help="Number of a document; the first is 0.")]
@@ -36,3 +37,8 @@ def _span(text: str) -> tuple[int, int]:
     except ValueError:
         pass
     raise ConfigError(f"--range ({text}) must be two numbers A:B, such as 100:200; tokens A to B - 1 are shown")
+
+
+def trained_share(trained: int, tokens: int) -> str:
+    """How many tokens a loss mask lets count, for people."""
+    return f"{trained:,} tokens ({format_percent(trained / max(tokens, 1))})"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modlib.cli.data_selection import File, TokenizerPath
+from modlib.cli.data_selection import File, TokenizerPath, trained_share
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
 from modlib.cli.table import print_table
@@ -57,6 +57,7 @@ def _print(found: PackedStats) -> None:
     rows = [
         ["documents", f"{found.documents:,}"],
         ["tokens", f"{found.tokens:,}"],
+        *([] if found.trained_tokens is None else [["trained", trained_share(found.trained_tokens, found.tokens)]]),
         ["bytes per token", "not known" if found.bytes_per_token is None else f"{found.bytes_per_token:.3f}"],
         [
             "ids used",

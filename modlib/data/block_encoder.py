@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modlib.data.chat import Chat, trained_tokens, without_missing
+from modlib.data.chat_template import Conversation
 from modlib.data.fast_bpe import FastBPE
 from modlib.data.fields import Field, row_of
 from modlib.data.sources import Block, Source, without_mark
 from modlib.data.tokenizer import TextTokenizer
+from modlib.runtime.errors import ConfigError
+
+Document = str | Conversation
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,19 @@ class SourceCount:
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """Documents of a block that go into one output, each with its end-of-document token."""
+    """Documents of a block that go into one output, each with its end-of-document token.
+
+    Args:
+        tokens: Ids, back to back.
+        lengths: Tokens of each document.
+        num_bytes_of_text: UTF-8 bytes of their texts.
+        trained: Whether each token is trained; None is all of them.
+    """
 
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int64]
     num_bytes_of_text: int
+    trained: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,7 @@ class BlockEncoder:
         fast: Makes the same ids faster; None where there is no such engine.
         end_of_document_id: Put at the end of each document.
         dtype: Of the tokens.
+        chat: Makes the text of a row that is a conversation; None where a row has a text.
         shares: Of each output, adding up to 1. The output of a document is chosen by the hash of its text: equal
             texts go to the same one, whatever file or order they come in.
     """
@@ -81,6 +95,7 @@ class BlockEncoder:
         end_of_document_id: int,
         dtype: np.dtype[Any],
         shares: Sequence[float] = (1.0,),
+        chat: Chat | None = None,
     ) -> None:
         self.sources = [source.kind for source in sources]
         self.text_field = text_field
@@ -89,24 +104,26 @@ class BlockEncoder:
         self.end_of_document_id = end_of_document_id
         self.dtype = dtype
         self.bounds = np.cumsum(shares)[:-1]
+        self.chat = chat
 
     def __call__(self, block: Block) -> EncodedBlock:
         """Encode all documents of a block; bad rows are values, the caller decides."""
-        texts: list[list[str]] = [[] for _ in range(len(self.bounds) + 1)]
-        raw: list[list[bytes]] = [[] for _ in texts]
+        found: list[list[Any]] = [[] for _ in range(len(self.bounds) + 1)]
+        sizes = [0] * len(found)
         encoded = EncodedBlock([], [], self._counts(block))
-        for source, row, text in self._documents(block):
+        for source, row, document in self._documents(block):
             count = encoded.counts[source]
-            if isinstance(text, ValueError):
-                encoded.bad.append(BadRow(source, row, str(text)))
+            if isinstance(document, ValueError):
+                encoded.bad.append(BadRow(source, row, str(document)))
                 count.bad += 1
                 continue
             count.documents += 1
-            utf8 = text.encode("utf-8")
+            utf8 = (document if isinstance(document, str) else document.text).encode("utf-8")
             output = self._output(utf8)
-            texts[output].append(text)
-            raw[output].append(utf8)
-        encoded.parts.extend(self._part(some, sum(map(len, its))) for some, its in zip(texts, raw, strict=True))
+            found[output].append(document)
+            sizes[output] += len(utf8)
+        part = self._part if self.chat is None else self._chat_part
+        encoded.parts.extend(part(some, size) for some, size in zip(found, sizes, strict=True))
         return encoded
 
     def _counts(self, block: Block) -> dict[int, SourceCount]:
@@ -118,27 +135,31 @@ class BlockEncoder:
             return {first + n: SourceCount(digest=hashlib.sha256(one).hexdigest()) for n, one in enumerate(block.data)}
         return {first: SourceCount(digest=hashlib.sha256(repr(block.data).encode("utf-8", "replace")).hexdigest())}
 
-    def _documents(self, block: Block) -> Iterator[tuple[int, int | None, str | ValueError]]:
-        """(file, row, text or what is wrong with it) of each row that is not blank."""
+    def _documents(self, block: Block) -> Iterator[tuple[int, int | None, Document | ValueError]]:
+        """(file, row, document or what is wrong with it) of each row that is not blank."""
         first, row = block.start.source, block.start.row
         if isinstance(block.data, bytes):
             lines = (without_mark(block.data) if row == 1 else block.data).split(b"\n")
             for number, line in enumerate(lines):
                 if stripped := line.strip(b" \t\r\v\f"):
-                    yield first, row + number, self._text(stripped, row_of)
+                    yield first, row + number, self._document(stripped, row_of)
         elif self.sources[first] == "txt":
             for number, contents in enumerate(block.data):
-                yield first + number, None, self._text(contents, _text_of_file)
+                yield first + number, None, self._document(contents, _text_of_file)
         else:
             for number, value in enumerate(block.data):
-                yield first, row + number, self._text(value, _itself)
+                yield first, row + number, self._document(value, _itself if self.chat is None else without_missing)
 
-    def _text(self, raw: Any, read: Any) -> str | ValueError:
+    def _document(self, raw: Any, read: Any) -> Document | ValueError:
         try:
             value = read(raw)
+            if self.chat is not None:
+                return self.chat.conversation(value)
             if read is _text_of_file and self.text_field.function is None:
                 return str(value)
             return self.text_field.text(value)
+        except ConfigError:  # no fault of the row
+            raise
         except ValueError as error:
             return error
 
@@ -157,6 +178,20 @@ class BlockEncoder:
         tokens[ends] = self.end_of_document_id
         tokens[inside] = ids
         return EncodedPart(tokens, lengths + 1, num_bytes)
+
+    def _chat_part(self, conversations: list[Conversation], num_bytes: int) -> EncodedPart:
+        tokens: list[npt.NDArray[Any]] = [np.zeros(0, self.dtype)]
+        trained = [np.zeros(0, np.bool_)]
+        encoded = self.tokenizer.encode_with_spans([one.text for one in conversations])
+        for conversation, (ids, spans) in zip(conversations, encoded, strict=True):
+            mask = trained_tokens(conversation, spans[:, 0], spans[:, 1])
+            if not len(ids) or ids[-1] != self.end_of_document_id:
+                # Not trained: a turn ends with the template's own marker, and here nobody asks for another document.
+                ids, mask = np.append(ids, np.uint32(self.end_of_document_id)), np.append(mask, False)
+            tokens.append(ids.astype(self.dtype))
+            trained.append(mask)
+        lengths = np.array([len(one) for one in tokens[1:]], np.int64)
+        return EncodedPart(np.concatenate(tokens), lengths, num_bytes, np.concatenate(trained))
 
 
 def _text_of_file(contents: bytes) -> str:

@@ -17,7 +17,7 @@ from modlib.data.nanogpt_file import read_nanogpt, write_nanogpt
 from modlib.data.packed_header import PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.rewriting import Progress, no_progress
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, DataError
 
 Readable = Literal["modalities", "megatron", "nanogpt", "huggingface"]
 Writable = Literal["modalities", "megatron", "nanogpt"]
@@ -121,6 +121,7 @@ def convert_to(
     path: str | os.PathLike[str],
     format: Writable,
     *,
+    drop_loss_mask: bool = False,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> list[Path]:
@@ -130,6 +131,7 @@ def convert_to(
         source: The packed file.
         path: The file to make; for Megatron-LM the prefix of its two.
         format: What to make.
+        drop_loss_mask: Whether a loss mask, which none of these formats holds, is left out.
         overwrite: Whether existing files are replaced.
         progress: Called with the tokens done, and all of them.
 
@@ -137,11 +139,17 @@ def convert_to(
         The files that were made.
 
     Raises:
-        DataError: Something does not fit the format, or a file exists or cannot be written.
+        DataError: Something does not fit the format, a loss mask too, or a file exists or cannot be written.
     """
     if format not in _WRITERS:
         raise ConfigError(f"format ({format}) must be {', '.join(_WRITERS)}; choose one of them")
     packed = rewriting.open_plain(source)
+    if packed.has_loss_mask and not drop_loss_mask:
+        raise DataError(
+            f"{packed.path} has a loss mask, which must not be lost unnoticed: {format} files hold none, and every "
+            "token would be trained; add --drop_loss_mask if that is wanted"
+        )
     made = _WRITERS[format](packed, path, overwrite=overwrite, progress=progress)
-    rewriting.write_provenance(made[0], None, "convert", {"to": format}, [rewriting.described(packed)])
+    options = {"to": format} | ({"drop_loss_mask": True} if packed.has_loss_mask else {})
+    rewriting.write_provenance(made[0], None, "convert", options, [rewriting.described(packed)])
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,13 +21,15 @@ class Field:
     Args:
         name: A path as in jq (`text`, `a.b[0].c`), or `module:function` for a function that is given the row (of a
             text file: the text) and returns the text.
+        beside: Outermost names that are wanted as well, where rows have them.
 
     Raises:
         ConfigError: It is neither, or there is no such function.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, beside: Sequence[str] = ()) -> None:
         self.name = name
+        self.beside = tuple(beside)
         self.function: Callable[[Any], Any] | None = None
         if ":" in name:
             self.function = _function(name)
@@ -35,7 +37,7 @@ class Field:
             raise ConfigError(f"field ('{name}') must be a path such as text or a.b[0].c, or module:function")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Field, (self.name,))
+        return (Field, (self.name, self.beside))
 
     @property
     def column(self) -> str | None:
@@ -48,17 +50,23 @@ class Field:
         Raises:
             ValueError: There is none; the message completes "line 3 ...".
         """
-        if self.function is None:
-            found = text_at(row, self.name)
-        else:
-            try:
-                value = self.function(row)
-            except Exception as error:
-                raise ValueError(f"makes {self.name} fail ({type(error).__name__}: {error})") from error
-            found = _checked(value, self.name)
+        found = _checked(self.value(row), self.name)
         if not found:
             raise ValueError(f"has an empty text at '{self.name}'")
         return found
+
+    def value(self, row: Any) -> Any:
+        """What is there in one row, of any type.
+
+        Raises:
+            ValueError: There is none; the message completes "line 3 ...".
+        """
+        if self.function is None:
+            return value_at(row, self.name)
+        try:
+            return self.function(row)
+        except Exception as error:
+            raise ValueError(f"makes {self.name} fail ({type(error).__name__}: {error})") from error
 
 
 def _function(name: str) -> Callable[[Any], Any]:
@@ -112,6 +120,11 @@ def row_of(line: bytes) -> Any:
 
 def text_at(value: Any, key: str) -> str:
     """The text at a path in a row; see `text_of`."""
+    return _checked(value_at(value, key), key)
+
+
+def value_at(value: Any, key: str) -> Any:
+    """What is at a path in a row; see `text_of`."""
     for part in steps_of(key):
         if isinstance(value, dict) and part in value:
             value = value[part]
@@ -119,7 +132,7 @@ def text_at(value: Any, key: str) -> str:
             value = value[int(part)]
         else:
             raise ValueError(f"has no '{key}' ({_there(value)})")
-    return _checked(value, key)
+    return value
 
 
 def _checked(value: Any, key: str) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
+from modlib.data.chat import Chat
+from modlib.data.chat_template import find_chat_template
 from modlib.data.fields import Field
 from modlib.data.pack_engine import SMALL_BYTES, choose_engine, load_tokenizer
 from modlib.data.pack_journal import PackJournal
@@ -50,7 +52,7 @@ def pack(
     path: str | os.PathLike[str],
     tokenizer: str | os.PathLike[str] | TextTokenizer,
     *,
-    field: str = "text",
+    field: str | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     resume: bool = False,
@@ -58,9 +60,15 @@ def pack(
     split: Mapping[str, float] | None = None,
     end_of_document: str | None = None,
     engine: Literal["auto", "fast", "tokenizer"] = "auto",
+    chat: bool = False,
+    chat_template: str | os.PathLike[str] | None = None,
     progress: Callable[[PackProgress], None] | None = None,
 ) -> PackSummary:
     """Pack documents in the order of the inputs, each followed by the end-of-document token.
+
+    With `chat`, a document is a conversation, rendered by a template (see `ChatTemplate`), and the file has a loss
+    mask: what the assistant says is trained, its end marker too. The end-of-document token is not, and is left out
+    where the template's text ends with it.
 
     The same inputs and settings give the same bytes, for any number of workers and however often the work was cut off.
     Until an output is complete, it lies in a folder `<name>.partial` beside it; there is no other file that could be
@@ -71,9 +79,11 @@ def pack(
         path: The file to make, such as `books.packed`. With it come `books.pack.json`, how it was made;
             `books.tokenizer.json`, the tokenizer; and `books.packed.skipped.jsonl` when rows were left out.
         tokenizer: A folder, a tokenizer.json, a SentencePiece .model, or a tokenizer.
-        field: Where the text is in a row: `a.b[0].c`, or `module:function`. Text files are one document each.
+        field: Where the text is in a row: `a.b[0].c`, or `module:function`. Text files are one document each. None is
+            `text`, or with chat `messages`: a list of {"role", "content"}.
         on_error: What happens with a row that is no document (not JSON, not UTF-8, no text at the field, an empty
-            text): "fail" raises with its file and line, "skip" leaves it out and lists it.
+            text; with chat: no conversation, or one that the template refuses): "fail" raises with its file and line,
+            "skip" leaves it out and lists it.
         workers: Processes; None takes one per core, or none for little text.
         resume: Go on with what an interrupted call left; start where there is nothing, return where it is complete.
         overwrite: Whether existing files are replaced.
@@ -81,19 +91,23 @@ def pack(
             document's output is chosen by the hash of its text.
         end_of_document: Text of the token that ends a document; None takes a well-known one the tokenizer has.
         engine: "auto" takes the fast one where its ids are known to be the same; "fast" insists; "tokenizer" never.
+        chat: Whether rows are conversations.
+        chat_template: A file with a Jinja2 template; None takes the one in the tokenizer's folder.
         progress: Called about once per block.
 
     Raises:
-        ConfigError: A setting is wrong.
+        ConfigError: A setting is wrong, or the template is.
         DataError: A row is no document, an input cannot be read, or the output exists or cannot be written.
     """
     started = time.perf_counter()
     path = Path(path)
-    text_field = Field(field)
+    field = field or ("messages" if chat else "text")
+    text_field = Field(field, beside=("tools",) if chat else ())
     shares = _checked_split(split)
     sources = find_sources(inputs)
     loaded = tokenizer if not isinstance(tokenizer, (str, os.PathLike)) else load_tokenizer(tokenizer)
     end_id = loaded.end_of_document_id(end_of_document)
+    chats = _chat(loaded, text_field, sources, chat, chat_template)
     workers = _checked_workers(workers, sources)
     settings = {
         "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
@@ -102,6 +116,8 @@ def pack(
         "end of document": end_id,
         "split": [list(pair) for pair in shares.items()],
     }
+    if chats is not None:
+        settings["chat template"] = [chats.template.sha256, chats.template.variables]
     outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
     record = path.with_name(f"{path.stem}.pack.json")
     folder = path.with_name(f"{path.name}.partial")
@@ -111,14 +127,15 @@ def pack(
         for output in outputs:
             if output.exists():
                 raise DataError(f"{output} exists; choose another path, remove it, or pass overwrite")
-    fast, engine_line = choose_engine(engine, loaded, sources, text_field)
+    fast, engine_line = choose_engine(engine, loaded, sources, text_field, chat=chat)
     if isinstance(loaded, PretrainedSPTokenizer) and workers > 1:
         loaded = copy.copy(loaded)
         loaded.num_threads = 1
     width = narrowest_width(loaded.vocab_size)
-    encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, TOKEN_DTYPES[width], list(shares.values()))
+    dtype = TOKEN_DTYPES[width]
+    encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, dtype, list(shares.values()), chats)
     journal = PackJournal(folder, settings, resume=resume)
-    packing = _Packing(sources, outputs, list(shares), loaded, end_id, journal, on_error, progress)
+    packing = _Packing(sources, outputs, list(shares), loaded, end_id, chat, journal, on_error, progress)
     try:
         packing.read(encoder, workers, text_field)
         headers = packing.finish()
@@ -137,7 +154,9 @@ def pack(
         seconds=time.perf_counter() - started,
     )
     told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "engine": engine}
-    told |= {"end_of_document_id": end_id, "tokenizer": str(loaded.path)}
+    told |= {"end_of_document_id": end_id, "tokenizer": str(loaded.path), "chat": chat}
+    if chats is not None:
+        told |= {"chat_template": chats.template.text, "chat_template_from": chats.template.name}
     durable.atomic_write_text(record, json.dumps(record_of(summary, told, settings, sources, packing.counts), indent=1))
     journal.close(keep=False)
     return summary
@@ -153,6 +172,7 @@ class _Packing:
         names: Sequence[str | None],
         tokenizer: TextTokenizer,
         end_of_document_id: int,
+        loss_mask: bool,
         journal: PackJournal,
         on_error: str,
         progress: Callable[[PackProgress], None] | None,
@@ -173,6 +193,7 @@ class _Packing:
                 vocab_size=tokenizer.vocab_size,
                 tokenizer_fingerprint=tokenizer.fingerprint,
                 end_of_document_id=end_of_document_id,
+                loss_mask=loss_mask,
                 overwrite=True,
                 partial=partial,
                 state=None if state is None else state["outputs"][number],
@@ -195,7 +216,7 @@ class _Packing:
                 for bad in encoded.bad:
                     self._take_bad(bad)
                 for writer, part in zip(self._open_writers(), encoded.parts, strict=True):
-                    writer.write_documents(part.tokens, part.lengths, part.num_bytes_of_text)
+                    writer.write_documents(part.tokens, part.lengths, part.num_bytes_of_text, part.trained)
                 self._count(encoded.counts)
                 if self.progress is not None:
                     self.progress(self._progress(block, total))
@@ -280,6 +301,24 @@ def _checked_split(split: Mapping[str, float] | None) -> dict[str | None, float]
     if abs(sum(split.values()) - 1) > 1e-9:
         raise ConfigError(f"split (shares of {sum(split.values())} together) must add up to 1; correct a share")
     return {name: share for name, share in split.items()}  # noqa: C416  the keys' type is wider
+
+
+def _chat(
+    tokenizer: TextTokenizer, field: Field, sources: Sequence[Source], chat: bool, path: str | os.PathLike[str] | None
+) -> Chat | None:
+    if not chat:
+        if path is not None:
+            raise ConfigError(f"chat_template ({path}) must go with chat; add --chat")
+        return None
+    if tokenizer.settings:
+        raise ConfigError(
+            f"settings of the tokenizer ({tokenizer.settings}) must be none for chat: the template writes such tokens "
+            "itself; leave them out"
+        )
+    if field.function is None and (text := next((one.path for one in sources if one.kind == "txt"), None)):
+        raise ConfigError(f"input ({text}) must be .jsonl or .parquet for chat; a text file holds no messages")
+    template = find_chat_template(tokenizer, None if path is None else Path(path))
+    return Chat(field, template, tokenizer.special_tokens)
 
 
 def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:

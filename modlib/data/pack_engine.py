@@ -37,13 +37,15 @@ def load_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
 
 
 def choose_engine(
-    wanted: str, tokenizer: TextTokenizer, sources: Sequence[Source], text_field: Field
+    wanted: str, tokenizer: TextTokenizer, sources: Sequence[Source], text_field: Field, *, chat: bool = False
 ) -> tuple[FastBPE | None, str]:
     """The fast engine where it can be used, and a line that says what tokenizes, and why."""
     own = "sentencepiece" if isinstance(tokenizer, PretrainedSPTokenizer) else "tokenizers"
     if wanted == "tokenizer":
         return None, f"{own}, as asked for"
-    if not isinstance(tokenizer, Tokenizer) or tokenizer.settings:
+    if chat:
+        why = "chat needs to know where tokens lie in the text, which the fast engine does not tell"
+    elif not isinstance(tokenizer, Tokenizer) or tokenizer.settings:
         why = f"the fast engine knows byte-level BPE alone, not {type(tokenizer).__name__}"
     elif wanted == "auto" and sum(source.num_bytes for source in sources) < SMALL_BYTES:
         return None, f"{own}: it is little text"

@@ -73,7 +73,8 @@ class PackJournal:
             return
         before, *states = map(json.loads, lines)
         now = json.loads(json.dumps(settings))
-        for name, value in before["settings"].items():
+        for name in before["settings"] | now:
+            value = before["settings"].get(name)
             if value != now.get(name):
                 raise DataError(_changed(name, value, now.get(name)))
         for state in states:

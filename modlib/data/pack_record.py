@@ -64,7 +64,7 @@ def record_of(
 ) -> dict[str, Any]:
     """How the outputs were made, as JSON."""
     packages = {}
-    for name in ("numpy", "tokenizers", "tiktoken", "sentencepiece", "pyarrow", "zstandard"):
+    for name in ("numpy", "tokenizers", "tiktoken", "sentencepiece", "pyarrow", "zstandard", "jinja2"):
         try:
             packages[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from modlib.components import component
 from modlib.data import corpus
 from modlib.data.packed_file import PackedFile
+from modlib.data.windows import Windows
 from modlib.runtime.errors import ConfigError, DataError
 
 _VERIFIED_ON_OPEN_BYTES = 1 << 26  # below 0.1 s to hash; larger files are hashed by PackedFile.verify() when asked
@@ -27,6 +29,8 @@ class PackedDataset:
     and of N tokens there are (N - 1) // seq_len windows, in which every token but the first (and up to seq_len - 1
     tokens at the end) is a target once. Without it, windows start seq_len + 1 apart and share no token: there are
     N // (seq_len + 1), and the first token of each window is never a target.
+
+    Of a file with a loss mask, such as chat data, windows are `Windows` that say which of their tokens are trained.
 
     The contents of files up to 64 MiB are verified against their hash on opening.
 
@@ -65,14 +69,16 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self._windows)
 
-    def __getitem__(self, index: int) -> npt.NDArray[Any]:
+    def __getitem__(self, index: int) -> npt.NDArray[Any] | Windows:
         """Window `index`, (seq_len + 1,), in the file's own integer type."""
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"window ({index}) must be below the {count} windows of {self.name}")
+        if self.packed.has_loss_mask:
+            return self._masked(np.array([index % count])).row(0)
         return self._windows[index]
 
-    def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+    def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any] | Windows:
         """Many windows at once, (B, seq_len + 1), copied in the file's own integer type.
 
         Raises:
@@ -81,7 +87,14 @@ class PackedDataset:
         rows = np.asarray(indices, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"windows ({rows.min()} to {rows.max()}) must be 0 to {len(self) - 1} of {self.name}")
-        return self._windows[rows]
+        return self._masked(rows) if self.packed.has_loss_mask else self._windows[rows]
+
+    def _masked(self, rows: npt.NDArray[np.int64]) -> Windows:
+        starts = (rows * self.stride).tolist()
+        trained = [self.packed.trained(start, start + self.seq_len + 1) for start in starts]
+        ids = self._windows[rows]
+        mask = np.stack(trained) if trained else np.zeros(ids.shape, np.bool_)
+        return Windows(ids, mask, np.broadcast_to(np.True_, ids.shape), rows)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself
         return (_reopen, (str(self.packed.path), self.seq_len, self.reuse_last_target))
@@ -94,12 +107,14 @@ class PackedDataset:
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of source text per token, end-of-document tokens included; 0.0 when the file does not say."""
-        return self.packed.num_bytes_of_text / self.packed.num_tokens
+        return bytes_per_token(self.packed)
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
-        """Targets in one epoch."""
-        return len(self) * self.seq_len
+        """Targets in one epoch; those that the loss mask leaves out are none."""
+        if not self.packed.has_loss_mask:
+            return len(self) * self.seq_len
+        return self.packed.count_trained(np.arange(len(self)) * self.stride + 1, np.full(len(self), self.seq_len))
 
     @property
     def num_documents(self) -> int:
@@ -153,6 +168,11 @@ def open_packed(path: str) -> PackedFile:
     if packed.header.file_bytes <= _VERIFIED_ON_OPEN_BYTES:
         packed.verify()
     return packed
+
+
+def bytes_per_token(packed: PackedFile) -> float:
+    """UTF-8 bytes of text per token; 0.0 when nobody knows, as for the trained tokens of a file with a loss mask."""
+    return 0.0 if packed.has_loss_mask else packed.num_bytes_of_text / packed.num_tokens
 
 
 def check_vocabulary(packed: PackedFile, vocab_size: int) -> None:

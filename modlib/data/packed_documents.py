@@ -7,13 +7,15 @@ import logging
 import os
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
-from modlib.data.packed_dataset import check_tokenizer, check_vocabulary, open_packed
+from modlib.data.packed_dataset import bytes_per_token, check_tokenizer, check_vocabulary, open_packed
 from modlib.data.packed_file import PackedFile
 from modlib.data.windows import Windows, padded
 from modlib.runtime.errors import ConfigError, DataError
@@ -35,7 +37,7 @@ class PackedDocuments:
     With packing "in_order", documents keep their order and a window is closed when the next one does not fit: its
     table takes 16 bytes per window, and a window is one slice of the file. "best_fit" puts each document, longest
     first, into the window with the least room that still takes it: less padding, at 24 bytes per document.
-    `padding` says what share of the windows' tokens is padding.
+    `padding` says what share of the windows' tokens is padding. Tokens that a loss mask leaves out are not trained.
 
     A document of more than seq_len + 1 tokens is an error ("refuse"), loses its end ("truncate", counted in
     `num_truncated_tokens`), or is the exception to the rule and "cut" into windows that start seq_len tokens apart, so
@@ -106,13 +108,24 @@ class PackedDocuments:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"windows ({wanted.min()} to {wanted.max()}) must be 0 to {len(self) - 1} of {self.name}")
         pad_id = self.packed.header.end_of_document_id or 0
-        return padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
+        rows = padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
+        return replace(rows, trained=self._trained(wanted)) if self.packed.has_loss_mask else rows
 
     def _row(self, number: int) -> npt.NDArray[Any]:
         first, last = self._first[number : number + 2].tolist()
         starts, lengths = self._starts[first:last].tolist(), self._lengths[first:last].tolist()
         parts = [self.packed.tokens[start : start + length] for start, length in zip(starts, lengths, strict=True)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _trained(self, wanted: Numbers) -> npt.NDArray[np.bool_]:
+        """What the loss mask says of windows; False at padding."""
+        trained = np.zeros((len(wanted), self.seq_len + 1), np.bool_)
+        for row, number in zip(trained, wanted.tolist(), strict=True):
+            first, last = self._first[number : number + 2].tolist()
+            pieces = zip(self._starts[first:last].tolist(), self._lengths[first:last].tolist(), strict=True)
+            mask = np.concatenate([self.packed.trained(start, start + length) for start, length in pieces])
+            row[: len(mask)] = mask
+        return trained
 
     def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself, and makes the same table
         return (_reopen, (str(self.packed.path), self.seq_len, self.long_documents, self.packing))
@@ -130,12 +143,16 @@ class PackedDocuments:
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of source text per token, end-of-document tokens included; 0.0 when the file does not say."""
-        return self.packed.num_bytes_of_text / self.packed.num_tokens
+        return bytes_per_token(self.packed)
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
-        """Targets in one epoch; padding is none."""
-        return int(self._lengths.sum()) - len(self)
+        """Targets in one epoch; padding, and what the loss mask leaves out, are none."""
+        if not self.packed.has_loss_mask:
+            return int(self._lengths.sum()) - len(self)
+        begins = np.zeros_like(self._lengths)
+        begins[self._first[:-1]] = 1  # a window's first token is no target
+        return self.packed.count_trained(self._starts + begins, self._lengths - begins)
 
     @property
     def num_documents(self) -> int:

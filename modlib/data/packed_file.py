@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from modlib.data.packed_header import HEADER_BYTES, PackedHeader, decode_header
 from modlib.runtime.errors import DataError
 
 TOKEN_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHUNK_BYTES = 1 << 24
+_BITS_AT_ONCE = 1 << 20  # of the loss mask, at 8 bytes of count each
 _OFFSETS_CHECKED_ON_OPEN = 1_000_000  # 8 MB; more are checked by verify() and, one by one, by document()
 
 
@@ -51,6 +53,11 @@ class PackedFile:
         dtype = TOKEN_DTYPES[self.header.token_width]
         self.tokens: np.ndarray[Any, Any] = self._section("tokens", dtype)
         self.document_offsets: np.ndarray[Any, Any] = self._section("documents", np.dtype("<i8"))
+        self.has_loss_mask = "loss_mask" in self.header.sections
+        """Whether the file says of each token if it is trained; else all are."""
+        self._mask: np.ndarray[Any, Any] | None = None
+        if self.has_loss_mask:
+            self._mask = self._section("loss_mask", np.dtype(np.uint8))
         self._check_ends()
         if self.num_documents <= _OFFSETS_CHECKED_ON_OPEN:
             self._check_order()
@@ -63,7 +70,8 @@ class PackedFile:
         return (type(self), (self.path,))
 
     def __repr__(self) -> str:
-        return f"PackedFile({str(self.path)!r}: {self.num_tokens} tokens, {self.num_documents} documents)"
+        mask = ", with a loss mask" if self.has_loss_mask else ""
+        return f"PackedFile({str(self.path)!r}: {self.num_tokens} tokens, {self.num_documents} documents{mask})"
 
     @property
     def num_tokens(self) -> int:
@@ -107,6 +115,36 @@ class PackedFile:
         if not 0 <= start <= end <= self.num_tokens:
             raise DataError(self._offsets_message(index, start, end))
         return self.tokens[start:end]
+
+    def trained(self, start: int, stop: int) -> npt.NDArray[np.bool_]:
+        """Whether each of the tokens start..stop-1 counts when it is a target; all do in a file without a loss mask."""
+        if self._mask is None:
+            return np.ones(max(stop - start, 0), np.bool_)
+        first = start // 8
+        bits = np.unpackbits(self._mask[first : -(-stop // 8)], bitorder="little")
+        return bits[start - 8 * first : stop - 8 * first].view(np.bool_)
+
+    def count_trained(self, starts: npt.ArrayLike, lengths: npt.ArrayLike) -> int:
+        """How many tokens of some stretches are trained; a token of several stretches counts in each."""
+        begins = np.asarray(starts, np.int64).reshape(-1)
+        ends = begins + np.asarray(lengths, np.int64).reshape(-1)
+        if self._mask is None:
+            return int((ends - begins).sum())
+        return int(self._trained_before(ends).sum() - self._trained_before(begins).sum())
+
+    def _trained_before(self, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The number of trained tokens before each place, in the order of the places; one pass over the mask."""
+        places = np.sort(places)
+        found = np.empty_like(places)
+        before = done = 0
+        for start in range(0, self.num_tokens, _BITS_AT_ONCE):
+            counts = np.cumsum(self.trained(start, min(start + _BITS_AT_ONCE, self.num_tokens)), dtype=np.int64)
+            behind = int(np.searchsorted(places, start + len(counts)))
+            found[done:behind] = before + np.concatenate([[0], counts])[places[done:behind] - start]
+            before += int(counts[-1])
+            done = behind
+        found[done:] = before
+        return found
 
     def verify(self) -> None:
         """Read the whole file and compare it with its hash; ids and offsets are checked too.

@@ -78,11 +78,13 @@ def filter_documents(
             kept = [_kept(keep, name, Document(n, packed.document(n), reader)) for n in range(first, last)]
             starts = np.asarray(packed.document_offsets[first:last])[kept]
             lengths = np.diff(packed.document_offsets[first : last + 1])[kept]
-            if all(kept):
-                begin, end = packed.document_offsets[[first, last]].tolist()
-                writer.write_documents(packed.tokens[begin:end], lengths)
-            else:
-                writer.write_documents(rewriting.gathered(packed.tokens, starts, lengths), lengths)
+            begin, end = packed.document_offsets[[first, last]].tolist()
+            tokens = packed.tokens[begin:end]
+            trained = packed.trained(begin, end) if packed.has_loss_mask else None
+            if not all(kept):
+                tokens = rewriting.gathered(tokens, starts - begin, lengths)
+                trained = None if trained is None else rewriting.gathered(trained, starts - begin, lengths)
+            writer.write_documents(tokens, lengths, trained=trained)
             progress(int(packed.document_offsets[last]), packed.num_tokens)
         if writer.num_documents == packed.num_documents:
             writer.num_bytes_of_text = packed.num_bytes_of_text

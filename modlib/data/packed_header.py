@@ -10,9 +10,10 @@ Layout, little-endian, no pickle anywhere:
     4096..   sections, each starting at a multiple of 64, zeros between them:
              `tokens` (unsigned integers of `token_width` bytes, documents back to back)
              `documents` (uint64 token index of each document's start, then the number of tokens)
+             `loss_mask`, in some files (one bit per token, the lowest of a byte first: 1 where it is trained)
 
-The JSON names every section with its offset and length, so later versions can add sections (a loss mask, say) that
-older readers pass over. Whoever changes the meaning of an existing section raises the version.
+The JSON names every section with its offset and length, so later versions can add sections that older readers pass
+over, as they do the loss mask. Whoever changes the meaning of an existing section raises the version.
 """
 
 from __future__ import annotations
@@ -84,10 +85,14 @@ def aligned(offset: int) -> int:
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
-def layout(num_tokens: int, num_documents: int, token_width: int) -> dict[str, tuple[int, int]]:
-    """Where the two sections of version 1 lie."""
+def layout(
+    num_tokens: int, num_documents: int, token_width: int, *, loss_mask: bool = False
+) -> dict[str, tuple[int, int]]:
+    """Where the sections of version 1 lie: tokens, documents and, if there is one, the loss mask."""
     tokens = (HEADER_BYTES, num_tokens * token_width)
-    return {"tokens": tokens, "documents": (aligned(sum(tokens)), 8 * (num_documents + 1))}
+    documents = (aligned(sum(tokens)), 8 * (num_documents + 1))
+    mask = {"loss_mask": (aligned(sum(documents)), -(-num_tokens // 8))} if loss_mask else {}
+    return {"tokens": tokens, "documents": documents, **mask}
 
 
 def encode_header(header: PackedHeader) -> bytes:
@@ -166,7 +171,8 @@ def _from_json(text: bytes, path: Path) -> PackedHeader:
             f"max_token_id of {path} ({header.max_token_id}) must be below its vocab_size ({header.vocab_size}); "
             "it was packed with a wrong vocab_size: pack it again"
         )
-    expected = layout(header.num_tokens, header.num_documents, header.token_width)
+    masked = "loss_mask" in header.sections
+    expected = layout(header.num_tokens, header.num_documents, header.token_width, loss_mask=masked)
     for name, place in expected.items():
         if header.sections.get(name) != place:
             raise DataError(

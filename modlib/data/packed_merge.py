@@ -22,6 +22,9 @@ def merge(
 ) -> PackedHeader:
     """Write the documents of all files, the first file's first; its tokenizer is put beside the result.
 
+    When one of the files has a loss mask, the result has one, in which every token of files without one is trained:
+    as they would be if each file were trained on.
+
     Memory: one batch of documents, and 32 bytes per document.
 
     Args:
@@ -49,7 +52,9 @@ def merge(
         done += tokens
         progress(done, total)
 
-    with rewriting.writer_like(files[0], path, overwrite=overwrite, token_width=width, info=info) as writer:
+    masked = any(packed.has_loss_mask for packed in files)
+    changes = {"token_width": width, "info": info, "loss_mask": masked}
+    with rewriting.writer_like(files[0], path, overwrite=overwrite, **changes) as writer:
         for packed in files:
             rewriting.copy_documents(
                 packed, writer, num_bytes_of_text=packed.num_bytes_of_text if known else 0, done=copied

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from modlib.data import rewriting
 from modlib.data.packed_file import PackedFile
@@ -63,7 +64,7 @@ def shuffle(
     packed = rewriting.open_plain(source)
     pieces = _Pieces(packed, block_tokens)
     budget = memory_mib << 20
-    size = packed.num_tokens * packed.header.token_width + _BYTES_PER_PIECE * len(pieces)
+    size = packed.num_tokens * (packed.header.token_width + packed.has_loss_mask) + _BYTES_PER_PIECE * len(pieces)
     num_parts = max(1, -(-2 * size // budget))
     passes = _Passes(progress, packed.num_tokens * (1 if num_parts == 1 else 2))
     changes = {"end_of_document_id": None} if unit == "block" else {}  # a block ends anywhere
@@ -73,7 +74,8 @@ def shuffle(
         elif num_parts == 1:
             places = pieces.places(seed, 0, len(pieces))
             starts, lengths = pieces.extents(0, len(pieces))
-            _write_in_order(writer, packed.tokens, places, starts, lengths, passes)
+            mask = packed.trained(0, packed.num_tokens) if packed.has_loss_mask else None
+            _write_in_order(writer, packed.tokens, mask, places, starts, lengths, passes)
         else:
             _in_parts(writer, pieces, seed, num_parts, budget, passes)
         writer.num_bytes_of_text = packed.num_bytes_of_text
@@ -174,7 +176,8 @@ def _in_parts(
 
 def _deal_out(folder: Path, pieces: _Pieces, seed: int, num_parts: int, budget: int, passes: _Passes) -> None:
     """Append each piece to the part that its place belongs to."""
-    width = pieces.packed.header.token_width
+    packed = pieces.packed
+    width = packed.header.token_width
     # A batch's tokens and those sorted by part are in memory at once, and 24 bytes per piece.
     for first, last in pieces.batches(max(1, budget // (8 * (width + 8)))):
         starts, lengths = pieces.extents(first, last)
@@ -183,11 +186,17 @@ def _deal_out(folder: Path, pieces: _Pieces, seed: int, num_parts: int, budget: 
         order = np.argsort(parts, kind="stable")
         starts, lengths, places, parts = starts[order], lengths[order], places[order], parts[order]
         borders = np.flatnonzero(np.diff(parts, prepend=-1, append=num_parts))
+        base, behind = int(starts.min()), int((starts + lengths).max())
+        arrays = {"tokens": packed.tokens[base:behind]}
+        if packed.has_loss_mask:  # a byte per token: pieces begin anywhere within one of the file's
+            arrays["mask"] = packed.trained(base, behind)
         for begin, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
             name = str(parts[begin])
-            with open(folder / f"{name}.tokens", "ab") as tokens, open(folder / f"{name}.pieces", "ab") as extents:
-                for ids in _gathered(pieces.packed.tokens, starts[begin:end], lengths[begin:end]):
-                    tokens.write(np.ascontiguousarray(ids).view(np.uint8).data)
+            for kind, array in arrays.items():
+                with open(folder / f"{name}.{kind}", "ab") as file:
+                    for stretch in _gathered(array, starts[begin:end] - base, lengths[begin:end]):
+                        file.write(np.ascontiguousarray(stretch).view(np.uint8).data)
+            with open(folder / f"{name}.pieces", "ab") as extents:
                 extents.write(np.stack([places[begin:end], lengths[begin:end]], axis=1).tobytes())
         passes.add(int(lengths.sum()))
 
@@ -197,30 +206,45 @@ def _take_in(
 ) -> None:
     """Write one part in order, and remove it."""
     tokens_path, pieces_path = folder / f"{number}.tokens", folder / f"{number}.pieces"
+    mask_path = folder / f"{number}.mask"
     if not pieces_path.exists():
         return
     places, lengths = np.fromfile(pieces_path, np.int64).reshape(-1, 2).T.copy()
-    size = tokens_path.stat().st_size
-    if size == 0:
-        tokens: Ids = np.zeros(0, dtype)
-    elif size <= budget:
-        tokens = np.fromfile(tokens_path, dtype)
-    else:  # one huge document: the page cache holds what fits
-        tokens = np.memmap(tokens_path, dtype, "r")
-    _write_in_order(writer, tokens, places, np.cumsum(lengths) - lengths, lengths, passes)
+    tokens = _read(tokens_path, dtype, budget)
+    mask = _read(mask_path, np.dtype(np.bool_), budget) if writer.has_loss_mask else None
+    _write_in_order(writer, tokens, mask, places, np.cumsum(lengths) - lengths, lengths, passes)
     tokens_path.unlink()
     pieces_path.unlink()
+    mask_path.unlink(missing_ok=True)
+
+
+def _read(path: Path, dtype: np.dtype[Any], budget: int) -> npt.NDArray[Any]:
+    size = path.stat().st_size
+    if size == 0:
+        return np.zeros(0, dtype)
+    if size <= budget:
+        return np.fromfile(path, dtype)
+    return np.memmap(path, dtype, "r")  # one huge document: the page cache holds what fits
 
 
 def _write_in_order(
-    writer: PackedFileWriter, tokens: Ids, places: Numbers, starts: Numbers, lengths: Numbers, passes: _Passes
+    writer: PackedFileWriter,
+    tokens: Ids,
+    mask: npt.NDArray[np.bool_] | None,
+    places: Numbers,
+    starts: Numbers,
+    lengths: Numbers,
+    passes: _Passes,
 ) -> None:
     order = np.argsort(places)
     starts, lengths = starts[order], lengths[order]
     ends = np.concatenate([[0], np.cumsum(lengths)])
     for first, last in document_batches(ends, batch_tokens=_GATHERED_AT_ONCE):
         (ids,) = _gathered(tokens, starts[first:last], lengths[first:last], whole=True)
-        writer.write_documents(ids, lengths[first:last])
+        trained = None
+        if mask is not None:
+            (trained,) = _gathered(mask, starts[first:last], lengths[first:last], whole=True)
+        writer.write_documents(ids, lengths[first:last], trained=trained)
         passes.add(len(ids))
 
 

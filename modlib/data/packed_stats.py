@@ -55,6 +55,7 @@ class PackedStats:
         tokens: In it, end-of-document tokens included.
         vocab_size: Every id is below it.
         used_ids: Different ids that are there.
+        trained_tokens: How many the loss mask lets count; None for a file without one, of which all do.
         bytes_per_token: UTF-8 bytes of text per token; None where the file does not say.
         length_quantiles: Tokens per document at each of QUANTILES; empty without documents.
         mean_length: Tokens per document.
@@ -68,6 +69,7 @@ class PackedStats:
     tokens: int
     vocab_size: int
     used_ids: int
+    trained_tokens: int | None
     bytes_per_token: float | None
     length_quantiles: dict[str, int]
     mean_length: float
@@ -129,6 +131,7 @@ def stats(
         tokens=packed.num_tokens,
         vocab_size=packed.vocab_size,
         used_ids=int(np.count_nonzero(counts)),
+        trained_tokens=packed.count_trained(0, packed.num_tokens) if packed.has_loss_mask else None,
         bytes_per_token=packed.num_bytes_of_text / packed.num_tokens if packed.num_bytes_of_text else None,
         length_quantiles={f"{quantile:g}": int(value) for quantile, value in zip(QUANTILES, at, strict=False)},
         mean_length=packed.num_tokens / packed.num_documents if packed.num_documents else 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from modlib.data.packed_file import PackedFile
 from modlib.data.tokenizer import TextTokenizer, Tokenizer
 from modlib.runtime.errors import ConfigError, DataError
 
+TRAINED_MARKS = ("\u27e6", "\u27e7")
+"""White square brackets, in which `decode` can put what is trained."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -25,11 +29,13 @@ class Part:
         name: What they are, for people.
         start: Number of the first token in the file.
         tokens: Their ids.
+        trained: Whether each is trained; None for a file without a loss mask, of which all are.
     """
 
     name: str
     start: int
     tokens: npt.NDArray[Any]
+    trained: npt.NDArray[np.bool_] | None
 
 
 def open_named(name_or_path: str | os.PathLike[str]) -> PackedFile:
@@ -66,7 +72,7 @@ def part_of(
         )
     if document is not None:
         start = int(packed.document_offsets[document]) if 0 <= document < packed.num_documents else 0
-        return Part(f"document {document}", start, packed.document(document))
+        return _part(packed, f"document {document}", start, len(packed.document(document)))
     if window is not None:
         if seq_len is None:
             raise ConfigError(f"seq_len (None) must be given with window ({window}); add --seq_len T")
@@ -75,14 +81,19 @@ def part_of(
             raise DataError(
                 f"window ({window}) must be below the {len(dataset)} windows of {packed.path} with seq_len {seq_len}"
             )
-        return Part(f"window {window}, seq_len {seq_len}", window * dataset.stride, dataset[window])
+        return _part(packed, f"window {window}, seq_len {seq_len}", window * dataset.stride, seq_len + 1)
     assert span is not None
     first, last = span
     if not 0 <= first <= last <= packed.num_tokens:
         raise DataError(
             f"range ({first}:{last}) must lie in order within the {packed.num_tokens} tokens of {packed.path}"
         )
-    return Part(f"tokens {first} to {last}", first, packed.tokens[first:last])
+    return _part(packed, f"tokens {first} to {last}", first, last - first)
+
+
+def _part(packed: PackedFile, name: str, start: int, count: int) -> Part:
+    trained = packed.trained(start, start + count) if packed.has_loss_mask else None
+    return Part(name, start, packed.tokens[start : start + count], trained)
 
 
 def tokenizer_for(packed: PackedFile, tokenizer: str | os.PathLike[str] | None = None) -> TextTokenizer | None:
@@ -121,15 +132,35 @@ def decode(
     span: tuple[int, int] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     skip_special_tokens: bool = False,
+    mark_trained: bool = False,
 ) -> str:
     """The text of a document, a window or a range of a packed file; see `part_of`.
+
+    Args:
+        path: A packed file, or a corpus.
+        document: See `part_of`, as window, seq_len and span.
+        window: See above.
+        seq_len: See above.
+        span: See above.
+        tokenizer: Made the ids; None takes the one beside the file.
+        skip_special_tokens: Whether special tokens are left out.
+        mark_trained: Whether trained tokens stand in TRAINED_MARKS.
 
     Raises:
         DataError: There is no such part, or the tokenizer is neither given nor beside the file.
     """
     packed = open_named(path)
     part = part_of(packed, document=document, window=window, seq_len=seq_len, span=span)
-    return require_tokenizer(packed, tokenizer).decode(part.tokens, skip_special_tokens=skip_special_tokens)
+    reader = require_tokenizer(packed, tokenizer)
+    if not mark_trained:
+        return reader.decode(part.tokens, skip_special_tokens=skip_special_tokens)
+    trained = np.ones(len(part.tokens), np.bool_) if part.trained is None else part.trained
+    borders = np.flatnonzero(np.diff(trained, prepend=~trained[:1], append=~trained[-1:])).tolist()
+    texts = []
+    for begin, end in pairwise(borders):
+        text = reader.decode(part.tokens[begin:end], skip_special_tokens=skip_special_tokens)
+        texts.append(text.join(TRAINED_MARKS) if trained[begin] else text)
+    return "".join(texts)
 
 
 def require_tokenizer(packed: PackedFile, tokenizer: str | os.PathLike[str] | None = None) -> TextTokenizer:

@@ -34,7 +34,7 @@ class Verified:
 
 
 def verify(path: str | os.PathLike[str], progress: Progress = no_progress) -> Verified:
-    """Read a whole file: header, sizes, SHA-256, document offsets, and every id.
+    """Read a whole file: header, sizes, SHA-256, document offsets, every id, and the end of the loss mask.
 
     Memory does not grow with the file.
 
@@ -50,7 +50,7 @@ def verify(path: str | os.PathLike[str], progress: Progress = no_progress) -> Ve
     if (problem := _hash_problem(packed, progress)) is not None:
         problems.append(problem)
     offsets, without_end, empty = _offset_problems(packed)
-    problems += [*offsets, *_id_problems(packed), *_padding_problems(packed)]
+    problems += [*offsets, *_id_problems(packed), *_padding_problems(packed), *_mask_problems(packed)]
     if problems:
         problems.append(f"{packed.path} is damaged or was packed wrongly: copy it again or pack it again")
         raise DataError("\n".join(problems))
@@ -120,12 +120,32 @@ def _place(packed: PackedFile, token: int) -> str:
 
 def _padding_problems(packed: PackedFile) -> list[str]:
     """Sections start at a multiple of 64, and there are zeros between them."""
-    end = sum(packed.header.sections["tokens"])
+    problems = []
     with open(packed.path, "rb") as file:
-        file.seek(end)
-        between = file.read(aligned(end) - end)
-    assert len(between) < ALIGNMENT
-    if not between.strip(b"\0"):
+        for name in ("tokens", "documents") if packed.has_loss_mask else ("tokens",):
+            end = sum(packed.header.sections[name])
+            file.seek(end)
+            between = file.read(aligned(end) - end)
+            assert len(between) < ALIGNMENT
+            if between.strip(b"\0"):
+                place = end + len(between) - len(between.lstrip(b"\0"))
+                value = between[place - end]
+                problems.append(f"byte {place} of {packed.path} ({value}) must be 0: it lies between two sections")
+    return problems
+
+
+def _mask_problems(packed: PackedFile) -> list[str]:
+    """The bits of the loss mask behind the last token are zeros; its size was checked with the header's."""
+    bits = packed.num_tokens % 8
+    if not packed.has_loss_mask or not bits:
         return []
-    place = end + len(between) - len(between.lstrip(b"\0"))
-    return [f"byte {place} of {packed.path} ({between[place - end]}) must be 0: it lies between two sections"]
+    place = sum(packed.header.sections["loss_mask"]) - 1
+    with open(packed.path, "rb") as file:
+        file.seek(place)
+        (value,) = file.read(1)
+    if value < 1 << bits:
+        return []
+    return [
+        f"byte {place} of {packed.path} ({value}) must be below {1 << bits}: the last of the loss mask, it has bits of "
+        f"{bits} tokens"
+    ]

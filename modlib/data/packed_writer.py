@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from modlib.data.packed_file import TOKEN_DTYPES
 from modlib.data.packed_header import HEADER_BYTES, PackedHeader, encode_header, layout, narrowest_width
+from modlib.data.waiting_mask import WaitingMask
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
 
@@ -31,7 +32,7 @@ class PackedFileWriter:
     Tokens are streamed into a file beside the final one whose header is still empty. Leaving the block writes the
     header last, waits for the disk and renames: at every instant the final path holds the old file, the whole new
     one, or nothing. An exception inside the block removes what was written. Memory is bounded: the lengths of the
-    documents wait in a file, too.
+    documents, and the loss mask, wait in files, too.
 
     With `partial`, the work can be continued after it was cut off: what was written up to a `checkpoint` stays there,
     and the next writer takes it up.
@@ -42,6 +43,7 @@ class PackedFileWriter:
         tokenizer_fingerprint: Of the tokenizer that made the ids; empty when unknown.
         end_of_document_id: The id that the caller puts at the end of each document, for readers to know.
         token_width: Bytes per token; None takes the narrowest of 1, 2, 4 that holds vocab_size.
+        loss_mask: Whether the file says of each token if it is trained; else all are.
         info: Anything else worth keeping in the header, as JSON.
         overwrite: Whether an existing file is replaced.
         partial: Where the file is written until it is complete, in a folder that exists, on the same file system; it
@@ -60,6 +62,7 @@ class PackedFileWriter:
         tokenizer_fingerprint: str = "",
         end_of_document_id: int | None = None,
         token_width: int | None = None,
+        loss_mask: bool = False,
         info: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         partial: Path | None = None,
@@ -75,6 +78,7 @@ class PackedFileWriter:
         self.vocab_size = vocab_size
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.end_of_document_id = end_of_document_id
+        self.has_loss_mask = loss_mask
         self.info = dict(info or {})
         counts = dict.fromkeys(_COUNTED, 0) | dict(state or {})
         self.num_tokens, self.num_documents = counts["num_tokens"], counts["num_documents"]
@@ -87,6 +91,7 @@ class PackedFileWriter:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file, self._lengths = self._continued() if state is not None else self._new()
+            self._mask = self._waiting_mask(continued=state is not None) if loss_mask else None
         except OSError as error:
             raise _cannot_write(self.path, error) from error
 
@@ -113,28 +118,41 @@ class PackedFileWriter:
             self._hash.update(chunk)
         return file, lengths
 
+    def _waiting_mask(self, *, continued: bool) -> WaitingMask:
+        path = self._aside.with_name(f"{self._aside.name}.loss_mask") if self._stays else None
+        return WaitingMask(path, self.path.parent, self.num_tokens if continued else None)
+
     def checkpoint(self) -> dict[str, int]:
         """Bring what was written to the disk; what is needed to take it up again."""
         try:
             for file, path in ((self._file, self._aside), (self._lengths, self._waiting)):
                 file.flush()
                 durable.fsync_file(file.fileno(), path)
+            if self._mask is not None:
+                self._mask.checkpoint()
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         return {name: getattr(self, name) for name in _COUNTED}
 
-    def write(self, tokens: npt.ArrayLike, num_bytes_of_text: int = 0) -> None:
-        """Append one document."""
+    def write(self, tokens: npt.ArrayLike, num_bytes_of_text: int = 0, trained: npt.ArrayLike | None = None) -> None:
+        """Append one document; see `write_documents`."""
         array = np.asarray(tokens)
-        self.write_documents(array, np.array([array.size]), num_bytes_of_text)
+        self.write_documents(array, np.array([array.size]), num_bytes_of_text, trained)
 
-    def write_documents(self, tokens: npt.ArrayLike, lengths: npt.ArrayLike, num_bytes_of_text: int = 0) -> None:
+    def write_documents(
+        self,
+        tokens: npt.ArrayLike,
+        lengths: npt.ArrayLike,
+        num_bytes_of_text: int = 0,
+        trained: npt.ArrayLike | None = None,
+    ) -> None:
         """Append many documents at once.
 
         Args:
             tokens: Ids of all documents, back to back.
             lengths: Tokens of each document; their sum is the number of ids.
             num_bytes_of_text: UTF-8 bytes of the text they came from, together.
+            trained: Whether each token is a target that counts, for a file with a loss mask; None is all of them.
 
         Raises:
             DataError: An id is negative or not below vocab_size; the message names the document.
@@ -143,17 +161,31 @@ class PackedFileWriter:
         counts = np.asarray(lengths, dtype=np.int64).reshape(-1)
         if counts.sum() != ids.size or (counts.size and counts.min() < 0):
             raise DataError(f"lengths (sum {counts.sum()}) must add up to the number of tokens ({ids.size})")
+        mask = self._checked_mask(trained, ids.size)
         if ids.size:
             self._check_range(ids, counts)
             self.max_token_id = max(self.max_token_id, int(ids.max()))
             self._append(np.ascontiguousarray(ids, dtype=TOKEN_DTYPES[self.token_width]))
         try:
             self._lengths.write(counts.astype(_LENGTH).tobytes())
+            if self._mask is not None:
+                self._mask.write(mask)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
         self.num_documents += counts.size
         self.num_tokens += ids.size
         self.num_bytes_of_text += num_bytes_of_text
+
+    def _checked_mask(self, trained: npt.ArrayLike | None, size: int) -> npt.NDArray[np.bool_]:
+        if trained is None:
+            return np.ones(size if self.has_loss_mask else 0, np.bool_)
+        mask = np.asarray(trained, dtype=np.bool_).reshape(-1)
+        if mask.size != size or not self.has_loss_mask:
+            raise DataError(
+                f"trained ({mask.size} of them) must be one per token ({size}), and of a file with a loss mask; "
+                "pass loss_mask=True to the writer"
+            )
+        return mask
 
     def _check_range(self, ids: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
         if ids.dtype.kind not in "iu":
@@ -177,7 +209,7 @@ class PackedFileWriter:
 
     def commit(self) -> None:
         """Write offsets and header, wait for the disk, and rename to the final path."""
-        sections = layout(self.num_tokens, self.num_documents, self.token_width)
+        sections = layout(self.num_tokens, self.num_documents, self.token_width, loss_mask=self.has_loss_mask)
         end_of_tokens = HEADER_BYTES + self.num_tokens * self.token_width
         self._append(np.zeros(sections["documents"][0] - end_of_tokens, np.uint8))
         self._append(np.zeros(1, "<u8"))
@@ -187,6 +219,10 @@ class PackedFileWriter:
             ends = end + np.cumsum(np.frombuffer(chunk, _LENGTH))
             end = int(ends[-1])
             self._append(ends.astype("<u8"))
+        if self._mask is not None:
+            self._append(np.zeros(sections["loss_mask"][0] - sum(sections["documents"]), np.uint8))
+            for chunk in self._mask.chunks(_CHUNK_BYTES):
+                self._append(np.frombuffer(chunk, np.uint8))
         header = PackedHeader(
             token_width=self.token_width,
             num_tokens=self.num_tokens,
@@ -209,6 +245,8 @@ class PackedFileWriter:
             durable.fsync_file(self._file.fileno(), self._aside)
             self._file.close()
             self._lengths.close()
+            if self._mask is not None:
+                self._mask.close()
             durable.rename(self._aside, self.path)
             durable.fsync_directory(self.path.parent)
         except OSError as error:
@@ -217,9 +255,10 @@ class PackedFileWriter:
 
     def abort(self) -> None:
         """Throw away what was written, unless it can be continued; the final path is untouched."""
-        for file in (self._file, self._lengths):
+        for file in (self._file, self._lengths, self._mask):
             with contextlib.suppress(OSError):  # the disk may be full: the buffered rest is not needed
-                file.close()
+                if file is not None:
+                    file.close()
         if not self._stays:
             self._aside.unlink(missing_ok=True)
 

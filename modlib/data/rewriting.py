@@ -35,16 +35,16 @@ def no_progress(done: int, total: int) -> None:
 
 
 def open_plain(path: str | os.PathLike[str]) -> PackedFile:
-    """Open a packed file that has nothing but tokens and documents.
+    """Open a packed file that has nothing but tokens, documents and, perhaps, a loss mask.
 
     Raises:
         DataError: It is damaged, or has sections that a copy of its documents would lose.
     """
     packed = PackedFile(path)
-    more = sorted(set(packed.header.sections) - {"tokens", "documents"})
+    more = sorted(set(packed.header.sections) - {"tokens", "documents", "loss_mask"})
     if more:
         raise DataError(
-            f"sections of {packed.path} ({', '.join(more)} besides tokens and documents) must be tokens and documents "
+            f"sections of {packed.path} ({', '.join(more)} besides tokens, documents and loss_mask) must be these "
             "alone: the others would be lost; rewrite the file with the command that made it"
         )
     return packed
@@ -53,13 +53,14 @@ def open_plain(path: str | os.PathLike[str]) -> PackedFile:
 def writer_like(
     packed: PackedFile, path: str | os.PathLike[str], *, overwrite: bool, **changes: Any
 ) -> PackedFileWriter:
-    """A writer of the same tokens: vocabulary, width, tokenizer and end of document as in a file that is there."""
+    """A writer of the same tokens: vocabulary, width, tokenizer, end of document, loss mask or none as in a file."""
     header = packed.header
     settings: dict[str, Any] = {
         "vocab_size": header.vocab_size,
         "tokenizer_fingerprint": header.tokenizer_fingerprint,
         "end_of_document_id": header.end_of_document_id,
         "token_width": header.token_width,
+        "loss_mask": packed.has_loss_mask,
         "info": header.info,
     }
     return PackedFileWriter(path, overwrite=overwrite, **(settings | changes))
@@ -101,7 +102,7 @@ def copy_documents(
     num_bytes_of_text: int = 0,
     done: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Write documents first..last-1 of a file, in order, in bounded memory.
+    """Write documents first..last-1 of a file, in order, in bounded memory; with its loss mask if the writer has one.
 
     Raises:
         DataError: Their offsets are damaged.
@@ -113,7 +114,8 @@ def copy_documents(
         tokens = packed.tokens[part[0] : part[-1]]
         if lengths.min() < 0 or part[0] < 0 or len(tokens) != lengths.sum():
             raise DataError(f"document offsets of {packed.path} must rise; the file is damaged: copy it again")
-        writer.write_documents(tokens, lengths)
+        trained = packed.trained(*part[[0, -1]].tolist()) if writer.has_loss_mask else None
+        writer.write_documents(tokens, lengths, trained=trained)
         done(len(tokens))
     writer.num_bytes_of_text += num_bytes_of_text
 

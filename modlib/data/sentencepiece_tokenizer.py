@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
-from modlib.data.tokenizer import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, Ids, Lengths, no_such_token
+from modlib.data.tokenizer import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, Ids, Lengths, Spans, no_such_token
 from modlib.runtime.errors import ConfigError, DataError
 
 
@@ -60,8 +60,7 @@ class PretrainedSPTokenizer:
         self.path = Path(path)
         self.num_threads = num_threads
         self._model = self._read(self.path)
-        control = [piece for number, piece in enumerate(self._pieces()) if self._model.is_control(number)]
-        longest_first = sorted(control, key=len, reverse=True)
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
         self._before = [self._begin_id(bos_token)] if add_bos else []
         self._after = [self.end_of_document_id(eos_token)] if add_eos else []
@@ -127,10 +126,9 @@ class PretrainedSPTokenizer:
             found = self._find(candidate)
             if found is not None:
                 return found
-        special = [piece for number, piece in enumerate(self._pieces()) if self._model.is_control(number)]
         raise DataError(
             f"{what} ({' or '.join(wanted)}) must be a piece of {self.path}; "
-            f"name one of its control pieces: {', '.join(special[:20]) or 'it has none'}"
+            f"name one of its control pieces: {', '.join(self.special_tokens[:20]) or 'it has none'}"
         )
 
     def _find(self, token: str) -> int | None:
@@ -144,6 +142,11 @@ class PretrainedSPTokenizer:
         """Whether an id is a control piece or the unknown one, which stand for no text."""
         number = int(token_id)
         return 0 <= number < self.vocab_size and bool(self._model.is_control(number) or self._model.is_unknown(number))
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """The control pieces, in the order of their ids."""
+        return [piece for number, piece in enumerate(self._pieces()) if self._model.is_control(number)]
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of one text, with what add_bos and add_eos ask for.
@@ -160,6 +163,33 @@ class PretrainedSPTokenizer:
         rows = self._rows(list(texts), special_tokens, self.num_threads or len(os.sched_getaffinity(0)))
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.fromiter((one for row in rows for one in row), np.uint32, int(lengths.sum())), lengths
+
+    def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
+        """Of each text its ids, control pieces read, nothing added; and where each token begins and ends in it."""
+        return [self._with_spans(text) for text in texts]
+
+    def _with_spans(self, text: str) -> tuple[Ids, Spans]:
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        place = 0
+        for number, part in enumerate(self._control_pattern.split(text)):  # as _rows does
+            if number % 2:
+                ids.append(self.token_id(part))
+                spans.append((place, place + len(part)))
+            elif part:
+                for token, begin, end in self._pieces_of(part):
+                    ids.append(token)
+                    spans.append((place + begin, place + end))
+            place += len(part)
+        return np.array(ids, np.uint32), np.array(spans, np.int64).reshape(-1, 2)
+
+    def _pieces_of(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Id of each piece, its first character, and behind its last."""
+        if hasattr(self._model, "EncodeAsOffsetMapping"):
+            found = self._model.encode(text, return_type="offset_mapping")
+            return ((token, *span) for token, span in zip(found["ids"], found["offsets"], strict=True))
+        found = self._model.encode(text, out_type="immutable_proto")  # up to version 0.2.1
+        return ((piece.id, piece.begin, piece.end) for piece in found.pieces)
 
     def _rows(self, texts: list[str], special_tokens: bool, threads: int) -> list[list[int]]:
         """Ids of each text, with what add_bos and add_eos ask for.

@@ -238,7 +238,7 @@ _UNPACK: dict[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {"": _plain, "g
 
 
 def _row_blocks(source: Source, field: Field, start: Place, before: int) -> Iterator[Block]:
-    """Rows of a Parquet file, of the one column that is asked for."""
+    """Rows of a Parquet file, of the columns that are asked for."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -249,7 +249,9 @@ def _row_blocks(source: Source, field: Field, start: Place, before: int) -> Iter
             names = list(file.schema_arrow.names)
             if field.column is not None and field.column not in names:
                 raise DataError(f"{source.path} must have a column '{field.column}'; it has {', '.join(names)}")
-            columns = None if field.column is None else [field.column]
+            columns = None
+            if field.column is not None:
+                columns = [field.column, *(name for name in field.beside if name in names and name != field.column)]
             total = max(file.metadata.num_rows, 1)
             to_skip = start.position
             for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):

@@ -31,6 +31,8 @@ BEGIN_OF_TEXT_TOKENS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", 
 
 Ids = npt.NDArray[np.uint32]
 Lengths = npt.NDArray[np.int64]
+Spans = npt.NDArray[np.int64]
+"""(tokens, 2): the first character of each token, and behind its last."""
 
 
 class TextTokenizer(Protocol):
@@ -60,12 +62,21 @@ class TextTokenizer(Protocol):
         """Whether an id stands for no text, as the end of a document does."""
         ...
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts of all ids that stand for no text, and are read as such where special tokens are read."""
+        ...
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of one text."""
         ...
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> tuple[Ids, Lengths]:
         """Ids of many texts back to back, and the number of ids of each; on all cores."""
+        ...
+
+    def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
+        """Of each text its ids, special tokens read, nothing added; and where each token begins and ends in it."""
         ...
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, skip_special_tokens: bool = False) -> str:
@@ -158,6 +169,12 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder().get(int(token_id))
         return added is not None and bool(added.special)
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts of the special tokens, in the order of their ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [added[number].content for number in sorted(added) if added[number].special]
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of one text, with nothing added before or after; in this thread.
 
@@ -171,6 +188,16 @@ class Tokenizer:
         """Ids of many texts back to back, and the number of ids of each; on all cores. Not for forked processes."""
         return _back_to_back(self._each(texts, special_tokens))
 
+    def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
+        """Of each text its ids, special tokens read, nothing added; and where each token begins and ends in it."""
+        encodings = self._reader(special_tokens=True).encode_batch(list(texts), add_special_tokens=False)
+        found = []
+        for encoding in encodings:
+            ids = np.fromiter(encoding.ids, np.uint32, len(encoding))
+            spans = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
+            found.append((ids, spans.reshape(-1, 2)))
+        return found
+
     def _each(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
         encodings = self._reader(special_tokens).encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
@@ -180,6 +207,8 @@ class Tokenizer:
             return self._tokenizer
         if self._reading_special is None:
             self._reading_special = _lossless(self._tokenizer.to_str())
+            # In place of what would add special tokens, and leave spaces out of the places of tokens.
+            self._reading_special.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
         return self._reading_special
 
     def to_json(self) -> str:
@@ -238,7 +267,7 @@ class PretrainedHFTokenizer(Tokenizer):
             self._read(_converted(folder))
         else:
             super().__init__(path)
-        named = _named_in_folder(self.path if self.path.is_dir() else self.path.parent)
+        named = named_in_folder(self.path if self.path.is_dir() else self.path.parent)
         self.padding = padding
         ends = _tokens(eos_token, named.get("eos_token"), END_OF_DOCUMENT_TOKENS)
         self._before = (
@@ -329,7 +358,7 @@ def _tokens(given: str | None, named: Any, known: Sequence[str]) -> Sequence[str
     return (text,) if isinstance(text, str) else known
 
 
-def _named_in_folder(folder: Path) -> dict[str, Any]:
+def named_in_folder(folder: Path) -> dict[str, Any]:
     """bos_token, eos_token, pad_token and model_max_length as the files beside a tokenizer name them."""
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,8 @@ from modlib.data.tokenizer import Tokenizer, train_byte_level_bpe
 from tests.cli.commands import modlib
 from tests.cli.test_main import imported
 from tests.cli.test_main import modlib as own_process
+
+PYTHON = r"```python\n(.*?)```"
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +100,7 @@ def test_several_outputs_and_a_function(tokenizer: Tokenizer, tmp_path: Path, mo
 def test_what_docs_data_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    commands, *examples = re.findall(r"```(?:bash|python)\n(.*?)```", page, re.DOTALL)
+    commands, examples = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[0], re.findall(PYTHON, page, re.DOTALL)
     for line in commands.splitlines():
         modlib(*shlex.split(line)[1:])
     parts = [PackedFile(f"parts.{name}.packed") for name in ("train", "validation")]
@@ -105,6 +108,52 @@ def test_what_docs_data_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert sum(part.num_tokens for part in parts) == PackedFile("text.packed").num_tokens
     for example in examples:
         exec(example, {})
+
+
+def test_what_docs_data_says_of_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    for kind, name in (("json", "chat.jsonl"), ("jinja", "turns.jinja")):
+        (text,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
+        Path(name).write_text(text)
+    commands = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    printed = {line.split()[2]: modlib(*shlex.split(line)[1:]).stdout for line in commands}
+    shown = re.search(r"shows what is trained in brackets:\n\n(.*?)\n\n", page, re.DOTALL)
+    assert shown is not None
+    assert printed["decode"] == re.sub(r"^    ", "", shown[1], flags=re.MULTILINE) + "\n"
+    rows = [line.split("\t") for line in printed["inspect"].splitlines()]
+    assert f"trained\t{sum(row[-1] == 'trained' for row in rows)} tokens (" in printed["stats"]
+
+
+def test_chat(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "words"}, {"role": "assistant", "content": "some"}
+    rows = [json.dumps({"talk": {"turns": turn}})] * 2 + [json.dumps({"talk": {"turns": turn[:1]}})]
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "t.jinja").write_text(template + "{{ 'assistant' if add_generation_prompt }}")
+    out = tmp_path / "a.packed"
+    words: tuple[Any, ...] = ("data", "pack", tmp_path / "a.jsonl", out, "--tokenizer", tokenizer.path, "--chat")
+    words += ("--field", "talk.turns")
+    assert (
+        f"chat template (None) must be given: {tokenizer.path.parent} has none in chat_template.jinja or "
+        "tokenizer_config.json; add --chat_template FILE\n"
+    ) in modlib(*words, code=2).stderr
+    words += ("--chat_template", tmp_path / "t.jinja")
+    done = modlib(*words, code=3)
+    reason = (
+        f"{tmp_path}/a.jsonl:3 has no message of the assistant at 'talk.turns', so that nothing of it would be trained"
+    )
+    assert done.stderr == f"DataError: {reason}; correct it, or leave such rows out with --on_error skip\n"
+    done = modlib(*words, "--on_error", "skip")
+    assert "left out: 1 row(s)" in done.stderr
+    shown = modlib("data", "decode", out, "--document", "1", "--mark_trained").stdout
+    assert shown == "user words<|endoftext|>assistant\u27e6 some<|endoftext|>\u27e7\n"
+    (tmp_path / "t.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    done = modlib(*words, "--overwrite", "--on_error", "skip", code=2)
+    assert "t.jinja must stay in its sandbox; it was stopped ('__" in done.stderr
+    assert "chat_template (x) must go with chat; add --chat" in modlib(
+        "data", "pack", tmp_path / "a.jsonl", out, "--tokenizer", tokenizer.path, "--chat_template", "x", code=2
+    ).stderr  # fmt: skip
 
 
 def test_wrong_words(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from modlib.cli.data import COMMANDS
 from modlib.data.packed_file import PackedFile
+from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.packing import pack_documents, tokenizer_beside
 from modlib.data.tokenizer import train_byte_level_bpe
 from tests.cli.commands import modlib
@@ -226,3 +228,32 @@ def test_the_page_names_commands_that_exist() -> None:
     named = set(re.findall(r"modlib data (\w+)", page))
     assert named <= set(COMMANDS)
     assert {"verify", "inspect", "decode", "stats", "merge", "shuffle", "chunk", "filter", "convert", "batch"} <= named
+
+
+def test_what_is_shown_of_a_loss_mask(file: Path, tmp_path: Path) -> None:
+    plain = PackedFile(file)
+    masked = tmp_path / "masked.packed"
+    with PackedFileWriter(
+        masked, vocab_size=300, tokenizer_fingerprint=plain.tokenizer_fingerprint, loss_mask=True
+    ) as writer:
+        writer.write_documents(plain.tokens, np.diff(plain.document_offsets), trained=np.arange(plain.num_tokens) < 2)
+    shutil.copyfile(tokenizer_beside(file), tokenizer_beside(masked))
+    share = f"trained\t2 tokens ({100 * 2 / plain.num_tokens:.1f}%)"
+    assert share in modlib("data", "inspect", masked).stdout
+    assert share in modlib("data", "stats", masked).stdout
+    assert "trained" not in modlib("data", "inspect", file).stdout + modlib("data", "stats", file).stdout
+    assert json.loads(modlib("data", "inspect", masked, "--json").stdout)["trained_tokens"] == 2
+    rows = [line.split("\t") for line in modlib("data", "inspect", masked, "--range", "1:3").stdout.splitlines()]
+    assert [row[-1] for row in rows] == ["trained", ""]
+    part = json.loads(modlib("data", "inspect", masked, "--range", "1:3", "--json").stdout)
+    assert part["trained"] == [True, False]
+    assert json.loads(modlib("data", "inspect", file, "--range", "1:3", "--json").stdout)["trained"] is None
+    first = modlib("data", "decode", masked, "--range", "0:2").stdout.rstrip("\n")
+    assert modlib("data", "decode", masked, "--range", "0:2", "--mark_trained").stdout == f"\u27e6{first}\u27e7\n"
+    assert f"{masked}: good, 4 documents" in modlib("data", "verify", masked).stdout
+    out = tmp_path / "out.pbin"
+    words = ("data", "convert", masked, out, "--to", "modalities")
+    assert "add --drop_loss_mask if that is wanted" in modlib(*words, code=3).stderr
+    assert modlib(*words, "--drop_loss_mask").stdout.startswith(f"{out}: ")
+    words = ("data", "convert", out, tmp_path / "b.packed", "--from", "modalities", "--drop_loss_mask")
+    assert "--drop_loss_mask must go with --to" in modlib(*words, code=2).stderr

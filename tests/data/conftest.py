@@ -22,12 +22,16 @@ MakePacked = Callable[..., Path]
 
 @pytest.fixture
 def make_packed(tmp_path: Path) -> MakePacked:
-    """make_packed(num_tokens, vocab_size=60_000): a packed file in which token i is i (modulo vocab_size)."""
+    """make_packed(num_tokens, vocab_size=60_000): a packed file in which token i is i (modulo vocab_size).
+
+    With loss_mask=True, multiples of 3 are trained.
+    """
 
     def make(num_tokens: int, vocab_size: int = 60_000, name: str = "data.packed", **settings: object) -> Path:
         path = tmp_path / name
         with PackedFileWriter(path, vocab_size=vocab_size, overwrite=True, **settings) as writer:  # type: ignore[arg-type]
-            writer.write(np.arange(num_tokens) % vocab_size, num_bytes_of_text=3 * num_tokens)
+            tokens = np.arange(num_tokens) % vocab_size
+            writer.write(tokens, 3 * num_tokens, tokens % 3 == 0 if writer.has_loss_mask else None)
         return path
 
     return make

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from modlib.data.collate import LMCollator
 from modlib.data.combined_dataset import CombinedDataset
 from modlib.data.dummy_dataset import DummyDataset
+from modlib.data.mixture_dataset import MixtureDataset
 from modlib.data.packed_dataset import PackedDataset
 from modlib.data.packed_documents import PackedDocuments
 from modlib.data.windows import Windows
@@ -139,3 +140,24 @@ def test_sources_that_do_not_fit_are_refused(make_packed: MakePacked) -> None:
     ]
     with pytest.raises(DataError, match=r"tokenizers of the datasets of combined \(.*/a: aaaaaaaaaaaa, .*/b: bbbbbbbb"):
         CombinedDataset(datasets=sources)
+
+
+@pytest.mark.parametrize("kind", [CombinedDataset, functools.partial(MixtureDataset, weights=[2, 1])])
+@pytest.mark.parametrize("pads", [False, True])
+@pytest.mark.parametrize("both_masked", [False, True])
+def test_a_loss_mask_is_handed_on(make_packed: MakePacked, kind: Any, pads: bool, both_masked: bool) -> None:
+    paths = [make_packed(60, 100, name, loss_mask=name == "a" or both_masked) for name in ("a", "b")]
+    other: Any = functools.partial(PackedDocuments, long_documents="cut") if pads else PackedDataset
+    datasets = [functools.partial(one, path=str(path), seq_len=5) for one, path in zip((PackedDataset, other), paths)]
+    dataset = kind(datasets=datasets)
+    indices = np.arange(len(dataset))
+    windows = dataset.__getitems__(indices)
+    assert isinstance(windows, Windows)
+    of_plain_file = (dataset.locate(indices)[0] == 1) & (not both_masked)
+    wanted = windows.present & ((windows.ids % 3 == 0) | of_plain_file[:, None])
+    assert windows.trained.tolist() == wanted.tolist()
+    _, targets = LMCollator()(windows)
+    assert (targets.numpy() != -100).tolist() == wanted[:, 1:].tolist()
+    assert dataset.bytes_per_token == 0.0
+    if kind is CombinedDataset:
+        assert dataset.num_tokens == int(wanted[:, 1:].sum())

@@ -256,3 +256,19 @@ def test_options_of_another_format_are_refused(tmp_path: Path) -> None:
         convert_from(tmp_path / "a", tmp_path / "b", "olmo")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"format \(olmo\) must be modalities, megatron, nanogpt; choose one"):
         convert_to(tmp_path / "a", tmp_path / "b", "olmo")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", ["modalities", "megatron", "nanogpt"])
+def test_a_loss_mask_is_not_lost_unnoticed(tmp_path: Path, format: Any) -> None:
+    source = write(tmp_path / "a.packed", [[1, 3]], loss_mask=True)
+    with pytest.raises(DataError) as caught:
+        convert_to(source, tmp_path / "out", format)
+    assert str(caught.value) == (
+        f"{source} has a loss mask, which must not be lost unnoticed: {format} files hold none, and every token would "
+        "be trained; add --drop_loss_mask if that is wanted"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.packed"]
+    made = convert_to(source, tmp_path / "out", format, drop_loss_mask=True)
+    assert json.loads(provenance_beside(made[0]).read_text())["options"] == {"to": format, "drop_loss_mask": True}
+    convert_from(made[0], tmp_path / "b.packed", format, vocab_size=300)
+    assert PackedFile(tmp_path / "b.packed").tokens.tolist() == [1, 3]

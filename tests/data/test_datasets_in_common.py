@@ -203,11 +203,13 @@ def test_every_dataset_and_collator_of_the_catalogue_is_here() -> None:
     assert names("dataset") == {kind.__name__ for kind in kinds}
 
 
-def train_two_steps(dataset: Any, collator: str, tokenizer: Tokenizer) -> None:
+def train_two_steps(
+    dataset: Any, collator: str, tokenizer: Tokenizer, model: Callable[[], nn.Module] | None = None
+) -> None:
     """Two steps as a run takes them, and the loss of the first one's batch after them."""
     make_collate, make_model = COLLATORS[collator]
     torch.manual_seed(0)
-    model = make_model()
+    model = (model or make_model)()
     loss = WeightedLosses(losses=(CLMCrossEntropyLoss, ContrastiveLoss)) if collator == "CoCaCollator" else None
     optimizer = torch.optim.AdamW(DecayGroups()(model), lr=1e-2)
     world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))

@@ -58,3 +58,12 @@ def test_a_function_makes_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_is_no_field_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"must be a path such as text or a\.b\[0\]\.c, or module:function"):
         Field(name)
+
+
+def test_values_of_any_type_and_names_beside() -> None:
+    field = Field("a.b", beside=("tools",))
+    assert field.value({"a": {"b": [1, {"c": None}]}}) == [1, {"c": None}]
+    assert (field.column, field.beside) == ("a", ("tools",))
+    assert pickle.loads(pickle.dumps(field)).beside == ("tools",)
+    with pytest.raises(ValueError, match=r"^has no 'a.b' \(there is c\)$"):
+        field.value({"a": {"c": 1}})

@@ -82,7 +82,7 @@ import json, os, sys
 from modlib.data import pack, sources
 from modlib.runtime import faults
 pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 900
-source, out, tokenizer = sys.argv[1:]
+source, out, tokenizer, more = sys.argv[1:]
 loaded = pack.load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
 
 def packed(kill_at, **settings):
@@ -97,6 +97,7 @@ def packed(kill_at, **settings):
             os._exit(9)
     with faults.installed("fs.operation", count):
         split = {"a": 0.5, "b": 0.5}
+        settings |= json.loads(more)
         pack.pack([source], out, loaded, workers=1, engine="tokenizer", on_error="skip", split=split, **settings)
     os._exit(0)
 
@@ -121,12 +122,19 @@ print(step)
 """
 
 
-def test_killed_at_every_step_it_can_be_resumed(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("chat", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_killed_at_every_step_it_can_be_resumed(tokenizer: Tokenizer, tmp_path: Path, chat: bool) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", sentences(12))
+    more: dict[str, object] = {}
+    if chat:
+        rows = [{"messages": [{"role": "assistant", "content": text}]} for text in sentences(12)]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (tmp_path / "t.jinja").write_text("{% for m in messages %}: {{ m.content }}{% endfor %}")
+        more = {"chat": True, "chat_template": str(tmp_path / "t.jinja")}
     with open(source, "ab") as file:
         file.write(b"bad\n")
     (tmp_path / "out").mkdir()
-    words = [str(source), str(tmp_path / "out" / "a.packed"), str(tokenizer.path)]
+    words = [str(source), str(tmp_path / "out" / "a.packed"), str(tokenizer.path), json.dumps(more)]
     done = subprocess.run([sys.executable, "-c", AT_EACH_STEP, *words], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 25  # places at which it was killed

@@ -26,7 +26,7 @@ def test_so_many_chunks_are_the_file(
     monkeypatch.setattr(rewriting, "BATCH_TOKENS", 5)
     num_chunks = data.draw(st.integers(1, len(documents)))
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    source = write(tmp_path / "a", documents)
+    source = write(tmp_path / "a", documents, loss_mask=data.draw(st.booleans()))
     made = chunk(source, tmp_path / "out" / "part", num_chunks=num_chunks)
     assert [path.name for path, _ in made] == [
         f"part-{number:05d}-of-{num_chunks:05d}.packed" for number in range(num_chunks)

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modlib.data.collate import LMCollator
 from modlib.data.packed_dataset import PackedDataset
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import HEADER_BYTES
+from modlib.data.windows import Windows
 from modlib.runtime.errors import ConfigError, DataError
 from tests.data.conftest import MakePacked
 
@@ -147,3 +149,38 @@ def test_pickled_dataset_opens_the_file_again(make_packed: MakePacked) -> None:
     again = pickle.loads(pickled)
     assert again.fingerprint == dataset.fingerprint
     assert again[8].tolist() == dataset[8].tolist()
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(256, np.uint8), (5000, np.uint16), (70_000, np.uint32)])
+def test_windows_of_a_file_with_a_loss_mask(make_packed: MakePacked, vocab_size: int, dtype: type, reuse: bool) -> None:
+    path = str(make_packed(230, vocab_size, loss_mask=True))
+    dataset = PackedDataset(path=path, seq_len=10, reuse_last_target=reuse)
+    order = [5, 0, 3]
+    windows = dataset.__getitems__(order)
+    assert isinstance(windows, Windows)
+    assert windows.ids.dtype == dtype
+    starts = [number * dataset.stride for number in order]
+    assert windows.ids.tolist() == [list(range(start, start + 11)) for start in starts]
+    assert windows.trained.tolist() == (windows.ids % 3 == 0).tolist()
+    assert windows.present.all()
+    assert windows.index is not None
+    assert windows.index.tolist() == order
+    alone = dataset[-1]
+    assert isinstance(alone, Windows)
+    assert alone.trained.tolist() == (alone.ids % 3 == 0).tolist()
+    assert dataset.__getitems__([]).ids.shape == (0, 11)
+    inputs, targets = LMCollator()(windows)
+    assert inputs.tolist() == windows.ids[:, :-1].tolist()
+    assert targets.tolist() == np.where(windows.ids % 3 == 0, windows.ids.astype(int), -100)[:, 1:].tolist()
+    _, all_targets = LMCollator()(dataset.__getitems__(range(len(dataset))))
+    assert dataset.num_tokens == int((all_targets != -100).sum())
+    assert dataset.bytes_per_token == 0.0  # that of the trained tokens is not known
+    again = pickle.loads(pickle.dumps(dataset)).__getitems__(order)
+    assert again.trained.tolist() == windows.trained.tolist()
+
+
+def test_the_loss_mask_is_part_of_the_fingerprint(make_packed: MakePacked) -> None:
+    plain, masked = make_packed(40, name="plain"), make_packed(40, name="masked", loss_mask=True)
+    fingerprints = {PackedDataset(path=str(path), seq_len=4).fingerprint for path in (plain, masked)}
+    assert len(fingerprints) == 2

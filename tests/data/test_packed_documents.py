@@ -157,3 +157,21 @@ def test_bad_settings_and_indices_are_refused(make: Make) -> None:
         make([2]).__getitems__([-1])
     with pytest.raises(IndexError, match=r"window \(1\) must be below the 1 windows"):
         make([2])[1]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("vocab_size", [256, 5000, 70_000])
+def test_a_loss_mask_is_handed_on(tmp_path: Path, packing: Any, vocab_size: int) -> None:
+    path, lengths = tmp_path / "masked.packed", [2, 2, 0, 3, 1, 1, 11, 1, 5]
+    with PackedFileWriter(path, vocab_size=vocab_size, loss_mask=True) as writer:
+        tokens = np.arange(1, sum(lengths) + 1)
+        writer.write_documents(tokens, lengths, trained=tokens % 3 == 0)
+    dataset = PackedDocuments(path=str(path), seq_len=4, long_documents="cut", packing=packing)
+    windows = dataset.__getitems__(range(len(dataset)))
+    assert not windows.present.all()
+    assert windows.trained.tolist() == (windows.present & (windows.ids % 3 == 0)).tolist()
+    _, targets = LMCollator()(windows)
+    wanted = np.where(windows.trained, windows.ids.astype(int), -100)[:, 1:]
+    assert targets.tolist() == wanted.tolist()
+    assert dataset.num_tokens == int((wanted != -100).sum())
+    assert dataset.bytes_per_token == 0.0

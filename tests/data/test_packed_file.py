@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modlib.data import packed_file
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import HEADER_BYTES, MAGIC
 from modlib.data.packed_writer import PackedFileWriter
@@ -169,3 +170,29 @@ def test_change_in_place_is_found_and_a_touch_is_not_a_change(make_packed: MakeP
         file.write(b"more")
     with pytest.raises(DataError, match=r"size of .* must stay the .* bytes it had"):
         packed.check_unchanged()
+
+
+@given(st.lists(st.booleans(), max_size=60), st.data())
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+def test_the_loss_mask_of_any_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mask: list[bool], data: st.DataObject
+) -> None:
+    monkeypatch.setattr(packed_file, "_BITS_AT_ONCE", 7)
+    path = tmp_path / "a"
+    with PackedFileWriter(path, vocab_size=60, loss_mask=True, overwrite=True) as writer:
+        writer.write(np.arange(len(mask)), trained=np.array(mask, np.bool_))
+    packed = PackedFile(path)
+    places = st.integers(0, len(mask))
+    stretches = [sorted(pair) for pair in data.draw(st.lists(st.tuples(places, places), max_size=8))]
+    for start, stop in stretches:
+        assert packed.trained(start, stop).tolist() == mask[start:stop]
+    starts, lengths = [a for a, _ in stretches], [b - a for a, b in stretches]
+    assert packed.count_trained(starts, lengths) == sum(sum(mask[a:b]) for a, b in stretches)
+
+
+def test_without_a_loss_mask_every_token_is_trained(make_packed: MakePacked) -> None:
+    packed = PackedFile(make_packed(10))
+    assert not packed.has_loss_mask
+    assert packed.trained(2, 5).tolist() == [True] * 3
+    assert packed.count_trained([0, 4], [3, 6]) == 9
+    assert repr(packed).endswith("10 tokens, 1 documents)")

@@ -30,8 +30,9 @@ def test_what_is_kept_is_there_in_order(
         seen.append((document.number, document.tokens.tolist()))
         return wanted[document.number]
 
-    source = write(tmp_path / "a", documents)
+    source = write(tmp_path / "a", documents, loss_mask=data.draw(st.booleans()))
     header = filter_documents(source, tmp_path / "b", keep, overwrite=True)
+    assert PackedFile(tmp_path / "b").has_loss_mask == PackedFile(source).has_loss_mask
     assert seen == list(enumerate(documents))
     assert read(tmp_path / "b") == [document for document, keep in zip(documents, wanted, strict=True) if keep]
     assert header.num_bytes_of_text == (PackedFile(source).num_bytes_of_text if all(wanted) else 0)

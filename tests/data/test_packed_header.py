@@ -47,8 +47,22 @@ def test_sections_start_aligned_and_do_not_overlap() -> None:
 
 
 def test_unknown_sections_of_a_later_writer_are_passed_over() -> None:
-    later = dataclasses.replace(HEADER, sections=HEADER.sections | {"loss_mask": (6208, 126)})
+    later = dataclasses.replace(HEADER, sections=HEADER.sections | {"later": (6208, 126)})
     assert decode_header(encode_header(later), Path("x"), 6208 + 126).num_tokens == 1001
+
+
+def test_a_loss_mask_lies_behind_the_documents_with_a_bit_per_token() -> None:
+    sections = layout(1001, 3, 2, loss_mask=True)
+    assert sections == HEADER.sections | {"loss_mask": (6208, 126)}
+    masked = dataclasses.replace(HEADER, sections=sections)
+    assert decode_header(encode_header(masked), Path("x"), 6208 + 126) == masked
+    short = dataclasses.replace(HEADER, sections=HEADER.sections | {"loss_mask": (6208, 125)})
+    with pytest.raises(DataError) as caught:
+        decode_header(encode_header(short), Path("x"), 6208 + 125)
+    assert str(caught.value) == (
+        "section loss_mask of x ((6208, 125)) must lie at (offset, bytes) (6208, 126) for 1001 tokens of 2 bytes and "
+        "3 documents; copy the file again or pack it again"
+    )
 
 
 @pytest.mark.parametrize(("vocab_size", "width"), [(1, 1), (256, 1), (257, 2), (65_536, 2), (65_537, 4), (2**32, 4)])

@@ -82,10 +82,27 @@ def test_a_file_with_more_sections_is_refused(tmp_path: Path) -> None:
 
     path = write(tmp_path / "a", [[1, 2]])
     header = PackedFile(path).header
-    more = replace(header, sections={**header.sections, "loss_mask": (header.file_bytes, 2)})
+    more = replace(header, sections={**header.sections, "later": (header.file_bytes, 2)})
     path.write_bytes(encode_header(more) + path.read_bytes()[HEADER_BYTES:] + b"\1\1")
-    with pytest.raises(DataError, match=r"sections of .*a \(loss_mask besides tokens and documents\) must be tokens"):
+    with pytest.raises(DataError) as caught:
         merge([path], tmp_path / "out")
+    assert str(caught.value) == (
+        f"sections of {path} (later besides tokens, documents and loss_mask) must be these alone: the others would be "
+        "lost; rewrite the file with the command that made it"
+    )
+
+
+def test_files_with_and_without_a_loss_mask(tmp_path: Path) -> None:
+    masked, plain = write(tmp_path / "a", [[1, 3, 6], [4]], loss_mask=True), write(tmp_path / "b", [[1, 2]])
+    merge([masked, masked], tmp_path / "both")
+    assert read(tmp_path / "both") == [[1, 3, 6], [4]] * 2
+    merge([plain, masked, plain], tmp_path / "mixed")
+    packed = PackedFile(tmp_path / "mixed")
+    packed.verify()
+    assert packed.tokens.tolist() == [1, 2, 1, 3, 6, 4, 1, 2]
+    assert packed.trained(0, 8).tolist() == [True, True, False, True, True, False, True, True]
+    merge([plain, plain], tmp_path / "neither")
+    assert not PackedFile(tmp_path / "neither").has_loss_mask
 
 
 def test_a_merge_onto_one_of_its_files(tmp_path: Path) -> None:

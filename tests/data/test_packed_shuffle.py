@@ -31,18 +31,19 @@ def in_parts(monkeypatch: pytest.MonkeyPatch, bytes_per_mib: int) -> None:
     monkeypatch.setattr(packed_shuffle, "shuffle", lambda *a, **k: real(*a, **{**k, "memory_mib": Small(1)}))
 
 
-@given(documents_of_ids, st.integers(0, 3), st.sampled_from([40, 200, 1000]))
+@given(documents_of_ids, st.integers(0, 3), st.sampled_from([40, 200, 1000]), st.booleans())
 @quickly
 def test_every_document_in_the_order_of_the_permutation_whatever_the_memory(
-    tmp_path: Path, documents: list[list[int]], seed: int, bytes_per_mib: int
+    tmp_path: Path, documents: list[list[int]], seed: int, bytes_per_mib: int, masked: bool
 ) -> None:
-    source = write(tmp_path / "a", documents)
+    source = write(tmp_path / "a", documents, loss_mask=masked)
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(packed_shuffle, "_GATHERED_AT_ONCE", 4)
         in_parts(monkeypatch, bytes_per_mib)
         small = packed_shuffle.shuffle(source, tmp_path / "small", seed=seed, overwrite=True)
     header = shuffle(source, tmp_path / "out", seed=seed, overwrite=True)
     assert header.sha256 == small.sha256
+    assert ("loss_mask" in header.sections) == masked
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
     expected: list[list[int]] = [[]] * len(documents)
     if documents:
@@ -53,10 +54,12 @@ def test_every_document_in_the_order_of_the_permutation_whatever_the_memory(
     assert header.num_bytes_of_text == PackedFile(source).num_bytes_of_text
 
 
-@given(documents_of_ids, st.integers(1, 9), st.sampled_from([60, 300]))
+@given(documents_of_ids, st.integers(1, 9), st.sampled_from([60, 300]), st.booleans())
 @quickly
-def test_blocks(tmp_path: Path, documents: list[list[int]], block_tokens: int, bytes_per_mib: int) -> None:
-    source = write(tmp_path / "a", documents, end_of_document_id=0)
+def test_blocks(
+    tmp_path: Path, documents: list[list[int]], block_tokens: int, bytes_per_mib: int, masked: bool
+) -> None:
+    source = write(tmp_path / "a", documents, end_of_document_id=0, loss_mask=masked)
     tokens = [token for document in documents for token in document]
     blocks = [tokens[start : start + block_tokens] for start in range(0, len(tokens), block_tokens)]
     with pytest.MonkeyPatch.context() as monkeypatch:

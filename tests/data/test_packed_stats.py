@@ -116,3 +116,9 @@ def test_quantiles(tmp_path: Path) -> None:
     found = stats(write(tmp_path / "a", [[1] * length for length in range(101)]))
     assert found.length_quantiles == {"0": 0, "0.1": 10, "0.5": 50, "0.9": 90, "0.99": 99, "1": 100}
     assert found.mean_length == np.mean(range(101))
+
+
+def test_trained_tokens_are_counted(tmp_path: Path) -> None:
+    masked = write(tmp_path / "a", [[1, 3, 6], [4, 9]], loss_mask=True)
+    assert stats(masked).trained_tokens == stats(masked).to_json()["trained_tokens"] == 3
+    assert stats(write(tmp_path / "b", [[1, 3]])).trained_tokens is None

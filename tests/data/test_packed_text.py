@@ -8,6 +8,7 @@ import pytest
 from modlib.data.packed_dataset import PackedDataset
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_text import decode, documents_at, part_of
+from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.packing import pack_documents, tokenizer_beside
 from modlib.data.tokenizer import Tokenizer, train_byte_level_bpe
 from modlib.runtime.errors import ConfigError, DataError
@@ -69,3 +70,20 @@ def test_never_with_another_tokenizer(packed: PackedFile, tmp_path: Path) -> Non
     tokenizer_beside(packed.path).unlink()
     with pytest.raises(DataError, match=r"must lie beside it, as a.tokenizer.json .* or name it with --tokenizer"):
         decode(packed.path, document=0)
+
+
+def test_what_is_trained_can_be_marked(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "a.packed"
+    ids = tokenizer.encode("the quick brown fox")
+    words = {text: tokenizer.encode(text) for text in ("the quick", " brown", " fox")}
+    assert ids == [one for some in words.values() for one in some]
+    trained = [text != " brown" for text, some in words.items() for _ in some]
+    with PackedFileWriter(path, vocab_size=tokenizer.vocab_size, loss_mask=True) as writer:
+        writer.write(ids, trained=trained)
+    told = {"tokenizer": tokenizer.path, "mark_trained": True}
+    assert decode(path, document=0, **told) == "\u27e6the quick\u27e7 brown\u27e6 fox\u27e7"
+    assert decode(path, span=(0, 0), **told) == ""
+    assert decode(path, document=0, tokenizer=tokenizer.path) == "the quick brown fox"
+    part = part_of(PackedFile(path), window=0, seq_len=3)
+    assert part.trained is not None
+    assert part.trained.tolist() == trained[:4]

@@ -88,3 +88,25 @@ def test_a_wrong_largest_id_is_found(tmp_path: Path) -> None:
     spoil(path, HEADER_BYTES, b"", rehash=True, max_token_id=17)
     with pytest.raises(DataError, match=r"max_token_id of .* \(17\) must equal the largest id in it \(299\)"):
         verify(path)
+
+
+def test_a_loss_mask_is_checked_to_its_end(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", DOCUMENTS, loss_mask=True)
+    verify(path)
+    documents, mask = (PackedFile(path).header.sections[name] for name in ("documents", "loss_mask"))
+    assert mask[1] == 1
+    spoil(path, sum(documents), b"\5", rehash=True)
+    with pytest.raises(DataError, match=rf"byte {sum(documents)} of .*a \(5\) must be 0: it lies between two sections"):
+        verify(path)
+    path = write(tmp_path / "b", [*DOCUMENTS, [6]], loss_mask=True)
+    verify(path)  # nine tokens: the last byte has one bit
+    place = sum(PackedFile(path).header.sections["loss_mask"]) - 1
+    spoil(path, place, b"\x03", rehash=True)
+    with pytest.raises(DataError) as caught:
+        verify(path)
+    assert str(caught.value).splitlines()[0] == (
+        f"byte {place} of {path} (3) must be below 2: the last of the loss mask, it has bits of 1 tokens"
+    )
+    spoil(path, place, b"\x01")
+    with pytest.raises(DataError, match="SHA-256 of the contents"):
+        verify(path)

@@ -99,22 +99,52 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         PackedFileWriter(tmp_path / "file" / "a", vocab_size=10)
 
 
-def test_what_was_cut_off_is_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_was_cut_off_is_continued(tmp_path: Path, masked: bool) -> None:
+    def write(writer: PackedFileWriter, *numbers: int) -> None:
+        for number in numbers:
+            writer.write([number] * number, 2, [bit % 3 == 0 for bit in range(number)] if masked else None)
+
     whole, path, partial = tmp_path / "whole.packed", tmp_path / "a.packed", tmp_path / "unfinished"
-    with PackedFileWriter(whole, vocab_size=300) as writer:
-        for number in range(6):
-            writer.write([number] * number, 2)
-    cut_off = PackedFileWriter(path, vocab_size=300, partial=partial)
-    for number in range(4):
-        cut_off.write([number] * number, 2)
+    with PackedFileWriter(whole, vocab_size=300, loss_mask=masked) as writer:
+        write(writer, *range(6))
+    cut_off = PackedFileWriter(path, vocab_size=300, loss_mask=masked, partial=partial)
+    write(cut_off, *range(4))
     state = cut_off.checkpoint()
     cut_off.write([299] * 50, 2)  # after the checkpoint: thrown away
     cut_off.abort()
     assert not path.exists()
-    with PackedFileWriter(path, vocab_size=300, partial=partial, state=state) as writer:
-        for number in range(4, 6):
-            writer.write([number] * number, 2)
+    with PackedFileWriter(path, vocab_size=300, loss_mask=masked, partial=partial, state=state) as writer:
+        write(writer, 4, 5)
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_a_loss_mask_is_part_of_the_file_and_its_hash(tmp_path: Path) -> None:
+    trained = np.arange(21) % 4 == 1
+    for name, mask in (("a", trained), ("b", ~trained), ("c", None)):
+        with PackedFileWriter(tmp_path / name, vocab_size=30, loss_mask=True) as writer:
+            writer.write(np.arange(10), trained=None if mask is None else mask[:10])
+            writer.write_documents(np.arange(11), [5, 6], trained=None if mask is None else mask[10:])
+        packed = PackedFile(tmp_path / name)
+        packed.verify()
+        assert packed.has_loss_mask
+        assert packed.header.sections["loss_mask"][1] == 3
+        assert packed.trained(0, 21).tolist() == (np.ones(21) if mask is None else mask).astype(bool).tolist()
+        assert packed.trained(9, 14).tolist() == packed.trained(0, 21)[9:14].tolist()
+    hashes = {PackedFile(tmp_path / name).sha256 for name in "abc"}
+    assert len(hashes) == 3
+
+
+def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    for masked, trained in ((True, [True]), (False, [True, True])):
+        writer = PackedFileWriter(tmp_path / "a", vocab_size=30, loss_mask=masked)
+        with pytest.raises(DataError) as caught:
+            writer.write([1, 2], trained=trained)
+        assert str(caught.value) == (
+            f"trained ({len(trained)} of them) must be one per token (2), and of a file with a loss mask; "
+            "pass loss_mask=True to the writer"
+        )
+        writer.abort()
 
 
 def test_bytes_that_were_lost_are_noticed(tmp_path: Path) -> None:

@@ -207,3 +207,28 @@ def test_model_without_control_pieces_of_its_own(shared_data: Path) -> None:
     assert (ids[0], ids[-1]) == (tokenizer.token_id("<s>"), tokenizer.token_id("</s>"))
     assert PretrainedSPTokenizer(path).decode(tokenizer.encode("hello world")[1:-1]) == "hello world"
     assert tokenizer.end_of_document_id("<eod>") == 4
+
+
+@given(st.lists(st.one_of(texts, st.sampled_from(["<s>", "</s>", "<|turn|>", " "])), max_size=5).map("".join))
+@settings(deadline=None, max_examples=60)
+def test_every_character_has_its_pieces(model: Path, text: str) -> None:
+    tokenizer = PretrainedSPTokenizer(model)
+    ((ids, spans),) = tokenizer.encode_with_spans([text])
+    assert ids.tolist() == tokenizer.encode(text, special_tokens=True)
+    assert spans.shape == (len(ids), 2)
+    assert {place for begin, end in spans.tolist() for place in range(begin, end)} == set(range(len(text)))
+    assert (np.diff(spans[:, 0]) >= 0).all()
+
+
+def test_places_of_control_pieces_and_of_bytes(model: Path) -> None:
+    tokenizer = PretrainedSPTokenizer(model)
+    text = "<s>the 猫<|turn|></s>"
+    ((ids, spans),) = tokenizer.encode_with_spans([text])
+    places = {tokenizer.decode([token]): text[begin:end] for token, (begin, end) in zip(ids.tolist(), spans.tolist())}
+    assert places["<s>"] == "<s>"
+    assert places["</s>"] == "</s>"
+    assert places["<|turn|>"] == "<|turn|>"
+    of_the_cat = [span for span in spans.tolist() if span[0] == text.index("猫")]
+    assert len(of_the_cat) == 3  # its bytes: the last one has the character, the others stand before it
+    assert of_the_cat[-1] == [7, 8]
+    assert tokenizer.special_tokens == ["<s>", "</s>", "<pad>"]

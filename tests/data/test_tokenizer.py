@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -264,3 +265,33 @@ def test_gpt2(shared_data: Path) -> None:
     assert gpt2.is_special(50256)
     framed = PretrainedHFTokenizer(shared_data / "tokenizers" / "gpt2", truncation=True)
     assert len(framed.encode("a b " * 2000)) == 1024
+
+
+@pytest.fixture(scope="module")
+def with_turns(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Two special tokens more, and spaces left out of the places of tokens, as RoBERTa's file has it."""
+    path = tmp_path_factory.mktemp("turns") / "tokenizer.json"
+    library = tokenizers.Tokenizer.from_file(str(tokenizer.path))
+    library.add_special_tokens(["<|turn|>", "<|end|>"])
+    library.post_processor = tokenizers.processors.ByteLevel(trim_offsets=True)
+    library.save(str(path))
+    return Tokenizer(path)
+
+
+@given(st.lists(st.lists(st.one_of(st.text(max_size=9), st.sampled_from(["<|turn|>", "<|end|>", " "]))), max_size=4))
+@settings(deadline=None, max_examples=60)
+def test_every_character_has_its_tokens(with_turns: Tokenizer, parts: list[list[str]]) -> None:
+    texts = ["".join(some) for some in parts]
+    for text, (ids, spans) in zip(texts, with_turns.encode_with_spans(texts), strict=True):
+        assert ids.tolist() == with_turns.encode(text, special_tokens=True)
+        assert spans.shape == (len(ids), 2)
+        assert {place for begin, end in spans.tolist() for place in range(begin, end)} == set(range(len(text)))
+        assert (np.diff(spans[:, 0]) >= 0).all()
+        for token, (begin, end) in zip(ids.tolist(), spans.tolist(), strict=True):
+            if with_turns.is_special(token):
+                assert with_turns.decode([token]) == text[begin:end]
+
+
+def test_special_tokens_are_listed(with_turns: Tokenizer, tokenizer: Tokenizer) -> None:
+    assert tokenizer.special_tokens == ["<|endoftext|>"]
+    assert with_turns.special_tokens == ["<|endoftext|>", "<|turn|>", "<|end|>"]
