@@ -18,6 +18,7 @@ COMMANDS = {
     "list": ("modlib.cli.list", "List the components that a gin file can choose."),
     "logs": ("modlib.cli.logs", "Print a rank's log."),
     "ls": ("modlib.cli.ls", "List the runs: state, step, ETA, loss, host."),
+    "plot": ("modlib.cli.plot", "Draw metrics of runs as curves."),
     "queue": ("modlib.cli.queue", "List my SLURM jobs, with their runs and why they wait."),
     "resume": ("modlib.cli.resume", "Start a run again where it stopped, as it was started."),
     "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
