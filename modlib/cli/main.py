@@ -23,6 +23,7 @@ COMMANDS = {
     "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
     "status": ("modlib.cli.status", "Say what runs are doing, and why."),
     "sweep": ("modlib.cli.sweep", "Show what came out of a sweep, and its best point."),
+    "verify": ("modlib.cli.verify", "Compare runs with what the papers say."),
 }
 
 
