@@ -45,9 +45,7 @@ def computed(config: Config, claims: Iterable[Claim]) -> dict[str, float]:
         value = values.get(claim.metric)
         if not isinstance(value, int | float):
             numbers = [name for name, each in values.items() if isinstance(each, int | float)]
-            raise ConfigError(
-                f"metric ({claim.metric}) of claim {claim.name!r} must be one of {', '.join(numbers)}"
-            )
+            raise ConfigError(f"metric ({claim.metric}) of claim {claim.name!r} must be one of {', '.join(numbers)}")
         found[claim.name] = value
     return found
 
