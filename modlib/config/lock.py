@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from modlib.config.config import Config
 from modlib.config.diff import ABSENT
+from modlib.config.renames import current_parameters
 
 SCIENCE, OTHER = "science", "other"
 
@@ -45,7 +46,8 @@ def drift(locked: Mapping[str, Any], now: Mapping[str, Any]) -> list[Drift]:
     """
     sides = []
     for entry in (locked, now):
-        sides.append({name: (value, kind) for kind in (SCIENCE, OTHER) for name, value in entry[kind].items()})
+        parts = {kind: current_parameters(entry[kind]) for kind in (SCIENCE, OTHER)}
+        sides.append({name: (value, kind) for kind, part in parts.items() for name, value in part.items()})
     before, after = sides
     found = []
     for name in dict.fromkeys((*before, *after)):
