@@ -123,34 +123,33 @@ class Paper:
         return path
 
 
-def papers(root: Path = EXPERIMENTS) -> list[Paper]:
+def papers() -> list[Paper]:
     """Every experiment: the folders with an expected.json."""
-    return [Paper(path.parent) for path in sorted(root.glob(f"*/{EXPECTED_FILE}"))]
+    return [Paper(path.parent) for path in sorted(EXPERIMENTS.glob(f"*/{EXPECTED_FILE}"))]
 
 
-def find_paper(word: str, root: Path = EXPERIMENTS) -> Paper:
+def find_paper(word: str) -> Paper:
     """An experiment by its name or path.
 
     Raises:
         ConfigError: There is none.
     """
-    known = {paper.name: paper for paper in papers(root)}
+    known = {paper.name: paper for paper in papers()}
     name = Path(word).name
     if name in known:
         return known[name]
     close = similar(name, known)
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known) or 'none'}"
-    raise ConfigError(f"experiment ({word}) must be a folder of {root}; {hint}")
+    raise ConfigError(f"experiment ({word}) must be a folder of {EXPERIMENTS}; {hint}")
 
 
-def recipe_of(record: Mapping[str, Any], root: Path = EXPERIMENTS) -> tuple[Paper, str] | None:
+def recipe_of(record: Mapping[str, Any]) -> tuple[Paper, str] | None:
     """The recipe that a run was made from, by the gin files that it read; None where it was made from another one.
 
     Args:
         record: What the run folder says about its configuration.
-        root: Where the experiments are.
     """
-    known = {paper.name: paper for paper in papers(root)}
+    known = {paper.name: paper for paper in papers()}
     for file in record["files"]:
         path = Path(file)
         paper = known.get(path.parent.name)

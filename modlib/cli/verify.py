@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -57,7 +58,7 @@ def command(
 
             code = verify_run(run, runs_dir, recipe=recipe, record=record, as_json=as_json)
         else:
-            code = _show(scoreboard(papers()), as_json)
+            code = _show_all(papers(), as_json)
     raise typer.Exit(code)
 
 
@@ -86,26 +87,29 @@ class Row:
     source: str
 
 
-def scoreboard(experiments: list[Paper]) -> list[Row]:
-    """Every claim of the experiments with our number: computed now where it needs no training."""
-    return [row for paper in experiments for row in _rows(paper)]
+def scoreboard(paper: Paper) -> tuple[list[Row], list[str]]:
+    """Every claim of an experiment with our number, computed now where it needs no training; and what drifted.
 
-
-def _rows(paper: Paper) -> list[Row]:
+    Returns:
+        The claims, and a line for each parameter that changes numbers and is not as it was locked.
+    """
     claims = paper.expected.claims
-    computed: dict[str, float] = {}
-    for recipe in dict.fromkeys(claim.recipe for claim in claims if claim.kind in COMPUTED):
-        from modlib.cli.measuring import computed as compute
+    values: dict[str, float] = {}
+    drifted: list[str] = []
+    for recipe in paper.recipes:
+        config = paper.config(recipe)
+        drifted += [f"{paper.name}/{recipe}: {one}" for one in paper.drifted(recipe, config) if one.science]
+        if own := [claim for claim in claims if claim.recipe == recipe and claim.kind in COMPUTED]:
+            from modlib.cli.measuring import computed
 
-        own = [claim for claim in claims if claim.recipe == recipe and claim.kind in COMPUTED]
-        computed |= compute(paper.config(recipe), own)
-    rows = []
-    for claim in claims:
-        if claim.kind in COMPUTED:
-            rows.append(_row(paper, claim, computed[claim.name], "computed now"))
-        else:
-            rows.append(_measured_row(paper, claim))
-    return rows
+            values |= computed(config, own)
+    rows = [
+        _row(paper, claim, values[claim.name], "computed now")
+        if claim.kind in COMPUTED
+        else _measured_row(paper, claim)
+        for claim in claims
+    ]
+    return rows, drifted
 
 
 def _measured_row(paper: Paper, claim: Claim) -> Row:
@@ -127,21 +131,34 @@ def _row(paper: Paper, claim: Claim, measured: float | None, note: str) -> Row:
     return Row(paper.name, claim.recipe, claim.name, measured, claim.expected, state, note, claim.source)
 
 
-def _show(rows: list[Row], as_json: bool) -> int:
-    failed = [row for row in rows if row.state == "FAIL"]
+def _show_all(experiments: list[Paper], as_json: bool) -> int:
+    rows: list[Row] = []
+    drifted: list[str] = []
+    for paper in experiments:
+        claims, lines = scoreboard(paper)
+        rows, drifted = rows + claims, drifted + lines
+    counts = Counter(row.state for row in rows)
     if as_json:
-        print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
+        content = {"claims": [asdict(row) for row in rows], "drifted": drifted}
+        print(json.dumps(content, indent=1, ensure_ascii=False))
     else:
         cells = [
-            [row.experiment, row.claim, "" if row.measured is None else shown(row.measured), row.expected, row.state,
-             row.note]
+            [
+                row.experiment,
+                row.claim,
+                "" if row.measured is None else shown(row.measured),
+                row.expected,
+                row.state,
+                row.note,
+            ]
             for row in rows
-        ]  # fmt: skip
-        print_table(["experiment", "claim", "measured", "expected", "", "measured when and where"], cells, "", COLOURS)
-        counts = {state: sum(row.state == state for row in rows) for state in COLOURS}
+        ]
+        print_table(["experiment", "claim", "measured", "expected", "", "when and where"], cells, "", COLOURS)
         told = f"{counts['pass']} of {len(rows)} claims hold, {counts['FAIL']} fail, {counts['not run']} are not run"
         print(told, file=sys.stderr)
-    return 1 if failed else EXIT_OK
+        for line in drifted:
+            print(f"not as locked: {line}", file=sys.stderr)
+    return 1 if counts["FAIL"] or drifted else EXIT_OK
 
 
 def _lock(experiments: list[Paper]) -> None:
