@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,9 +15,11 @@ from modlib.cli.recipes import Paper, find_paper, papers
 from modlib.cli.report import reported
 from modlib.cli.runs import complete_run
 from modlib.cli.table import print_table
+from modlib.config.lock import OTHER, SCIENCE, drift
 from modlib.runtime.errors import EXIT_OK
 from modlib.tracking.claims import COMPUTED, Claim, shown
 
+MOST_NAMED = 3
 COLOURS = {"pass": "green", "FAIL": "red", "not run": "dim"}
 
 
@@ -120,10 +122,15 @@ def _measured_row(paper: Paper, claim: Claim) -> Row:
     note = f"{result['date']}, {result['machine']}, commit {str(result['git_commit'])[:10]}"
     if result["git_dirty"]:
         note += " with changes"
-    locked = paper.locks.get(claim.recipe)
-    if locked is not None and locked["hash"] != result["config_hash"]:
-        note += "; the recipe has changed since"
-    return _row(paper, claim, kept["value"], note)
+    return _row(paper, claim, kept["value"], note + _changes_since(paper, claim.recipe, result))
+
+
+def _changes_since(paper: Paper, recipe: str, result: dict[str, Any]) -> str:
+    """What of a recipe is not as it was when it was measured, for the note."""
+    locked = paper.locks.get(recipe, {SCIENCE: {}})
+    changed = drift({SCIENCE: result[SCIENCE], OTHER: {}}, {SCIENCE: locked[SCIENCE], OTHER: {}})
+    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    return f"; the recipe since then: {', '.join(map(str, changed[:MOST_NAMED]))}{more}" if changed else ""
 
 
 def _row(paper: Paper, claim: Claim, measured: float | None, note: str) -> Row:

@@ -14,6 +14,7 @@ from modlib.runtime.errors import ConfigError
 COMPUTED = ("parameters", "plan", "mfu")
 """Kinds of claims that need no training."""
 KINDS = (*COMPUTED, "run")
+ROUNDING = 1 + 1e-9  # 1.94 is within 0.06 of 1.88
 ENDS = ("first", "last", "min", "max")
 
 
@@ -66,7 +67,7 @@ class Claim:
         if not math.isfinite(measured):
             return False
         if self.value is not None:
-            return abs(measured - self.value) <= self.margin
+            return abs(measured - self.value) <= self.margin * ROUNDING
         return (self.at_least is None or measured >= self.at_least) and (
             self.at_most is None or measured <= self.at_most
         )
