@@ -68,6 +68,27 @@ class Component:
         return f"{shown}:{self.line}" if self.line else str(shown or self.module)
 
 
+@dataclass(frozen=True)
+class Rename:
+    """A component or parameter that had another name.
+
+    Args:
+        old: `OldName`, or `Name.old_parameter`.
+        new: What it is called now, in the same form.
+        since: The version that brought the new name.
+        module: That declared it; "" for this package's own.
+    """
+
+    old: str
+    new: str
+    since: str
+    module: str = ""
+
+
+SHIPPED_RENAMES: tuple[Rename, ...] = ()
+"""Names that components and parameters of this package had: one row each, never removed while runs with them exist."""
+_declared: dict[str, Rename] = {}
+
 CATALOGUE: dict[str, Component] = {}
 """Components whose module is imported, by gin name."""
 
@@ -112,6 +133,78 @@ def component(
         return target
 
     return register
+
+
+def renamed(old: str, new: str, *, since: str) -> None:
+    """Let gin files go on using an old name, with a warning; for components of your own, beside their definition.
+
+    Args:
+        old: `OldName` of a component, or `Name.old_parameter`.
+        new: What it is called now, in the same form; the component is registered already.
+        since: The version or date of the change, for the warning.
+
+    Raises:
+        ConfigError: The new name is not there, or the old one still is.
+    """
+    entry = Rename(old, new, since, sys._getframe(1).f_globals.get("__name__", ""))
+    if problem := rename_problem(entry):
+        raise ConfigError(problem)
+    _declared[old] = entry
+
+
+def rename_problem(entry: Rename) -> str | None:
+    """What is wrong with a row of renames; None if nothing is.
+
+    Args:
+        entry: Its new name may be an old name of another row; its component is imported if it is not yet.
+    """
+    word = f"renamed({entry.old!r}, {entry.new!r})"
+    (old_owner, _, old_parameter), (owner, _, parameter) = entry.old.rpartition("."), entry.new.rpartition(".")
+    if bool(old_owner) != bool(owner) or not entry.old or not entry.new or entry.old == entry.new:
+        return f"{word} must name two components, or two parameters as in Name.parameter; correct one of them"
+    known, table = known_components(), renames()
+    if not owner:
+        if entry.old in known:
+            return f"{word}: {entry.old} must not be a component any more, but {known[entry.old].place} is; remove it"
+        there = entry.new in known or entry.new in table  # a chain: its last row is checked
+        return None if there else f"{word}: {entry.new} must be a component; correct the name"
+    owner, old_owner = present_name(owner), present_name(old_owner)
+    if owner not in known:
+        return f"{word}: {owner} must be a component; correct the name"
+    if owner != old_owner:
+        return f"{word}: both must be parameters of one component; a parameter cannot move to another"
+    target = load_component(owner).target
+    assert target is not None
+    parameters = inspect.signature(target).parameters
+    if parameter not in parameters and parameter not in renamed_parameters(owner):
+        return f"{word}: {parameter} must be a parameter of {owner} ({', '.join(parameters)}); correct the name"
+    if old_parameter in parameters:
+        return f"{word}: {old_parameter} must not be a parameter of {owner} any more, but is; remove it"
+    return None
+
+
+def present_name(component: str) -> str:
+    """What a component is called now: its own name, or the end of its chain of renames."""
+    table = renames()
+    for _ in table:  # as many steps as there are rows, should they lead in a circle
+        component = table[component].new if component in table else component
+    return component
+
+
+def renamed_parameters(component: str) -> dict[str, Rename]:
+    """The renames of a component's parameters by their old names, under whichever name of it they were declared.
+
+    Args:
+        component: By its present name.
+    """
+    split = [(*old.rpartition("."), entry) for old, entry in renames().items()]
+    return {parameter: entry for owner, _, parameter, entry in split if owner and present_name(owner) == component}
+
+
+def renames() -> dict[str, Rename]:
+    """Every rename by its old name: of this package, and of user modules that are imported."""
+    alive = {old: entry for old, entry in _declared.items() if entry.module in sys.modules}
+    return {entry.old: entry for entry in SHIPPED_RENAMES} | alive
 
 
 def component_name(choice: Any) -> str:

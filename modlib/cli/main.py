@@ -18,11 +18,14 @@ COMMANDS = {
     "list": ("modlib.cli.list", "List the components that a gin file can choose."),
     "logs": ("modlib.cli.logs", "Print a rank's log."),
     "ls": ("modlib.cli.ls", "List the runs: state, step, ETA, loss, host."),
+    "plot": ("modlib.cli.plot", "Draw metrics of runs as curves."),
     "queue": ("modlib.cli.queue", "List my SLURM jobs, with their runs and why they wait."),
+    "reproduce": ("modlib.cli.reproduce", "Run a run again from its folder alone, and compare."),
     "resume": ("modlib.cli.resume", "Start a run again where it stopped, as it was started."),
     "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
     "status": ("modlib.cli.status", "Say what runs are doing, and why."),
     "sweep": ("modlib.cli.sweep", "Show what came out of a sweep, and its best point."),
+    "verify": ("modlib.cli.verify", "Compare runs with what the papers say."),
 }
 
 

@@ -25,6 +25,11 @@ LINE_COLOR = "#1f5fa8"
 UNITS = {"loss": "nats", "tokens_per_s": "tokens/s", "peak_gib": "GiB", "bits_per_byte": "bits/byte"}
 
 
+def unit_of(metric: str) -> str:
+    """A metric's unit in brackets after a space; "" where it has none."""
+    return next((f" [{unit}]" for name, unit in UNITS.items() if metric.endswith(name)), "")
+
+
 @dataclass(frozen=True)
 class Drawing:
     """What every kind of plot needs.
@@ -53,8 +58,7 @@ class Drawing:
     def label(self) -> str:
         """The metric with its unit, in words."""
         word = "lowest" if self.goal == "min" else "highest"
-        unit = next((f" [{unit}]" for name, unit in UNITS.items() if self.metric.endswith(name)), "")
-        return f"{word} {self.metric}{unit}"
+        return f"{word} {self.metric}{unit_of(self.metric)}"
 
     @cached_property
     def shown(self) -> list[Result]:

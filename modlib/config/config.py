@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from modlib.config.signatures import signature_of
 from modlib.config.values import Constant, Reference, format_value, is_literal, plain
 from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError
+
+logger = logging.getLogger("modlib")
 
 CONFIG_FILE = "config.gin"
 PROVENANCE_FILE = "provenance.json"
@@ -181,6 +184,8 @@ def load(
         raise ConfigError("no gin file is given; name one with --gin_file, as in --gin_file quickstart.gin")
     reading = read(gin_files, gin_params, sweep_params)
     resolution = resolve(reading, _import_folders(reading))
+    for line in resolution.program.renamed:
+        logger.warning("%s", line)
     text = render(resolution.settings, resolution.program, resolution.imports)
     return Config(
         tuple(resolution.settings),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modlib.config.config import CONFIG_FILE, PROVENANCE_FILE, Config, load
+from modlib.config.renames import current_parameters
 from modlib.runtime.errors import ConfigError
 
 ABSENT = "(absent)"
@@ -59,9 +60,10 @@ def _parameters(source: Config | str | Path) -> dict[str, tuple[str, str]]:
         assert not isinstance(source, Config)
         path = Path(source)
         record = load([path / CONFIG_FILE if path.is_dir() else source]).record()
-    return {
-        name: (one["value"], " -> ".join(one["origins"]) or "default") for name, one in record["parameters"].items()
-    }
+    parameters = record["parameters"]
+    values = current_parameters({name: one["value"] for name, one in parameters.items()})
+    origins = [" -> ".join(one["origins"]) or "default" for one in parameters.values()]
+    return {name: (value, origin) for (name, value), origin in zip(values.items(), origins, strict=True)}
 
 
 def recorded(source: Config | str | Path) -> dict[str, Any] | None:

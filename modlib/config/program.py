@@ -10,6 +10,7 @@ from typing import Any
 import gin
 
 from modlib.components import Component, known_components
+from modlib.config.renames import component_rename, parameter_rename
 from modlib.config.statements import Binding, Macro, Origin, Problem, Statement
 from modlib.config.suggestions import did_you_mean, similar
 from modlib.config.values import (
@@ -53,6 +54,8 @@ class Program:
     def __init__(self, statements: Sequence[Statement], mentioned: Iterable[str] = ()) -> None:
         self.known: dict[str, Component] = known_components()
         self.problems: list[Problem] = []
+        self.renamed: dict[str, None] = {}
+        """Lines for the user about old names, each once."""
         self.mentioned = set(mentioned)
         self.macros: dict[str, list[Macro]] = {}
         self.bindings: dict[str, list[Binding]] = {}
@@ -77,6 +80,10 @@ class Program:
         if name is None:
             self.mentioned |= {f"{close}.{statement.parameter}" for close in similar(statement.selector, self.known)}
             return
+        if found := parameter_rename(name, statement.parameter):
+            parameter = found.new.rpartition(".")[2]
+            self._note_rename(statement, f"{name}.{statement.parameter}", f"{name}.{parameter}", found.since)
+            statement = replace(statement, parameter=parameter)
         bindings = self.bindings.setdefault(name, [])
         same = [one for one in bindings if (one.scope, one.parameter) == (statement.scope, statement.parameter)]
         bindings.append(replace(statement, selector=name, value=self._added(value, same, statement)))
@@ -124,6 +131,9 @@ class Program:
     def _component(self, selector: str, statement: Binding | Macro, text: str) -> str | None:
         """The component that a selector names, alone or after its type."""
         type_name, _, name = selector.rpartition(".")
+        if name not in self.known and (rename := component_rename(name)):
+            self._note_rename(statement, name, rename.new, rename.since)
+            name = rename.new
         found = self.known.get(name)
         if found and (not type_name or type_name == found.type):
             return name
@@ -138,6 +148,9 @@ class Program:
         remedy = "" if hint else " `modlib list` shows all; a component of your own needs its import in the gin file"
         self.problems.append(Problem(statement.origin, f"{text}.{hint}{remedy}"))
         return None
+
+    def _note_rename(self, statement: Binding | Macro, old: str, new: str, since: str) -> None:
+        self.renamed[f"{statement.origin}: {old} is called {new} since {since}; write {new}"] = None
 
     # values
 

@@ -97,8 +97,8 @@ class CoCa(nn.Module):
     first are the context of captions, the last becomes the image embedding. The caption goes through causal blocks that
     do not see the image, with a learned class token after its last position, which becomes the caption embedding; then
     through causal blocks with cross-attention to the image's context, whose output is compared with the token
-    embedding (tied) for the logits. The class token has no position of its own and does not see padding, so a padded
-    caption has the embedding of the same caption without padding.
+    embedding (unless it is untied) for the logits. The class token has no position of its own and does not see padding,
+    so a padded caption has the embedding of the same caption without padding.
 
     Args:
         image_size: Height and width of images, in pixels; a multiple of patch_size.
@@ -123,6 +123,7 @@ class CoCa(nn.Module):
         bias: Biases in every projection and norm, but the projections to embeddings.
         dropout: Share dropped of embeddings, attention weights and residual branches; in training only.
         temperature: Initial temperature of the contrastive loss; learned.
+        tie_embeddings: Use the token embedding as the output projection.
 
     Raises:
         ConfigError: Sizes that do not fit together, all of them at once.
@@ -155,6 +156,7 @@ class CoCa(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         temperature: float = 0.07,
+        tie_embeddings: bool = True,
     ) -> None:
         pool_heads = num_heads if pool_heads is None else pool_heads
         _check(
@@ -198,6 +200,7 @@ class CoCa(nn.Module):
         self.text_norm = build_norm(norm, dim, bias=bias)
         self.multimodal_blocks = nn.ModuleList(DecoderBlock(**text, context_dim=dim) for _ in range(multimodal_layers))
         self.final_norm = build_norm(norm, dim, bias=bias)
+        self.lm_head = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
         size = dim if embedding_dim is None else embedding_dim
         self.image_projection = nn.Linear(dim, size, bias=False)
         self.text_projection = nn.Linear(dim, size, bias=False)
@@ -229,7 +232,10 @@ class CoCa(nn.Module):
         outputs["text_embedding"] = _unit_length(self.text_projection(self.text_norm(class_token)))
         for block in self.multimodal_blocks:
             tokens = block(tokens, mask, context)
-        outputs["logits"] = F.linear(self.final_norm(tokens), self.token_embedding.weight)
+        tokens = self.final_norm(tokens)
+        outputs["logits"] = (
+            F.linear(tokens, self.token_embedding.weight) if self.lm_head is None else self.lm_head(tokens)
+        )
         return outputs | {"logit_scale": self.logit_scale(), "image_context": context}
 
     def _read(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -270,7 +276,7 @@ class CoCa(nn.Module):
 
     def parameter_table(self) -> list[tuple[str, int]]:
         """(part of the model, parameters in it), in order of computation; the counts add up to the total."""
-        return [
+        rows = [
             ("vision", _count([self.vision])),
             ("pooling", _count([self.pooling])),
             ("token_embedding", _count([self.token_embedding])),
@@ -281,6 +287,7 @@ class CoCa(nn.Module):
             ("norms", _count([self.text_norm, self.final_norm])),
             ("projections", _count([self.image_projection, self.text_projection, self.logit_scale])),
         ]
+        return rows if self.lm_head is None else [*rows, ("lm_head", _count([self.lm_head]))]
 
     def flops_per_token(self, seq_len: int | None = None) -> float:
         """Floating point operations of forward and backward of one image and its caption, per token of the caption.
@@ -297,11 +304,12 @@ class CoCa(nn.Module):
         crossed = [block.cross_attention for block in cast(Iterable[DecoderBlock], self.multimodal_blocks)]
         key_values = _count(cross.key_value for cross in crossed if cross is not None)
         pool_key_values = _count([self.pooling.attention.key_value])
+        output = self.token_embedding if self.lm_head is None else self.lm_head
         multiplied = (
             patches * (_count([self.vision]) - _count([self.vision.position_embedding]) + pool_key_values)
             + (queries + 1) * (_count([self.pooling.attention]) - pool_key_values)
             + queries * key_values
-            + steps * (_count([self.text_blocks, self.multimodal_blocks, self.token_embedding]) - key_values)
+            + steps * (_count([self.text_blocks, self.multimodal_blocks, output]) - key_values)
         )
         scores = self.vision_dim * vision * patches**2 + self.dim * (
             (queries + 1) * patches + self.num_layers * steps**2 + multimodal * steps * queries

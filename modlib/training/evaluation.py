@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from modlib.components import component
 from modlib.data.batch import Batch, Inputs, map_tensors
 from modlib.runtime.errors import ConfigError
 from modlib.runtime.units import bits_per_byte, perplexity
-from modlib.training.parts import Parts, loss_of, sum_over_ranks
+from modlib.training.parts import Parts, sum_over_ranks
 
 
 @component("evaluator", "default", name="Evaluator", not_science=("every",))
@@ -25,6 +26,8 @@ class Evaluator:
     Args:
         name: Metrics are logged as `val/<name>/loss`, `val/<name>/perplexity` and `val/<name>/bits_per_byte`, the last
             where the data knows its bytes per token. Of a sum of losses each term is logged too.
+        accuracy: Whether `val/<name>/accuracy` is logged, the share of targets (0 to 1) that the model holds
+            most likely.
         dataset: Returns the held-out windows.
         every: Steps between evaluations; the last step is always evaluated.
         num_sequences: So many windows, over all ranks, spread evenly over the data; None evaluates every window.
@@ -42,6 +45,7 @@ class Evaluator:
         every: int,
         num_sequences: int | None = None,
         micro_batch_size: int | None = None,
+        accuracy: bool = False,
     ) -> None:
         if every < 1:
             raise ConfigError(f"every ({every}) must be at least 1 step; to never evaluate leave it out")
@@ -51,6 +55,7 @@ class Evaluator:
         self.every = every
         self.num_sequences = num_sequences
         self.micro_batch_size = micro_batch_size
+        self.accuracy = accuracy
         self.dataset = dataset()
 
     def due(self, step: int, num_steps: int) -> bool:
@@ -70,7 +75,7 @@ class Evaluator:
         parts.model.eval()
         try:
             for inputs, targets in self._batches(parts, collate, self.micro_batch_size or micro_batch_size):
-                for name, value in _sums(parts, inputs, targets).items():
+                for name, value in _sums(parts, inputs, targets, self.accuracy).items():
                     totals[name] = totals.get(name, 0.0) + value.double()
         finally:
             parts.model.train()
@@ -98,15 +103,35 @@ class Evaluator:
             yield inputs, targets
 
 
-def _sums(parts: Parts, inputs: Inputs, targets: Tensor) -> dict[str, Tensor]:
+def _sums(parts: Parts, inputs: Inputs, targets: Tensor, accuracy: bool = False) -> dict[str, Tensor]:
     """Of one micro-batch: unmasked targets first, then the summed loss and, of a sum of losses, each of its terms."""
     inputs, targets = map_tensors(parts.to_device, inputs), parts.to_device(targets)
-    sums = {"tokens": (targets != parts.loss.ignore_index).sum()}
-    if not hasattr(parts.loss, "terms"):
-        return sums | {"loss": loss_of(parts.model, parts.loss, inputs, targets, parts.in_precision())}
+    loss = parts.loss
+    sums = {"tokens": (targets != loss.ignore_index).sum()}
+    if hasattr(loss, "of_hidden"):
+
+        def head(hidden: Tensor, weight: Tensor) -> Tensor:
+            if accuracy:  # the logits of one sequence at a time
+                sequences = zip(hidden.split(1), targets.split(1), strict=True)
+                right = [_num_right(F.linear(states, weight), wanted, loss) for states, wanted in sequences]
+                sums["accuracy"] = torch.stack(right).sum()
+            return cast(Tensor, loss.of_hidden(hidden, weight, targets))
+
+        with parts.in_precision():
+            sums["loss"] = parts.model(inputs, head=head)
+        return sums
     with parts.in_precision():
         outputs = parts.model(inputs)
-    return sums | {"loss": parts.loss(outputs, targets)} | parts.loss.terms(outputs, targets)
+    if accuracy:
+        logits = outputs if isinstance(outputs, Tensor) else outputs[getattr(loss, "prediction_key", "logits")]
+        sums["accuracy"] = _num_right(logits, targets, loss)
+    terms = loss.terms(outputs, targets) if hasattr(loss, "terms") else {}
+    return sums | {"loss": loss(outputs, targets)} | terms
+
+
+def _num_right(logits: Tensor, targets: Tensor, loss: Any) -> Tensor:
+    """Targets (B, T) that are the most likely token by logits (B, T, V), masked ones left out."""
+    return ((logits.argmax(-1) == targets) & (targets != loss.ignore_index)).sum()
 
 
 def build_evaluators(choices: Any, call: Callable[[Any], Any] = lambda choice: choice()) -> list[Evaluator]:

@@ -19,6 +19,7 @@ from modlib.training.log import RunLog
 from modlib.training.parts import Parts, build_parts
 from modlib.training.plan import make_plan
 from modlib.training.progress import Progress, rank_state, resume
+from modlib.training.record import surroundings
 from modlib.training.step import require_finite, update
 
 logger = logging.getLogger("modlib")
@@ -47,6 +48,8 @@ def train(experiment: Experiment, job: Job) -> Outcome:
     seed_everything(derive(experiment.seed, "rank", job.world.rank))
     dataset = experiment.dataset()
     evaluators = build_evaluators(experiment.evaluators)
+    if job.world.rank == 0:
+        job.run.update(**surroundings(dataset, evaluators))
     plan = make_plan(experiment, job.config, job.world.size, dataset, evaluators)
     collate = experiment.collate()
     checkpointing = experiment.checkpointing()

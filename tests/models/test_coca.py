@@ -176,18 +176,20 @@ def test_rms_norm_and_swiglu_are_taken() -> None:
     assert model(batch())["logits"].isfinite().all()
 
 
-def test_counts_add_up() -> None:
-    model = small()
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_counts_add_up(tie_embeddings: bool) -> None:
+    model = small(tie_embeddings=tie_embeddings)
+    assert model.num_parameters()["total"] - small().num_parameters()["total"] == (0 if tie_embeddings else 13 * 16)
     total = sum(parameter.numel() for parameter in model.parameters())
     assert sum(count for _, count in model.parameter_table()) == model.num_parameters()["total"] == total
     assert len(model.blocks) == len(model.fsdp_units()) == 6
 
 
-@pytest.mark.parametrize("text_layers", [1, 3])
-def test_flops_are_torchs_count(text_layers: int) -> None:
+@pytest.mark.parametrize(("text_layers", "tie_embeddings"), [(1, True), (3, False)])
+def test_flops_are_torchs_count(text_layers: int, tie_embeddings: bool) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, inputs = small(text_layers=text_layers, seq_len=64), batch()
+    model, inputs = small(text_layers=text_layers, tie_embeddings=tie_embeddings, seq_len=64), batch()
     inputs["input_ids"] = torch.randint(0, 13, (4, 64))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         outputs = model(inputs)
@@ -202,6 +204,15 @@ def test_compiled_gives_the_same() -> None:
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     for name, value in model(inputs).items():
         assert torch.allclose(compiled(inputs)[name], value, atol=1e-6), name
+
+
+def test_an_untied_output_is_a_matrix_of_its_own() -> None:
+    model = small(tie_embeddings=False).eval()
+    with torch.no_grad():
+        before = model(batch())["logits"]
+        model.lm_head.weight.mul_(2.0)
+        after = model(batch())
+    assert torch.equal(after["logits"], 2 * before)
 
 
 def test_too_long_captions_are_refused() -> None:

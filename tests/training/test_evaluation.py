@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from modlib.distributed.fsdp import shard
 from modlib.distributed.process_group import World
 from modlib.models.gpt2 import GPT2
 from modlib.models.initialization import ComposedInitializer
-from modlib.nn.losses import CLMCrossEntropyLoss
+from modlib.nn.losses import ChunkedCLMCrossEntropyLoss, CLMCrossEntropyLoss
 from modlib.runtime.errors import ConfigError
 from modlib.training.evaluation import Evaluator, build_evaluators
 from modlib.training.parts import assemble
@@ -43,7 +44,9 @@ class Windows:
         return WINDOWS[list(indices)]
 
 
-def evaluate(num_sequences: int | None, micro_batch_size: int) -> tuple[dict[str, float], list[int]]:
+def evaluate(
+    num_sequences: int | None, micro_batch_size: int, loss: Any = None, accuracy: bool = False
+) -> tuple[dict[str, float], list[int]]:
     rank = dist.get_rank() if dist.is_initialized() else 0
     size = dist.get_world_size() if dist.is_initialized() else 1
     with torch.device("meta"):
@@ -55,9 +58,9 @@ def evaluate(num_sequences: int | None, micro_batch_size: int) -> tuple[dict[str
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     world = World(rank=rank, local_rank=rank, size=size, device=torch.device("cpu"))
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    parts = assemble(model, CLMCrossEntropyLoss(), optimizer, scheduler, None, world, "float32", False)
+    parts = assemble(model, loss or CLMCrossEntropyLoss(), optimizer, scheduler, None, world, "float32", False)
     parts.model.train()
-    evaluator = Evaluator(name="held_out", dataset=Windows, every=5, num_sequences=num_sequences)
+    evaluator = Evaluator(name="held_out", dataset=Windows, every=5, num_sequences=num_sequences, accuracy=accuracy)
     values = evaluator.evaluate(parts, LMCollator(), micro_batch_size)
     assert parts.model.training
     return values, evaluator.dataset.read
@@ -85,6 +88,22 @@ def test_the_number_of_ranks_does_not_change_it(num_sequences: int | None) -> No
     single, _ = evaluate(num_sequences, 4)
     for values, _ in run_ranks(2, evaluate, num_sequences, 4):
         assert values["val/held_out/loss"] == pytest.approx(single["val/held_out/loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", [CLMCrossEntropyLoss(), ChunkedCLMCrossEntropyLoss(num_chunks=3)])
+def test_accuracy_is_the_share_of_targets_that_are_most_likely(loss: CLMCrossEntropyLoss) -> None:
+    model = GPT2(vocab_size=VOCAB, seq_len=SEQ_LEN, num_layers=1, num_heads=2, dim=16)
+    ComposedInitializer()(model, 1)
+    tokens = torch.tensor(WINDOWS)
+    with torch.no_grad():
+        right = (model(tokens[:, :-1]).argmax(-1) == tokens[:, 1:]).double().mean().item()
+    assert right > 0
+    values, _ = evaluate(None, 4, loss, accuracy=True)
+    assert values["val/held_out/accuracy"] == pytest.approx(right, abs=1e-9)
+    assert values["val/held_out/loss"] == pytest.approx(expected_loss(range(11)), abs=1e-5)
+    for shared, _ in run_ranks(2, evaluate, None, 4, loss, accuracy=True):
+        assert shared["val/held_out/accuracy"] == pytest.approx(right, abs=1e-9)
+    assert "val/held_out/accuracy" not in evaluate(None, 4, loss)[0]
 
 
 def test_a_part_of_the_windows_is_spread_over_the_data() -> None:

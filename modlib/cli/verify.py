@@ -1,0 +1,174 @@
+"""`modlib verify`: what the papers say, what was measured here, and what differs from the locked recipes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modlib.cli.recipes import Paper, find_paper, papers
+from modlib.cli.report import reported
+from modlib.cli.runs import complete_run
+from modlib.cli.table import print_table
+from modlib.config.lock import OTHER, SCIENCE, drift
+from modlib.runtime.errors import EXIT_OK
+from modlib.tracking.claims import COMPUTED, Claim, shown
+
+MOST_NAMED = 3
+COLOURS = {"pass": "green", "FAIL": "red", "not run": "dim"}
+
+
+def command(
+    run: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RUN]", help="A run's name or path, to compare with its recipe.", autocompletion=complete_run
+        ),
+    ] = None,
+    runs_dir: Annotated[Path, typer.Option("--runs_dir", help="Where run folders live.")] = Path("runs"),
+    everything: Annotated[bool, typer.Option("--all", help="The scoreboard of all experiments.")] = False,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the run's values in the results/ of its experiment.")
+    ] = False,
+    lock: Annotated[
+        str | None,
+        typer.Option("--lock", metavar="EXPERIMENT", help="Lock the recipes of an experiment ('all') as they are now."),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Of a RUN, as in 2019_gpt2/gpt2_124m.gin. Default: what it was made from."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
+) -> None:
+    """Compare a run, or all that was measured, with what the papers say; exit code 1 when a claim fails."""
+    with reported():
+        if [run is not None, everything, lock is not None].count(True) != 1:
+            raise typer.BadParameter("give one of RUN, --all and --lock EXPERIMENT")
+        for flag, given in (("--record", record), ("--recipe", recipe is not None)):
+            if given and run is None:
+                raise typer.BadParameter(f"{flag} goes with a RUN")
+        if lock is not None:
+            _lock(papers() if lock == "all" else [find_paper(lock)])
+            return
+        if run is not None:
+            from modlib.cli.verify_run import verify_run
+
+            code = verify_run(run, runs_dir, recipe=recipe, record=record, as_json=as_json)
+        else:
+            code = _show_all(papers(), as_json)
+    raise typer.Exit(code)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim of the scoreboard.
+
+    Args:
+        experiment: Its folder.
+        recipe: Its gin file.
+        claim: Its name.
+        measured: Our number; None where there is none.
+        expected: The paper's, as a text.
+        state: "pass", "FAIL", or "not run".
+        note: Where and when it was measured, and what has changed since.
+        source: Of the expected number.
+    """
+
+    experiment: str
+    recipe: str
+    claim: str
+    measured: float | None
+    expected: str
+    state: str
+    note: str
+    source: str
+
+
+def scoreboard(paper: Paper) -> tuple[list[Row], list[str]]:
+    """Every claim of an experiment with our number, computed now where it needs no training; and what drifted.
+
+    Returns:
+        The claims, and a line for each parameter that changes numbers and is not as it was locked.
+    """
+    claims = paper.expected.claims
+    values: dict[str, float] = {}
+    drifted: list[str] = []
+    for recipe in paper.recipes:
+        config = paper.config(recipe)
+        drifted += [f"{paper.name}/{recipe}: {one}" for one in paper.drifted(recipe, config) if one.science]
+        if own := [claim for claim in claims if claim.recipe == recipe and claim.kind in COMPUTED]:
+            from modlib.cli.measuring import computed
+
+            values |= computed(config, own)
+    rows = [
+        _row(paper, claim, values[claim.name], "computed now")
+        if claim.kind in COMPUTED
+        else _measured_row(paper, claim)
+        for claim in claims
+    ]
+    return rows, drifted
+
+
+def _measured_row(paper: Paper, claim: Claim) -> Row:
+    result = paper.result(claim.recipe)
+    kept = (result or {}).get("values", {}).get(claim.name)
+    if result is None or kept is None or kept["question"] != claim.question:
+        return _row(paper, claim, None, "")
+    note = f"{result['date']}, {result['machine']}, commit {str(result['git_commit'])[:10]}"
+    if result["git_dirty"]:
+        note += " with changes"
+    return _row(paper, claim, kept["value"], note + _changes_since(paper, claim.recipe, result))
+
+
+def _changes_since(paper: Paper, recipe: str, result: dict[str, Any]) -> str:
+    """What of a recipe is not as it was when it was measured, for the note."""
+    locked = paper.locks.get(recipe, {SCIENCE: {}})
+    changed = drift({SCIENCE: result[SCIENCE], OTHER: {}}, {SCIENCE: locked[SCIENCE], OTHER: {}})
+    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+    return f"; the recipe since then: {', '.join(map(str, changed[:MOST_NAMED]))}{more}" if changed else ""
+
+
+def _row(paper: Paper, claim: Claim, measured: float | None, note: str) -> Row:
+    state = "not run" if measured is None else "pass" if claim.holds(measured) else "FAIL"
+    return Row(paper.name, claim.recipe, claim.name, measured, claim.expected, state, note, claim.source)
+
+
+def _show_all(experiments: list[Paper], as_json: bool) -> int:
+    rows: list[Row] = []
+    drifted: list[str] = []
+    for paper in experiments:
+        claims, lines = scoreboard(paper)
+        rows, drifted = rows + claims, drifted + lines
+    counts = Counter(row.state for row in rows)
+    if as_json:
+        content = {"claims": [asdict(row) for row in rows], "drifted": drifted}
+        print(json.dumps(content, indent=1, ensure_ascii=False))
+    else:
+        cells = [
+            [
+                row.experiment,
+                row.claim,
+                "" if row.measured is None else shown(row.measured),
+                row.expected,
+                row.state,
+                row.note,
+            ]
+            for row in rows
+        ]
+        print_table(["experiment", "claim", "measured", "expected", "", "when and where"], cells, "", COLOURS)
+        told = f"{counts['pass']} of {len(rows)} claims hold, {counts['FAIL']} fail, {counts['not run']} are not run"
+        print(told, file=sys.stderr)
+        for line in drifted:
+            print(f"not as locked: {line}", file=sys.stderr)
+    return 1 if counts["FAIL"] or drifted else EXIT_OK
+
+
+def _lock(experiments: list[Paper]) -> None:
+    for paper in experiments:
+        for line in paper.lock():
+            print(line)

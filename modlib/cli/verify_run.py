@@ -1,0 +1,212 @@
+"""`modlib verify RUN`: a run beside its recipe: what came out, and what was different."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from modlib.cli.recipes import Paper, find_paper, recipe_of
+from modlib.cli.runs import find_run
+from modlib.cli.table import print_table
+from modlib.config.diff import recorded
+from modlib.config.lock import SCIENCE, Drift, drift, entry_of
+from modlib.launching.git import SOURCE, commit_of
+from modlib.runtime.errors import EXIT_OK, ConfigError, RunFolderError
+from modlib.runtime.run_folder import RunFolder, versions
+from modlib.tracking.claims import COMPUTED, Claim, shown
+from modlib.tracking.jsonl import read_lines
+
+
+class Otherness(NamedTuple):
+    """One thing that is not as in the locked recipe or its recorded run."""
+
+    what: str
+    here: str
+    there: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim about the run.
+
+    Args:
+        claim: What the paper says.
+        measured: What came out; None where the run has not measured it.
+    """
+
+    claim: Claim
+    measured: float | None
+
+    @property
+    def state(self) -> str:
+        """ "pass", "FAIL", or "not measured"."""
+        if self.measured is None:
+            return "not measured"
+        return "pass" if self.claim.holds(self.measured) else "FAIL"
+
+
+def verify_run(word: str, runs_dir: Path, *, recipe: str | None, record: bool, as_json: bool) -> int:
+    """Compare a run with its recipe and print it; returns the exit code.
+
+    Args:
+        word: The run's name or path.
+        runs_dir: Where run folders live.
+        recipe: `<experiment>/<file>.gin`; None finds it by the gin files that the run was made from.
+        record: Keep the values in results/.
+        as_json: JSON on stdout.
+    """
+    run = find_run(word, runs_dir)
+    said = recorded(run.path)
+    if said is None:
+        raise RunFolderError(
+            f"run ({run.path}) must have the provenance.json that was written with its config.gin; start it again"
+        )
+    paper, name = _named(recipe) if recipe is not None else _made_from(run, said)
+    lines = list(read_lines(run.metrics_path)) if run.metrics_path.exists() else []
+    claims = [claim for claim in paper.expected.claims if claim.recipe == name and claim.kind not in COMPUTED]
+    verdicts = [Verdict(claim, claim.measure(lines)) for claim in claims]
+    different = differences(run, said, paper, name)
+    if as_json:
+        print(json.dumps(_as_json(paper, name, verdicts, different), indent=1, ensure_ascii=False))
+    else:
+        _print(paper, name, run, verdicts, different)
+    if record:
+        path = paper.record(name, result(run, said, name, verdicts))
+        print(f"wrote {path}", file=sys.stderr)
+    return EXIT_OK if all(one.state == "pass" for one in verdicts) else 1
+
+
+def _named(recipe: str) -> tuple[Paper, str]:
+    path = Path(recipe)
+    paper = find_paper(path.parent.name)
+    if path.name not in paper.recipes:
+        raise ConfigError(f"recipe ({recipe}) must be a gin file of {paper.path}: {', '.join(paper.recipes)}")
+    return paper, path.name
+
+
+def _made_from(run: RunFolder, said: Mapping[str, Any]) -> tuple[Paper, str]:
+    found = recipe_of(said)
+    if found is None:
+        files = ", ".join(Path(file).name for file in said["files"][:3])
+        raise ConfigError(
+            f"run ({run.path}) must be made from a gin file of experiments/, but is made from {files}; "
+            "name the recipe to compare it with: --recipe 2019_gpt2/gpt2_124m.gin"
+        )
+    return found
+
+
+def differences(run: RunFolder, said: Mapping[str, Any], paper: Paper, recipe: str) -> list[Otherness]:
+    """What is not as in the locked recipe, and not as in the run whose values are in results/.
+
+    Without such a run, code and environment are compared with this checkout and its packages.
+    """
+    state = run.read()
+    before = paper.result(recipe) or {}
+    locked = paper.locks.get(recipe)
+    found = []
+    if locked is None:
+        found.append(Otherness("lock", "not locked", "locked"))
+    else:
+        found += [_parameter(one) for one in drift(locked, entry_of(said))]
+    commit = before.get("git_commit") or commit_of(SOURCE)
+    if state.get("git_commit") != commit:
+        found.append(Otherness("code: commit", str(state.get("git_commit")), str(commit)))
+    if state.get("git_dirty") is not False:
+        found.append(Otherness("code: changes since the commit", _changes(state), "none"))
+    found += _data(state.get("data", []), before.get("data"))
+    other = before.get("versions") or versions()
+    for package in sorted({*state.get("versions", {}), *other}):
+        pair = state.get("versions", {}).get(package, "none"), other.get(package, "none")
+        if pair[0] != pair[1]:
+            found.append(Otherness(f"version of {package}", *pair))
+    for field in ("world_size", "device", "num_threads"):
+        if before and state.get(field) != before.get(field):
+            found.append(Otherness(field.replace("_", " "), str(state.get(field)), str(before.get(field))))
+    return found
+
+
+def _parameter(one: Drift) -> Otherness:
+    return Otherness(f"config: {one.name}" + ("" if one.science else " (changes no number)"), one.now, one.locked)
+
+
+def _changes(state: Mapping[str, Any]) -> str:
+    return "unknown" if state.get("git_dirty") is None else "some; see dirty.patch"
+
+
+def _data(here: list[Mapping[str, Any]], there: list[Mapping[str, Any]] | None) -> list[Otherness]:
+    if there is None:
+        return []
+    mine, theirs = ({one["use"]: one["fingerprint"] for one in side} for side in (here, there))
+    return [
+        Otherness(f"data of {use}", mine.get(use, "none"), theirs.get(use, "none"))
+        for use in dict.fromkeys((*mine, *theirs))
+        if mine.get(use) != theirs.get(use)
+    ]
+
+
+def result(run: RunFolder, said: Mapping[str, Any], recipe: str, verdicts: list[Verdict]) -> dict[str, Any]:
+    """What results/ keeps of a run.
+
+    Raises:
+        RunFolderError: The run is not finished.
+    """
+    state = run.read()
+    if state.get("status") != "finished":
+        raise RunFolderError(
+            f"status of run {run.name} ({state.get('status')}) must be finished to be recorded; let it train to its end"
+        )
+    measured = [one for one in verdicts if one.measured is not None]
+    ended = run.current_attempt().ending().get("time", time.time())
+    return {
+        "recipe": recipe,
+        "date": time.strftime("%Y-%m-%d", time.gmtime(ended)),
+        "machine": f"{state.get('device')}, {state.get('num_threads')} threads, {state.get('world_size', 1)} rank(s)",
+        "git_commit": state.get("git_commit"),
+        "git_dirty": state.get("git_dirty"),
+        "config_hash": said["hash"],
+        "values": {one.claim.name: {"value": one.measured, "question": one.claim.question} for one in measured},
+        "steps": state.get("step"),
+        "data": [{key: one[key] for key in ("use", "name", "fingerprint")} for one in state.get("data", [])],
+        "world_size": state.get("world_size"),
+        "device": state.get("device"),
+        "num_threads": state.get("num_threads"),
+        "versions": state.get("versions"),
+        SCIENCE: entry_of(said)[SCIENCE],
+    }
+
+
+def _as_json(paper: Paper, recipe: str, verdicts: list[Verdict], different: list[Otherness]) -> dict[str, Any]:
+    rows = [
+        {
+            "claim": one.claim.name,
+            "measured": one.measured,
+            "expected": one.claim.expected,
+            "state": one.state,
+            "source": one.claim.source,
+        }
+        for one in verdicts
+    ]
+    return {
+        "recipe": f"{paper.name}/{recipe}",
+        "claims": rows,
+        "differences": [one._asdict() for one in different],
+    }
+
+
+def _print(paper: Paper, recipe: str, run: RunFolder, verdicts: list[Verdict], different: list[Otherness]) -> None:
+    print(f"{run.name}: {paper.name}/{recipe}", file=sys.stderr)
+    cells = [
+        [one.claim.name, "" if one.measured is None else shown(one.measured), one.claim.expected, one.state,
+         one.claim.source]
+        for one in verdicts
+    ]  # fmt: skip
+    print_table(["claim", "measured", "expected", "", "source"], cells, "", {"pass": "green", "FAIL": "red"})
+    if different:
+        what = "its recorded run" if paper.result(recipe) else "this checkout"
+        print(f"\nnot as in the locked recipe and {what}:", file=sys.stderr)
+        print_table(["what", "this run", "there"], [list(one) for one in different])

@@ -1,0 +1,255 @@
+"""`modlib verify`: a run beside its recipe, the scoreboard, and a default that changed under a lock."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from modlib.cli import recipes
+from modlib.cli.launch import app
+from tests.cli.commands import modlib
+from tests.launching_command import ROOT
+
+RECIPE = """
+include 'debug/tiny.gin'
+DATA = '{data}'
+VAL_DATA = '{data}'
+NUM_STEPS = 3
+EVAL_EVERY = 2
+train.sample = None
+train.subscribers = [@JSONL]
+GPT2.dropout = 0.0
+"""
+CLAIMS: list[dict[str, Any]] = [
+    {"name": "size", "kind": "parameters", "metric": "non_embedding", "value": 25472, "tolerance": 0},
+    {"name": "tokens", "kind": "plan", "metric": "num_tokens", "value": 384, "tolerance": 0},
+    {"name": "first loss", "kind": "run", "metric": "train/loss", "at": "first", "value": 8.32, "tolerance": 0.1},
+    {"name": "loss in the end", "kind": "run", "metric": "val/validation/loss", "at_most": 9.0},
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path) -> Path:
+    """An experiment 2001_small with a locked recipe, and a run of it in runs/a."""
+    folder = tmp_path_factory.mktemp("board")
+    paper = folder / "experiments" / "2001_small"
+    paper.mkdir(parents=True)
+    (paper / "small.gin").write_text(RECIPE.format(data=small_corpus))
+    claims = [{"recipe": "small.gin", "source": "table 1", **claim} for claim in CLAIMS]
+    (paper / "expected.json").write_text(json.dumps({"paper": "A 2001, Small", "claims": claims}))
+    recipes.Paper(paper).lock()
+    done = CliRunner().invoke(
+        app, ["--gin_file", str(paper / "small.gin"), "--runs_dir", str(folder / "runs"), "--name", "a"]
+    )
+    assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture
+def board(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy that the test may change; it is what modlib takes for its experiments."""
+    shutil.copytree(made, tmp_path / "board")
+    monkeypatch.setattr(recipes, "EXPERIMENTS", tmp_path / "board" / "experiments")
+    return tmp_path / "board"
+
+
+def paper(board: Path) -> Path:
+    return board / "experiments" / "2001_small"
+
+
+def change_claim(board: Path, name: str, **fields: Any) -> None:
+    path = paper(board) / "expected.json"
+    content = json.loads(path.read_text())
+    next(claim for claim in content["claims"] if claim["name"] == name).update(fields)
+    path.write_text(json.dumps(content))
+
+
+def test_a_run_that_is_as_it_should_be(board: Path) -> None:
+    done = modlib("verify", board / "runs" / "a")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [(row[0], row[2], row[3], row[4]) for row in rows[:2]] == [
+        ("first loss", "8.32 ± 0.1", "pass", "table 1"),
+        ("loss in the end", "<= 9", "pass", "table 1"),
+    ]
+    assert 8.22 <= float(rows[0][1]) <= 8.42
+    assert not [row for row in rows if row[0].startswith(("config", "data", "world", "version"))]
+
+
+def test_a_claim_that_fails_is_exit_code_1(board: Path) -> None:
+    change_claim(board, "first loss", value=1.0)
+    done = modlib("verify", board / "runs" / "a", code=1)
+    assert "\tFAIL\t" in done.stdout.splitlines()[0]
+
+
+def test_a_claim_that_was_not_measured_is_exit_code_1(board: Path) -> None:
+    change_claim(board, "first loss", metric="train/accuracy")
+    done = modlib("verify", board / "runs" / "a", code=1)
+    assert done.stdout.splitlines()[0].split("\t")[1:4] == ["", "8.32 ± 0.1", "not measured"]
+
+
+def test_record_and_scoreboard(board: Path) -> None:
+    before = modlib("verify", "--all")
+    states = [line.split("\t")[4] for line in before.stdout.splitlines()]
+    assert states == ["pass", "pass", "not run", "not run"]
+    assert "2 of 4 claims hold, 0 fail, 2 are not run" in before.stderr
+
+    assert "wrote " in modlib("verify", board / "runs" / "a", "--record").stderr
+    result = json.loads((paper(board) / "results" / "small.json").read_text())
+    assert set(result["values"]) == {"first loss", "loss in the end"}
+    assert (result["world_size"], result["steps"]) == (1, 3)
+    assert [one["use"] for one in result["data"]] == ["train", "val/validation"]
+    assert all(set(one) == {"use", "name", "fingerprint"} for one in result["data"])
+    assert str(board) not in json.dumps(result)
+
+    after = modlib("verify", "--all")
+    rows = [line.split("\t") for line in after.stdout.splitlines()]
+    assert [row[4] for row in rows] == ["pass"] * 4
+    assert rows[2][5].startswith(f"{result['date']}, {result['machine']}, commit {str(result['git_commit'])[:10]}")
+
+    change_claim(board, "first loss", value=1.0)
+    failed = json.loads(modlib("verify", "--all", "--json", code=1).stdout)
+    assert [row["state"] for row in failed["claims"]] == ["pass", "pass", "FAIL", "pass"]
+    assert failed["claims"][2]["measured"] == result["values"]["first loss"]["value"]
+
+    change_claim(board, "first loss", value=8.32, at=2)  # another question: the recorded value does not answer it
+    asked = json.loads(modlib("verify", "--all", "--json").stdout)
+    assert asked["claims"][2]["state"] == "not run"
+
+
+def test_what_was_different_is_said(board: Path) -> None:
+    modlib("verify", board / "runs" / "a", "--record")
+    flags = ["--gin_param", "LR=2e-3", "--gin_param", "SEQ_LEN=16", "--gin_param", "LOG_EVERY=2"]
+    words = ["--gin_file", str(paper(board) / "small.gin"), "--runs_dir", str(board / "runs"), "--name", "b"]
+    done = CliRunner().invoke(app, [*words, *flags])
+    assert done.exit_code == 0, done.output
+    found = json.loads(modlib("verify", board / "runs" / "b", "--json").stdout)
+    said = {one["what"]: (one["here"], one["there"]) for one in found["differences"]}
+    assert said["config: AdamW.lr"] == ("0.002", "0.001")
+    assert said["config: GPT2.seq_len"] == ("16", "32")
+    assert said["config: train.log_every (changes no number)"] == ("2", "1")
+    assert said["data of train"][0].endswith("/seq_len=16/stride=16")
+    assert "world size" not in said
+    state = json.loads((board / "runs" / "b" / "run.json").read_text())
+    state |= {
+        "git_commit": "f" * 40,
+        "git_dirty": True,
+        "world_size": 4,
+        "versions": {**state["versions"], "torch": "1.0"},
+    }
+    (board / "runs" / "b" / "run.json").write_text(json.dumps(state))
+    found = json.loads(modlib("verify", board / "runs" / "b", "--json").stdout)
+    said = {one["what"]: (one["here"], one["there"]) for one in found["differences"]}
+    assert said["code: commit"][0] == "f" * 40
+    assert said["code: changes since the commit"] == ("some; see dirty.patch", "none")
+    assert said["world size"] == ("4", "1")
+    assert said["version of torch"][0] == "1.0"
+
+
+def test_only_a_finished_run_is_recorded(board: Path) -> None:
+    path = board / "runs" / "a" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "stopped"}))
+    done = modlib("verify", board / "runs" / "a", "--record", code=4)
+    text = "status of run a (stopped) must be finished to be recorded; let it train to its end"
+    assert text in " ".join(done.stderr.split())
+    assert not (paper(board) / "results").exists()
+
+
+def test_a_run_of_no_recipe(board: Path) -> None:
+    path = board / "runs" / "a" / "provenance.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"files": ["/somewhere/my.gin"], "hash": "0"}))
+    done = modlib("verify", board / "runs" / "a", code=2)
+    text = " ".join(done.stderr.split())
+    assert "must be made from a gin file of experiments/, but is made from my.gin; name the recipe" in text
+    modlib("verify", board / "runs" / "a", "--recipe", "2001_small/small.gin")
+    done = modlib("verify", board / "runs" / "a", "--recipe", "2001_small/big.gin", code=2)
+    assert f"recipe (2001_small/big.gin) must be a gin file of {paper(board)}: small.gin" in " ".join(
+        done.stderr.split()
+    )
+    done = modlib("verify", board / "runs" / "a", "--recipe", "2001_smal/small.gin", code=2)
+    assert "did you mean 2001_small?" in " ".join(done.stderr.split())
+
+
+def test_locking(board: Path) -> None:
+    assert modlib("verify", "--lock", "2001_small").stdout == ""
+    recipe = paper(board) / "small.gin"
+    recipe.write_text(recipe.read_text() + "GPT2.qk_norm = True\n")
+    done = modlib("verify", "--all", code=1)
+    assert "not as locked: 2001_small/small.gin: GPT2.qk_norm: False -> True" in done.stderr
+    assert modlib("verify", "--lock", "all").stdout == "2001_small/small.gin: GPT2.qk_norm: False -> True\n"
+    (paper(board) / "other.gin").write_text("include 'small.gin'\n")
+    done = modlib("verify", "--all", code=2)
+    assert "2001_small/other.gin must be in lock.json; `modlib verify --lock 2001_small` locks it" in done.stderr
+    assert modlib("verify", "--lock", "all").stdout.startswith("2001_small/other.gin: new, ")
+
+
+def test_what_was_measured_before_the_recipe_changed_says_so(board: Path) -> None:
+    modlib("verify", board / "runs" / "a", "--record")
+    recipe = paper(board) / "small.gin"
+    recipe.write_text(recipe.read_text().replace("dropout = 0.0", "dropout = 0.2"))
+    modlib("verify", "--lock", "all")
+    rows = [line.split("\t") for line in modlib("verify", "--all").stdout.splitlines()]
+    assert rows[2][5].endswith("; the recipe since then: GPT2.dropout: 0.0 -> 0.2")
+
+
+def test_a_claim_about_no_recipe(board: Path) -> None:
+    change_claim(board, "size", recipe="big.gin")
+    done = modlib("verify", "--all", code=2)
+    assert "recipe (big.gin) of claim 'size' must be a gin file of the folder, which has small.gin" in done.stderr
+
+
+def test_a_claim_about_no_number(board: Path) -> None:
+    change_claim(board, "size", metric="colour")
+    done = modlib("verify", "--all", code=2)
+    assert "metric (colour) of claim 'size' must be one of total, trainable, non_embedding" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "give one of RUN, --all and --lock"),
+        (["--all", "--lock", "x"], "give one of RUN, --all and --lock"),
+        (["--all", "--record"], "--record goes with a RUN"),
+        (["--all", "--recipe", "x"], "--recipe goes with a RUN"),
+    ],
+)
+def test_flags_that_do_not_go_together(words: list[str], text: str) -> None:
+    assert text in " ".join(modlib("verify", *words, code=2).stderr.split())
+
+
+def test_verifying_a_run_does_not_import_torch(board: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from modlib.cli import recipes; recipes.EXPERIMENTS = Path(sys.argv[1]);"
+        "from modlib.cli.verify_run import verify_run;"
+        "code = verify_run(sys.argv[2], Path(), recipe=None, record=False, as_json=True);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    words = [sys.executable, "-c", code, board / "experiments", board / "runs" / "a"]
+    done = subprocess.run([*map(str, words)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_default_that_changes_under_a_locked_recipe_is_named(tmp_path: Path) -> None:
+    """In a copy of the project, the default of a parameter that no gin file sets is changed on purpose."""
+    for name in ("modlib", "gin_configs", "experiments/2026_modalities"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    model = tmp_path / "modlib" / "models" / "gpt2.py"
+    text = model.read_text()
+    assert text.count("rope_fraction: float = 1.0") == 1
+    model.write_text(text.replace("rope_fraction: float = 1.0", "rope_fraction: float = 0.5"))
+    words = [sys.executable, "-c", "from modlib.cli.main import main; main()", "verify", "--all"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("not as locked")] == [
+        f"not as locked: 2026_modalities/{recipe}.gin: GPT2.rope_fraction: 1.0 -> 0.5"
+        for recipe in ("leonardo_2_7b", "leonardo_6_7b", "marenostrum_2_7b")
+    ]
