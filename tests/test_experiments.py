@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from modlib.cli.recipes import Paper, papers
@@ -12,9 +14,12 @@ RECIPES = [pytest.param(paper, recipe, id=f"{paper.name}/{recipe}") for paper in
 
 
 @pytest.mark.parametrize(("paper", "recipe"), RECIPES)
-def test_a_recipe_is_as_locked_and_its_claims_hold(paper: Paper, recipe: str) -> None:
-    """Builds the model on meta, with the plan for the machines that the recipe asks for."""
+def test_a_recipe_is_as_locked_and_its_claims_hold(paper: Paper, recipe: str, tmp_path: Path) -> None:
+    """Builds the model on meta, with the plan and the script for the machines that the recipe asks for."""
     from modlib.cli.measuring import computed, recipe_plan
+    from modlib.cli.planning import place_of
+    from modlib.cli.slurm_run import job_script
+    from modlib.launching.slurm import Slurm
 
     config = paper.config(recipe)
     drifted = [f"{paper.name}/{recipe}: {one}" for one in paper.drifted(recipe, config) if one.science]
@@ -25,6 +30,9 @@ def test_a_recipe_is_as_locked_and_its_claims_hold(paper: Paper, recipe: str) ->
     if not claims:
         assert recipe_plan(config).parameters["total"] > 0
     values = computed(config, claims) if claims else {}
+    place = place_of(config, None)
+    if isinstance(place, Slurm):
+        assert f"--nodes={place.nodes}" in job_script(place, tmp_path / "run")
     wrong = [f"{claim.name}: {values[claim.name]}, not {claim.expected}" for claim in claims
              if not claim.holds(values[claim.name])]  # fmt: skip
     assert not wrong
