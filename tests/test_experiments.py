@@ -24,9 +24,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("paper", "recipe"), RECIPES)
-def test_a_recipe_is_as_locked_and_its_claims_hold(paper: Paper, recipe: str, base: Path) -> None:
-    """Builds the model on meta, with the plan for the machines that the recipe asks for."""
+def test_a_recipe_is_as_locked_and_its_claims_hold(paper: Paper, recipe: str, base: Path, tmp_path: Path) -> None:
+    """Builds the model on meta, with the plan and the script for the machines that the recipe asks for."""
     from modlib.cli.measuring import computed, recipe_plan
+    from modlib.cli.planning import place_of
+    from modlib.cli.slurm_run import job_script
+    from modlib.launching.slurm import Slurm
 
     config = paper.config(recipe)
     drifted = [f"{paper.name}/{recipe}: {one}" for one in paper.drifted(recipe, config) if one.science]
@@ -39,6 +42,9 @@ def test_a_recipe_is_as_locked_and_its_claims_hold(paper: Paper, recipe: str, ba
     if not claims:
         assert recipe_plan(config).parameters["total"] > 0
     values = computed(config, claims) if claims else {}
+    place = place_of(config, None)
+    if isinstance(place, Slurm):
+        assert f"--nodes={place.nodes}" in job_script(place, tmp_path / "run")
     wrong = [f"{claim.name}: {values[claim.name]}, not {claim.expected}" for claim in claims
              if not claim.holds(values[claim.name])]  # fmt: skip
     assert not wrong

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import gin
 import torch
@@ -25,7 +26,19 @@ def recipe_plan(config: Config) -> Plan:
     """The plan of a recipe for the machines that it asks for; its data need not be there."""
     place = place_of(config, None)
     experiment: Experiment = build(config, gin.get_configurable("train"))
-    return make_plan(experiment, config, place.world_size)
+    with _one_thread():
+        return make_plan(experiment, config, place.world_size)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The plan's optimizer step is over hundreds of tiny tensors, where threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def computed(config: Config, claims: Iterable[Claim]) -> dict[str, float]:

@@ -124,8 +124,18 @@ class Paper:
 
 
 def papers() -> list[Paper]:
-    """Every experiment: the folders with an expected.json."""
-    return [Paper(path.parent) for path in sorted(EXPERIMENTS.glob(f"*/{EXPECTED_FILE}"))]
+    """Every experiment: the folders with an expected.json.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    found = [Paper(path.parent) for path in sorted(EXPERIMENTS.glob(f"*/{EXPECTED_FILE}"))]
+    if not found:
+        raise ConfigError(
+            f"experiments ({EXPERIMENTS}) must be a folder with papers, and is none; call modlib from a checkout "
+            "of its repository"
+        )
+    return found
 
 
 def find_paper(word: str) -> Paper:
@@ -139,7 +149,7 @@ def find_paper(word: str) -> Paper:
     if name in known:
         return known[name]
     close = similar(name, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known) or 'none'}"
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
     raise ConfigError(f"experiment ({word}) must be a folder of {EXPERIMENTS}; {hint}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +15,9 @@ from modlib.cli.recipes import Paper, find_paper, papers
 from modlib.cli.report import reported
 from modlib.cli.runs import complete_run
 from modlib.cli.table import print_table
+from modlib.config import Config
 from modlib.config.lock import OTHER, SCIENCE, drift
-from modlib.runtime.errors import EXIT_OK
+from modlib.runtime.errors import EXIT_OK, ConfigError
 from modlib.tracking.claims import COMPUTED, Claim, shown
 
 MOST_NAMED = 3
@@ -90,28 +91,43 @@ class Row:
 
 
 def scoreboard(paper: Paper) -> tuple[list[Row], list[str]]:
-    """Every claim of an experiment with our number, computed now where it needs no training; and what drifted.
+    """Every claim of an experiment with our number, computed now where it needs no training; and what is wrong.
 
     Returns:
-        The claims, and a line for each parameter that changes numbers and is not as it was locked.
+        The claims, and a line for each parameter that changes numbers and is not as it was locked, and for each recipe
+        that cannot be read.
     """
     claims = paper.expected.claims
     values: dict[str, float] = {}
-    drifted: list[str] = []
+    problems: list[str] = []
+    broken: dict[str, str] = {}
     for recipe in paper.recipes:
-        config = paper.config(recipe)
-        drifted += [f"{paper.name}/{recipe}: {one}" for one in paper.drifted(recipe, config) if one.science]
-        if own := [claim for claim in claims if claim.recipe == recipe and claim.kind in COMPUTED]:
-            from modlib.cli.measuring import computed
+        own = [claim for claim in claims if claim.recipe == recipe and claim.kind in COMPUTED]
+        try:
+            config = paper.config(recipe)
+            changed = [one for one in paper.drifted(recipe, config) if one.science]
+            problems += [f"{paper.name}/{recipe} is not as locked: {one}" for one in changed]
+            values |= _computed(config, own)
+        except ConfigError as error:  # a package that is not installed is no reason to show nothing
+            broken[recipe] = error.problems[0]
+            problems.append(f"{paper.name}/{recipe}: {error.problems[0]}")
+    rows = []
+    for claim in claims:
+        if claim.kind not in COMPUTED:
+            rows.append(_measured_row(paper, claim))
+        elif claim.name in values:
+            rows.append(_row(paper, claim, values[claim.name], "computed now"))
+        else:
+            rows.append(replace(_row(paper, claim, None, broken[claim.recipe]), state="FAIL"))
+    return rows, problems
 
-            values |= computed(config, own)
-    rows = [
-        _row(paper, claim, values[claim.name], "computed now")
-        if claim.kind in COMPUTED
-        else _measured_row(paper, claim)
-        for claim in claims
-    ]
-    return rows, drifted
+
+def _computed(config: Config, claims: list[Claim]) -> dict[str, float]:
+    if not claims:
+        return {}
+    from modlib.cli.measuring import computed
+
+    return computed(config, claims)
 
 
 def _measured_row(paper: Paper, claim: Claim) -> Row:
@@ -140,13 +156,13 @@ def _row(paper: Paper, claim: Claim, measured: float | None, note: str) -> Row:
 
 def _show_all(experiments: list[Paper], as_json: bool) -> int:
     rows: list[Row] = []
-    drifted: list[str] = []
+    problems: list[str] = []
     for paper in experiments:
         claims, lines = scoreboard(paper)
-        rows, drifted = rows + claims, drifted + lines
+        rows, problems = rows + claims, problems + lines
     counts = Counter(row.state for row in rows)
     if as_json:
-        content = {"claims": [asdict(row) for row in rows], "drifted": drifted}
+        content = {"claims": [asdict(row) for row in rows], "problems": problems}
         print(json.dumps(content, indent=1, ensure_ascii=False))
     else:
         cells = [
@@ -163,9 +179,9 @@ def _show_all(experiments: list[Paper], as_json: bool) -> int:
         print_table(["experiment", "claim", "measured", "expected", "", "when and where"], cells, "", COLOURS)
         told = f"{counts['pass']} of {len(rows)} claims hold, {counts['FAIL']} fail, {counts['not run']} are not run"
         print(told, file=sys.stderr)
-        for line in drifted:
-            print(f"not as locked: {line}", file=sys.stderr)
-    return 1 if counts["FAIL"] or drifted else EXIT_OK
+        for line in problems:
+            print(line, file=sys.stderr)
+    return 1 if counts["FAIL"] or problems else EXIT_OK
 
 
 def _lock(experiments: list[Paper]) -> None:

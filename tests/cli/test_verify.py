@@ -183,10 +183,10 @@ def test_locking(board: Path) -> None:
     recipe = paper(board) / "small.gin"
     recipe.write_text(recipe.read_text() + "GPT2.qk_norm = True\n")
     done = modlib("verify", "--all", code=1)
-    assert "not as locked: 2001_small/small.gin: GPT2.qk_norm: False -> True" in done.stderr
+    assert "2001_small/small.gin is not as locked: GPT2.qk_norm: False -> True" in done.stderr
     assert modlib("verify", "--lock", "all").stdout == "2001_small/small.gin: GPT2.qk_norm: False -> True\n"
     (paper(board) / "other.gin").write_text("include 'small.gin'\n")
-    done = modlib("verify", "--all", code=2)
+    done = modlib("verify", "--all", code=1)
     assert "2001_small/other.gin must be in lock.json; `modlib verify --lock 2001_small` locks it" in done.stderr
     assert modlib("verify", "--lock", "all").stdout.startswith("2001_small/other.gin: new, ")
 
@@ -208,8 +208,33 @@ def test_a_claim_about_no_recipe(board: Path) -> None:
 
 def test_a_claim_about_no_number(board: Path) -> None:
     change_claim(board, "size", metric="colour")
+    done = modlib("verify", "--all", code=1)
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    text = "metric (colour) of claim 'size' must be one of total, trainable, non_embedding"
+    assert [row[4] for row in rows] == ["FAIL", "FAIL", "not run", "not run"], (
+        "both claims of the recipe were asked for"
+    )
+    assert rows[0][5] == text
+    assert f"2001_small/small.gin: {text}" in done.stderr
+
+
+def test_a_recipe_that_cannot_be_read_leaves_the_others(board: Path) -> None:
+    shutil.copytree(paper(board), board / "experiments" / "2002_broken")
+    (board / "experiments" / "2002_broken" / "small.gin").write_text("train.model = @NoSuchModel\n")
+    rows = [line.split("\t") for line in modlib("verify", "--all", code=1).stdout.splitlines()]
+    assert [(row[0], row[4]) for row in rows] == [
+        *[("2001_small", state) for state in ("pass", "pass", "not run", "not run")],
+        *[("2002_broken", state) for state in ("FAIL", "FAIL", "not run", "not run")],
+    ]
+    assert "no component NoSuchModel" in rows[4][5]
+
+
+def test_without_experiments(board: Path) -> None:
+    shutil.rmtree(board / "experiments")
     done = modlib("verify", "--all", code=2)
-    assert "metric (colour) of claim 'size' must be one of total, trainable, non_embedding" in done.stderr
+    assert f"experiments ({board}/experiments) must be a folder with papers, and is none" in " ".join(
+        done.stderr.split()
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +274,7 @@ def test_a_default_that_changes_under_a_locked_recipe_is_named(tmp_path: Path) -
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if line.startswith("not as locked")] == [
-        f"not as locked: 2026_modalities/{recipe}.gin: GPT2.rope_fraction: 1.0 -> 0.5"
+    assert [line for line in done.stderr.splitlines() if "locked" in line] == [
+        f"2026_modalities/{recipe}.gin is not as locked: GPT2.rope_fraction: 1.0 -> 0.5"
         for recipe in ("leonardo_2_7b", "leonardo_6_7b", "marenostrum_2_7b")
     ]
