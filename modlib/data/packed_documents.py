@@ -7,15 +7,17 @@ import logging
 import os
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
+from modlib.data.document_ids import ids_of_pieces, ids_of_slices
 from modlib.data.packed_dataset import check_tokenizer, check_vocabulary, open_packed
 from modlib.data.packed_file import PackedFile
-from modlib.data.windows import Windows, padded
+from modlib.data.windows import Windows, padded, separated
 from modlib.runtime.errors import ConfigError, DataError
 
 logger = logging.getLogger("modlib")
@@ -29,8 +31,10 @@ class PackedDocuments:
     """Windows of seq_len + 1 tokens that hold whole documents: several short ones each, none split, the rest padding.
 
     A window's first token is never a target, and a document's first token is predicted from the end of the document
-    before it, as in PackedDataset. Documents in one window see each other: neither attention masks nor positions that
-    start anew with each document are made here.
+    before it, as in PackedDataset: documents in one window see each other. With intra_document_masking they do not:
+    attention stays within a document, positions begin anew with each, and its first token is no target, so that
+    training on a window is training on each of its documents alone. Each piece of a document that is cut counts as a
+    document. The model must take "document_ids", as GPT2 does.
 
     With packing "in_order", documents keep their order and a window is closed when the next one does not fit: its
     table takes 16 bytes per window, and a window is one slice of the file. "best_fit" puts each document, longest
@@ -48,6 +52,7 @@ class PackedDocuments:
         seq_len: Targets per window, at least 1.
         long_documents: See above.
         packing: See above.
+        intra_document_masking: Whether documents in one window are kept apart, see above.
 
     Raises:
         ConfigError: seq_len is below 1, or there is no such corpus or file.
@@ -63,6 +68,7 @@ class PackedDocuments:
         seq_len: int,
         long_documents: LongDocuments = "refuse",
         packing: Literal["in_order", "best_fit"] = "in_order",
+        intra_document_masking: bool = False,
     ) -> None:
         if seq_len < 1:
             raise ConfigError(f"seq_len ({seq_len}) must be at least 1; set SEQ_LEN")
@@ -70,6 +76,7 @@ class PackedDocuments:
         self.seq_len = seq_len
         self.long_documents = long_documents
         self.packing = packing
+        self.intra_document_masking = intra_document_masking
         self.packed = open_packed(path)
         pieces = _pieces if packing == "best_fit" else _windows
         starts, lengths, self.num_truncated_tokens = pieces(self.packed, seq_len, long_documents)
@@ -80,6 +87,10 @@ class PackedDocuments:
             order, first = _best_fit(lengths, seq_len + 1)
             starts, lengths = starts[order], lengths[order]
         self._starts, self._lengths, self._first = starts, lengths, first
+        logger.info(
+            "%s: %d windows of whole documents (%s), %.2f%% of them is padding",
+            self.name, len(self), packing, 100 * self.padding,
+        )  # fmt: skip
         if self.num_truncated_tokens:
             logger.warning(
                 "%s: %d tokens beyond seq_len + 1 are left out (long_documents = 'truncate')",
@@ -106,7 +117,20 @@ class PackedDocuments:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"windows ({wanted.min()} to {wanted.max()}) must be 0 to {len(self) - 1} of {self.name}")
         pad_id = self.packed.header.end_of_document_id or 0
-        return padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
+        windows = padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
+        return separated(windows, self._document_ids(wanted)) if self.intra_document_masking else windows
+
+    def _document_ids(self, wanted: Numbers) -> npt.NDArray[np.int32]:
+        width = self.seq_len + 1
+        if self.packing == "in_order":
+            return ids_of_slices(self.packed, self._starts[wanted], self._lengths[wanted], width)
+        first = self._first[wanted]
+        return ids_of_pieces(first, self._first[wanted + 1] - first, self._lengths, width)
+
+    def read_ahead(self, indices: Numbers) -> None:
+        """Tell the system that these windows are read next; see `PackedFile.read_ahead`."""
+        for first, last in zip(self._first[indices].tolist(), self._first[indices + 1].tolist(), strict=True):
+            self.packed.read_ahead(self._starts[first:last], self._lengths[first:last])
 
     def _row(self, number: int) -> npt.NDArray[Any]:
         first, last = self._first[number : number + 2].tolist()
@@ -115,12 +139,15 @@ class PackedDocuments:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself, and makes the same table
-        return (_reopen, (str(self.packed.path), self.seq_len, self.long_documents, self.packing))
+        settings = (self.seq_len, self.long_documents, self.packing, self.intra_document_masking)
+        return (_reopen, (str(self.packed.path), *settings))
 
     @property
     def fingerprint(self) -> str:
         """Changes when the tokens or the way they are packed change; the same on every machine."""
-        return f"sha256:{self.packed.sha256}/documents/seq_len={self.seq_len}/{self.long_documents}/{self.packing}"
+        settings = f"seq_len={self.seq_len}/{self.long_documents}/{self.packing}"
+        apart = "/intra_document_masking" if self.intra_document_masking else ""
+        return f"sha256:{self.packed.sha256}/documents/{settings}{apart}"
 
     @property
     def padding(self) -> float:
@@ -132,10 +159,21 @@ class PackedDocuments:
         """UTF-8 bytes of source text per token, end-of-document tokens included; 0.0 when the file does not say."""
         return self.packed.num_bytes_of_text / self.packed.num_tokens
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         """Targets in one epoch; padding is none."""
-        return int(self._lengths.sum()) - len(self)
+        untrained = self._num_pieces() if self.intra_document_masking else len(self)
+        return int(self._lengths.sum()) - untrained
+
+    def _num_pieces(self) -> int:
+        """Documents with tokens, each piece of one that is cut by itself."""
+        if self.packing == "best_fit":
+            return len(self._starts)
+        lengths = np.diff(self.packed.document_offsets)
+        lengths = lengths[lengths > 0]
+        if self.long_documents == "cut":
+            return int(np.maximum(-(-(lengths - 1) // self.seq_len), 1).sum())
+        return len(lengths)
 
     @property
     def num_documents(self) -> int:
@@ -262,5 +300,13 @@ def _too_long(packed: PackedFile, document: int, seq_len: int) -> DataError:
     )
 
 
-def _reopen(path: str, seq_len: int, long_documents: LongDocuments, packing: Any) -> PackedDocuments:
-    return PackedDocuments(path=path, seq_len=seq_len, long_documents=long_documents, packing=packing)
+def _reopen(
+    path: str, seq_len: int, long_documents: LongDocuments, packing: Any, intra_document_masking: bool
+) -> PackedDocuments:
+    return PackedDocuments(
+        path=path,
+        seq_len=seq_len,
+        long_documents=long_documents,
+        packing=packing,
+        intra_document_masking=intra_document_masking,
+    )

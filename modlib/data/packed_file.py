@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from modlib.data.packed_header import HEADER_BYTES, PackedHeader, decode_header
 from modlib.runtime.errors import DataError
 
 TOKEN_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHUNK_BYTES = 1 << 24
+_READ_WHOLE_BYTES = 1 << 26
 _OFFSETS_CHECKED_ON_OPEN = 1_000_000  # 8 MB; more are checked by verify() and, one by one, by document()
 
 
@@ -107,6 +109,21 @@ class PackedFile:
         if not 0 <= start <= end <= self.num_tokens:
             raise DataError(self._offsets_message(index, start, end))
         return self.tokens[start:end]
+
+    def read_ahead(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> None:
+        """Tell the system which tokens are read next, so that it fetches all of them at once, and nothing around them.
+
+        Returns before they are there. A small file is left alone: it was read whole when it was verified.
+
+        Args:
+            starts: First token of each piece.
+            lengths: Tokens of each piece.
+        """
+        if self.header.file_bytes <= _READ_WHOLE_BYTES or not hasattr(os, "posix_fadvise"):
+            return
+        file, width, base = self._file.fileno(), self.header.token_width, self.header.sections["tokens"][0]
+        for start, length in zip((base + width * starts).tolist(), (width * lengths).tolist(), strict=True):
+            os.posix_fadvise(file, start, length, os.POSIX_FADV_WILLNEED)
 
     def verify(self) -> None:
         """Read the whole file and compare it with its hash; ids and offsets are checked too.

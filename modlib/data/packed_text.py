@@ -75,7 +75,8 @@ def part_of(
             raise DataError(
                 f"window ({window}) must be below the {len(dataset)} windows of {packed.path} with seq_len {seq_len}"
             )
-        return Part(f"window {window}, seq_len {seq_len}", window * dataset.stride, dataset[window])
+        start = window * dataset.stride
+        return Part(f"window {window}, seq_len {seq_len}", start, packed.tokens[start : start + seq_len + 1])
     assert span is not None
     first, last = span
     if not 0 <= first <= last <= packed.num_tokens:

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import pickle
 import re
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +173,33 @@ def test_change_in_place_is_found_and_a_touch_is_not_a_change(make_packed: MakeP
         file.write(b"more")
     with pytest.raises(DataError, match=r"size of .* must stay the .* bytes it had"):
         packed.check_unchanged()
+
+
+def in_memory(packed: PackedFile, token: int) -> bool:
+    """Whether the system holds the page of a token, without asking it to read."""
+    pages = mmap.PAGESIZE
+    address = packed.tokens.ctypes.data + packed.tokens.itemsize * token
+    held = ctypes.create_string_buffer(1)
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address // pages * pages), ctypes.c_size_t(pages), held) == 0
+    return bool(held.raw[0] & 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore and fadvise are Linux's")
+def test_reading_ahead_brings_the_named_tokens_and_not_the_whole_file(
+    make_packed: MakePacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = PackedFile(make_packed(2_000_000))
+    with open(packed.path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(packed, 1_500_000):
+        pytest.skip("this file system keeps what it is told to forget")
+    packed.read_ahead(np.array([1_500_000]), np.array([1000]))
+    assert not in_memory(packed, 1_500_000), "so small a file was read whole when it was verified"
+    monkeypatch.setattr("modlib.data.packed_file._READ_WHOLE_BYTES", 100)
+    packed.read_ahead(np.array([500_000, 1_500_000]), np.array([1000, 1000]))
+    deadline = time.monotonic() + 20
+    while not (in_memory(packed, 500_000) and in_memory(packed, 1_500_999)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert not in_memory(packed, 1_000_000)
