@@ -107,8 +107,7 @@ class PackedDataset:
 
     def read_ahead(self, indices: npt.NDArray[np.int64]) -> None:
         """Tell the system that these windows are read next; see `PackedFile.read_ahead`."""
-        starts = indices * self.stride
-        self.packed.read_ahead(starts, np.full(len(starts), self.seq_len + 1))
+        self.packed.read_ahead(indices * self.stride, self.seq_len + 1)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself
         return (_reopen, (str(self.packed.path), self.seq_len, self.reuse_last_target, self.intra_document_masking))

@@ -129,8 +129,9 @@ class PackedDocuments:
 
     def read_ahead(self, indices: Numbers) -> None:
         """Tell the system that these windows are read next; see `PackedFile.read_ahead`."""
-        for first, last in zip(self._first[indices].tolist(), self._first[indices + 1].tolist(), strict=True):
-            self.packed.read_ahead(self._starts[first:last], self._lengths[first:last])
+        windows = zip(self._first[indices].tolist(), self._first[indices + 1].tolist(), strict=True)
+        pieces = np.concatenate([np.arange(first, last) for first, last in windows])
+        self.packed.read_ahead(self._starts[pieces], self._lengths[pieces])
 
     def _row(self, number: int) -> npt.NDArray[Any]:
         first, last = self._first[number : number + 2].tolist()

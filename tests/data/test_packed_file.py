@@ -203,3 +203,28 @@ def test_reading_ahead_brings_the_named_tokens_and_not_the_whole_file(
         assert time.monotonic() < deadline
         time.sleep(0.001)
     assert not in_memory(packed, 1_000_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fadvise is Linux's")
+def test_nothing_is_told_any_more_while_everything_is_found_in_memory(
+    make_packed: MakePacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = PackedFile(make_packed(10_000))
+    assert int(packed.tokens.max()) == 9999
+    monkeypatch.setattr("modlib.data.packed_file._READ_WHOLE_BYTES", 100)
+    told: list[int] = []
+    advise = os.posix_fadvise
+
+    def recorded(file: int, offset: int, length: int, advice: int) -> None:
+        told.append(offset)
+        advise(file, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", recorded)
+    for _ in range(10_000):
+        before = len(told)
+        packed.read_ahead(np.array([5, 50]), 10)
+        if len(told) == before:
+            break
+    assert before >= 2 * 64
+    assert set(told) == {HEADER_BYTES + 2 * 5, HEADER_BYTES + 2 * 50}
+    assert len(told) == before, "the system was told of pages that are in memory, again and again"
