@@ -206,9 +206,12 @@ KINDS: dict[str, Callable[..., Any]] = {
 
 
 def open_once(path: Path, kind: str, batch_size: int, seq_len: int) -> dict[str, float]:
-    """Milliseconds to open, and from there to the first batch; MB by which the peak of memory rose meanwhile."""
+    """Milliseconds to open, and from there to the first batch; MB by which memory rose meanwhile.
+
+    "memory" is by how much its peak rose, pages of the file included; "own" what the process itself has more at the end.
+    """
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is what there is now
-    before = peak_memory_mb()
+    peak, own = memory_mb("VmHWM"), memory_mb("RssAnon")
     started = time.perf_counter()
     dataset = KINDS[kind](path=str(path), seq_len=seq_len)
     opened = time.perf_counter()
@@ -220,14 +223,15 @@ def open_once(path: Path, kind: str, batch_size: int, seq_len: int) -> dict[str,
         return {
             "opening": 1000 * (opened - started),
             "first batch": 1000 * (done - opened),
-            "memory": peak_memory_mb() - before,
+            "memory": memory_mb("VmHWM") - peak,
+            "own": memory_mb("RssAnon") - own,
         }
 
 
-def peak_memory_mb() -> float:
-    """Most resident memory of this process since its peak was reset."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1000
+def memory_mb(kind: str) -> float:
+    """A number of /proc/self/status: VmHWM is the most resident memory since it was reset, RssAnon what is no file."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(kind))
+    return int(line.split()[1]) * 1024 / 1e6
 
 
 def measure_opening(options: argparse.Namespace) -> None:
@@ -244,8 +248,10 @@ def measure_opening(options: argparse.Namespace) -> None:
                 found[kind].append(json.loads(printed.splitlines()[-1]))
     print(f"medians of {options.rounds} rounds, {100 * options.documents:,} tokens, {options.documents:,} documents")
     for kind, rounds in found.items():
-        opening, first, memory = (statistics.median(one[key] for one in rounds) for key in rounds[0])
-        print(f"{kind}: opening {opening:.1f} ms, first batch after it {first:.2f} ms, memory {memory:.1f} MB")
+        opening, first, memory, own = (statistics.median(one[key] for one in rounds) for key in rounds[0])
+        print(
+            f"{kind}: opening {opening:.1f} ms, first batch after it {first:.2f} ms, memory {memory:.1f} MB, own {own:.1f} MB"
+        )
 
 
 def main() -> None:

@@ -209,10 +209,14 @@ def _windows(packed: PackedFile, seq_len: int, long_documents: LongDocuments) ->
     offsets: Sequence[int] = memoryview(packed.document_offsets)  # type: ignore[arg-type, assignment]
     starts, lengths = array("q"), array("q")
     count, left_out = packed.num_documents, 0
-    document, start = 0, 0
+    document, start, in_window = 0, 0, 0
     while document < count:
         behind = start + seq_len + 1
-        following = bisect.bisect_right(offsets, behind, document) - 1  # of whole documents, it is the first left out
+        until = document + 2 * in_window + 2  # windows hold about as many as the one before: far fewer to look through
+        if until > count or offsets[until] <= behind:
+            until = count + 1
+        following = bisect.bisect_right(offsets, behind, document, until) - 1  # the first document that is left out
+        in_window = following - document
         if following > document:
             end = offsets[following]
             document = following
@@ -265,25 +269,7 @@ def _best_fit(lengths: Numbers, room: int) -> tuple[Numbers, Numbers]:
         lengths: Of the pieces, 1 to room.
         room: Tokens per window.
     """
-    window_of = np.zeros(len(lengths), np.int64)
-    by_room: dict[int, list[int]] = {}
-    some = 0  # bit r is set when a window with r tokens of room is open
-    count = 0
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[piece])
-        fitting = some >> length
-        if fitting:
-            left = length + (fitting & -fitting).bit_length() - 1
-            window = by_room[left].pop()
-            if not by_room[left]:
-                some ^= 1 << left
-        else:
-            left, window = room, count
-            count += 1
-        window_of[piece] = window
-        if left > length:
-            by_room.setdefault(left - length, []).append(window)
-            some |= 1 << (left - length)
+    window_of, count = _fit(lengths, room)
     first_pieces = np.full(count, len(lengths), np.int64)
     np.minimum.at(first_pieces, window_of, np.arange(len(lengths)))
     place = np.empty(count, np.int64)
@@ -291,6 +277,44 @@ def _best_fit(lengths: Numbers, room: int) -> tuple[Numbers, Numbers]:
     window_of = place[window_of]
     order = np.argsort(window_of, kind="stable")
     return order, np.concatenate([[0], np.cumsum(np.bincount(window_of, minlength=count))])
+
+
+def _fit(lengths: Numbers, room: int) -> tuple[Numbers, int]:
+    """The window of each piece, windows numbered as they are opened, and how many there are.
+
+    Pieces of one length are placed many at a time: a window that takes one is the best for the next, while it fits.
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(lengths[by_length])) + 1, len(lengths)).tolist()
+    window_of = np.empty(len(lengths), np.int64)
+    by_room: dict[int, list[int]] = {}
+    some = 0  # bit r is set when a window with r tokens of room is open
+    count = place = 0
+    for end in ends:
+        length = int(lengths[by_length[place]])
+        while place < end:
+            fitting = some >> length
+            left = length + (fitting & -fitting).bit_length() - 1 if fitting else room
+            each = left // length
+            wanted = -(-(end - place) // each)
+            if fitting:
+                open_windows = by_room[left]
+                windows = open_windows[-wanted:][::-1]
+                del open_windows[-wanted:]
+                if not open_windows:
+                    some ^= 1 << left
+            else:
+                windows = list(range(count, count + wanted))
+                count += wanted
+            taken = min(len(windows) * each, end - place)
+            window_of[by_length[place : place + taken]] = np.repeat(windows, each)[:taken]
+            place += taken
+            in_last = taken - (len(windows) - 1) * each
+            for filled, rest in ((windows[:-1], left - each * length), (windows[-1:], left - in_last * length)):
+                if filled and rest:
+                    by_room.setdefault(rest, []).extend(filled)
+                    some |= 1 << rest
+    return window_of, count
 
 
 def _too_long(packed: PackedFile, document: int, seq_len: int) -> DataError:

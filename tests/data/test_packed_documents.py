@@ -157,3 +157,23 @@ def test_bad_settings_and_indices_are_refused(make: Make) -> None:
         make([2]).__getitems__([-1])
     with pytest.raises(IndexError, match=r"window \(1\) must be below the 1 windows"):
         make([2])[1]
+
+
+def one_by_one(lengths: list[int], room: int) -> list[list[int]]:
+    """Best fit as it is defined: longest first, into the window with the least room that takes it, or a new one."""
+    windows: list[list[int]] = []
+    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
+        left = [room - sum(lengths[other] for other in window) for window in windows]
+        fitting = [number for number, rest in enumerate(left) if rest >= lengths[piece]]
+        if fitting:
+            windows[min(fitting, key=lambda number: left[number])].append(piece)
+        else:
+            windows.append([piece])
+    return windows
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_best_fit_leaves_the_same_rooms_as_one_by_one(make: Make, lengths: list[int]) -> None:
+    found = sorted(len(row) for row in rows(make(lengths, 19, packing="best_fit")))
+    assert found == sorted(sum(lengths[piece] for piece in window) for window in one_by_one(lengths, 20))
