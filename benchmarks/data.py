@@ -208,7 +208,7 @@ KINDS: dict[str, Callable[..., Any]] = {
 def open_once(path: Path, kind: str, batch_size: int, seq_len: int) -> dict[str, float]:
     """Milliseconds to open, and from there to the first batch; MB by which memory rose meanwhile.
 
-    "memory" is by how much its peak rose, pages of the file included; "own" what the process itself has more at the end.
+    "memory" is by how much its peak rose, pages of the file included; "own" what the process has more without those.
     """
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is what there is now
     peak, own = memory_mb("VmHWM"), memory_mb("RssAnon")
@@ -249,9 +249,8 @@ def measure_opening(options: argparse.Namespace) -> None:
     print(f"medians of {options.rounds} rounds, {100 * options.documents:,} tokens, {options.documents:,} documents")
     for kind, rounds in found.items():
         opening, first, memory, own = (statistics.median(one[key] for one in rounds) for key in rounds[0])
-        print(
-            f"{kind}: opening {opening:.1f} ms, first batch after it {first:.2f} ms, memory {memory:.1f} MB, own {own:.1f} MB"
-        )
+        times = f"opening {opening:.1f} ms, first batch after it {first:.2f} ms"
+        print(f"{kind}: {times}, memory {memory:.1f} MB, own {own:.1f} MB")
 
 
 def main() -> None:
