@@ -128,6 +128,13 @@ class SeveralDatasets:
             return 0.0
         return sum(rate * number for rate, number in zip(rates, tokens, strict=True)) / sum(tokens)
 
+    def mean_padding(self, samples: Sequence[int]) -> float | None:
+        """Share of the tokens that is padding, of so many samples of each source; None when no source pads."""
+        shares = [getattr(source, "padding", None) for source in self.sources]
+        if all(share is None for share in shares):
+            return None
+        return sum((share or 0.0) * number for share, number in zip(shares, samples, strict=True)) / sum(samples)
+
 
 @component("dataset", "combined")
 class CombinedDataset(SeveralDatasets):
@@ -164,6 +171,11 @@ class CombinedDataset(SeveralDatasets):
     def num_tokens(self) -> int:
         """Targets in one epoch."""
         return sum(source.num_tokens for source in self.sources)
+
+    @property
+    def padding(self) -> float | None:
+        """Share of the samples' tokens that is padding; None when no source pads."""
+        return self.mean_padding(self.sizes.tolist())
 
     @property
     def num_documents(self) -> int | None:

@@ -236,7 +236,7 @@ class GPT2(nn.Module):
         documents = None if document_ids is None else self._documents(document_ids)
         x = self._embed(tokens, 0, None if documents is None else documents.positions)
         for block in self.blocks:
-            x = block(x, documents)
+            x = block(x) if documents is None else block(x, documents)
         return self._logits(x, head)
 
     def decode(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:

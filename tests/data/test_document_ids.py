@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from modlib.data.collate import LMCollator
 from modlib.data.combined_dataset import CombinedDataset
 from modlib.data.loader import DataLoader
+from modlib.data.loader_workers import load_batch
 from modlib.data.loss_masking import LossMaskingCollator
 from modlib.data.masked_lm import MaskedLMCollator
 from modlib.data.mixture_dataset import MixtureDataset
@@ -174,6 +175,33 @@ def test_several_sources(write: Write, kind: str) -> None:
     assert str(caught.value) == (
         "intra_document_masking of the datasets of combined ([True, False]) must be equal; set it in all or in none"
     )
+
+
+def test_what_is_read_next_is_told_to_the_dataset_and_to_its_sources(write: Write) -> None:
+    told: dict[str, list[int]] = {}
+
+    class Told(PackedDocuments):
+        def read_ahead(self, indices: Any) -> None:
+            told.setdefault(self.name, []).extend(indices.tolist())
+            super().read_ahead(indices)
+
+    paths = [write([3, 4, 5, 2], "a"), write([2, 5, 1], "b")]
+    combined = CombinedDataset(datasets=[functools.partial(Told, path=path, seq_len=4) for path in paths])
+    load_batch(combined, LMCollator(), np.array([4, 0, 2, 3]))
+    assert told == {paths[0]: [0, 2, 3], paths[1]: [0]}
+    load_batch(combined.sources[1], LMCollator(), np.array([1]))
+    assert told[paths[1]] == [0, 1]
+
+
+def test_padding_of_several_sources(write: Write) -> None:
+    first = functools.partial(PackedDocuments, path=write([5, 3, 3, 2], "a"), seq_len=4)  # type: ignore[call-arg]
+    second = functools.partial(PackedDataset, path=write([9], "b"), seq_len=4)  # type: ignore[call-arg]
+    assert first().padding == pytest.approx(2 / 15)
+    assert (len(first()), len(second())) == (3, 2)
+    assert CombinedDataset(datasets=[first, second]).padding == pytest.approx(2 / 25)
+    mixture = MixtureDataset(datasets=[first, second], weights=[0.75, 0.25], num_samples=8)
+    assert mixture.padding == pytest.approx(0.75 * 2 / 15)
+    assert CombinedDataset(datasets=[second]).padding is None
 
 
 def test_mixed_up_batches_are_refused(write: Write) -> None:
