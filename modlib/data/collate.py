@@ -22,11 +22,16 @@ class LMCollator:
     A target that is padding, or that the dataset masked, is ignore_index. Padding stands at the end, where a causal
     model's real tokens cannot see it, so that such a model needs no attention mask.
 
+    Of windows whose documents are kept apart (`intra_document_masking` of a dataset), inputs are named and have
+    "document_ids" (B, T) int32 besides "input_ids".
+
     Args:
         attention_mask: Whether inputs are {"input_ids": (B, T), "attention_mask": (B, T)}, for models that take them
             so; the mask is int64, 1 at tokens and 0 at padding.
         ignore_index: Written where a target does not count; the loss's.
     """
+
+    hands_on_document_ids = True
 
     def __init__(self, *, attention_mask: bool = False, ignore_index: int = -100) -> None:
         self.attention_mask = attention_mask
@@ -54,9 +59,12 @@ class LMCollator:
         masked = ~windows.trained[:, 1:]
         if masked.any():
             targets[torch.from_numpy(masked)] = self.ignore_index
+        named = {}
         if self.attention_mask:
-            return {"input_ids": inputs, "attention_mask": _int64(windows.present[:, :-1])}, targets
-        return inputs, targets
+            named["attention_mask"] = _int64(windows.present[:, :-1])
+        if windows.document_ids is not None:
+            named["document_ids"] = torch.from_numpy(windows.document_ids[:, :-1].copy())
+        return {"input_ids": inputs, **named} if named else inputs, targets
 
 
 def _int64(array: npt.NDArray[Any]) -> Tensor:

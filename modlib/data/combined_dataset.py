@@ -26,7 +26,7 @@ class SeveralDatasets:
         kind: Begins the name.
 
     Raises:
-        ConfigError: There are no datasets, or their seq_len differ.
+        ConfigError: There are no datasets, or their seq_len or intra_document_masking differ.
         DataError: Different tokenizers made them.
     """
 
@@ -39,6 +39,12 @@ class SeveralDatasets:
         if len(set(lengths)) > 1:
             raise ConfigError(f"seq_len of the datasets of {kind} ({lengths}) must be equal; set all with SEQ_LEN")
         self.seq_len: int = lengths[0]
+        apart = [getattr(source, "intra_document_masking", False) for source in self.sources]
+        if len(set(apart)) > 1:
+            raise ConfigError(
+                f"intra_document_masking of the datasets of {kind} ({apart}) must be equal; set it in all or in none"
+            )
+        self.intra_document_masking: bool = apart[0]
         made_by = {source.tokenizer_fingerprint: source.name for source in self.sources if source.tokenizer_fingerprint}
         if len(made_by) > 1:
             listed = ", ".join(f"{name}: {fingerprint[:12]}" for fingerprint, name in made_by.items())
@@ -122,6 +128,13 @@ class SeveralDatasets:
             return 0.0
         return sum(rate * number for rate, number in zip(rates, tokens, strict=True)) / sum(tokens)
 
+    def mean_padding(self, samples: Sequence[int]) -> float | None:
+        """Share of the tokens that is padding, of so many samples of each source; None when no source pads."""
+        shares = [getattr(source, "padding", None) for source in self.sources]
+        if all(share is None for share in shares):
+            return None
+        return sum((share or 0.0) * number for share, number in zip(shares, samples, strict=True)) / sum(samples)
+
 
 @component("dataset", "combined")
 class CombinedDataset(SeveralDatasets):
@@ -160,6 +173,11 @@ class CombinedDataset(SeveralDatasets):
         return sum(source.num_tokens for source in self.sources)
 
     @property
+    def padding(self) -> float | None:
+        """Share of the samples' tokens that is padding; None when no source pads."""
+        return self.mean_padding(self.sizes.tolist())
+
+    @property
     def num_documents(self) -> int | None:
         """Documents in all; None when a source does not say."""
         counts = [source.num_documents for source in self.sources]
@@ -172,6 +190,8 @@ class CombinedDataset(SeveralDatasets):
 
 
 def _rows(source: Any, indices: Numbers) -> list[Any]:
+    if hasattr(source, "read_ahead"):
+        source.read_ahead(indices)
     fetch = getattr(source, "__getitems__", None)
     found = fetch(indices) if fetch is not None else [source[index] for index in indices.tolist()]
     return [found.row(number) for number in range(len(indices))] if hasattr(found, "row") else list(found)

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 class Dataset(Protocol):
     """Samples by index, and what is said about them in the plan, in checkpoints and in metrics.
 
-    A dataset may also have `__getitems__(indices)` (many samples at once, much faster), `check_unchanged()` (raises
-    DataError when its files were changed since they were opened), `check_tokenizer(fingerprint)`, and `tokenizer_path`
-    (its tokenizer.json, or None). It must survive pickling, for loader workers that are spawned.
+    A dataset may also have `__getitems__(indices)` (many samples at once, much faster), `read_ahead(indices)` (tells
+    the system what is read next), `check_unchanged()` (raises DataError when its files were changed since they were
+    opened), `check_tokenizer(fingerprint)`, `tokenizer_path` (its tokenizer.json, or None), `padding` (share of its
+    tokens that is none) and a parameter `intra_document_masking`, with which it gives windows with document ids. It
+    must survive pickling, for loader workers that are spawned.
     """
 
     name: str

@@ -50,7 +50,8 @@ class DataLoader:
         start_method: How workers start. "spawn" is slower to start, and safe where forking a process with threads
             is not.
         pin_memory: Whether batches are put into page-locked memory; None does so when there is a GPU.
-        dataset: Has `__getitem__`; `__getitems__(indices)` and `check_unchanged()` are used if there.
+        dataset: Has `__getitem__`; `__getitems__(indices)`, `read_ahead(indices)` and `check_unchanged()` are used if
+            there.
         sampler: Has `indices(start, count)`, and the number of samples as its length.
         collate: Makes (inputs, targets) from samples; inputs are a tensor or several by name.
         batch_sampler: Called with the sampler and this rank's share; None is `BatchSampler`.

@@ -28,7 +28,10 @@ _NOTICED_S = 1.0
 
 
 def load_batch(dataset: Any, collate: Callable[[Any], Any], indices: npt.NDArray[np.int64]) -> Any:
-    """Collate these samples; all at once where the dataset can."""
+    """Collate these samples; all at once where the dataset can, and fetched ahead of that where it knows how."""
+    read_ahead = getattr(dataset, "read_ahead", None)
+    if read_ahead is not None:
+        read_ahead(indices)
     fetch = getattr(dataset, "__getitems__", None)
     return collate(fetch(indices) if fetch is not None else [dataset[index] for index in indices.tolist()])
 

@@ -71,6 +71,7 @@ class LossMaskingCollator:
         self.train_end = train_end
         self.on_bad_row = on_bad_row
         self.ignore_index = ignore_index
+        self.hands_on_document_ids: bool = getattr(self.collate, "hands_on_document_ids", False)
         self.num_bad_rows = 0
         """Rows masked so far because they were bad, by this process."""
 
@@ -155,4 +156,9 @@ def _window(inputs: Inputs, targets: Tensor) -> npt.NDArray[np.int64]:
             f"inputs of LossMaskingCollator.collate ({', '.join(inputs)}) must be one tensor or have 'input_ids'; "
             "use another collator"
         )
-    return torch.cat([ids[:, :1], targets], dim=1).numpy()
+    window = torch.cat([ids[:, :1], targets], dim=1)
+    documents = inputs.get("document_ids") if isinstance(inputs, dict) else None
+    if documents is not None:  # the first token of a document is no target, but may be a marker
+        begins = documents[:, 1:] != documents[:, :-1]
+        window[:, 1:-1] = torch.where(begins, ids[:, 1:], window[:, 1:-1])
+    return window.numpy()

@@ -81,9 +81,14 @@ class MaskedLMCollator:
             inputs (B, T), alone or named, and targets (B, T), int64.
 
         Raises:
+            ConfigError: The dataset keeps documents apart, which is not done here.
             DataError: samples are not (B, T + 1) with T at least 1.
         """
         windows = as_windows(samples)
+        if windows.document_ids is not None:
+            raise ConfigError(
+                "intra_document_masking (True) must be False with MaskedLMCollator, which does not keep documents apart"
+            )
         if windows.ids.ndim != 2 or windows.ids.shape[1] < 2:
             raise DataError(f"shape of the windows {windows.ids.shape} must be (B, T + 1) with T >= 1")
         ids = windows.ids[:, :-1].astype(np.int64)

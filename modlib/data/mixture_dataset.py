@@ -150,6 +150,11 @@ class MixtureDataset(SeveralDatasets):
         return round(sum(count * tokens for count, tokens in zip(self.counts(), per_sample, strict=True)))
 
     @property
+    def padding(self) -> float | None:
+        """Share of the samples' tokens that is padding, in one epoch; None when no source pads."""
+        return self.mean_padding(self.counts())
+
+    @property
     def num_documents(self) -> int | None:
         """Documents in all sources; None when one does not say."""
         counts = [source.num_documents for source in self.sources]

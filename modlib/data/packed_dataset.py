@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +13,9 @@ import numpy.typing as npt
 
 from modlib.components import component
 from modlib.data import corpus
+from modlib.data.document_ids import ids_of_slices, num_documents_begun
 from modlib.data.packed_file import PackedFile
-from modlib.data.windows import Windows
+from modlib.data.windows import Windows, count_targets, plain, separated
 from modlib.runtime.errors import ConfigError, DataError
 
 _VERIFIED_ON_OPEN_BYTES = 1 << 26  # below 0.1 s to hash; larger files are hashed by PackedFile.verify() when asked
@@ -32,26 +34,35 @@ class PackedDataset:
 
     Of a file with a loss mask, such as chat data, windows are `Windows` that say which of their tokens are trained.
 
+    With intra_document_masking, training on a window is training on each of its documents alone: attention stays within
+    a document, positions begin anew with each, and its first token is no target. A document that goes on in the next
+    window begins anew there, at position 0. The model must take "document_ids", as GPT2 does.
+
     The contents of files up to 64 MiB are verified against their hash on opening.
 
     Args:
         path: A packed token file, or a corpus that modlib makes itself, such as "stdlib:train".
         seq_len: Inputs per window, at least 1.
         reuse_last_target: Whether neighbouring windows share one token.
+        intra_document_masking: Whether documents in one window are kept apart, see above.
 
     Raises:
         ConfigError: seq_len is below 1, or there is no such corpus or file.
         DataError: The file is damaged, or shorter than one window.
 
-    Source: Brown et al. 2020, GPT-3, appendix B (full windows over several documents, without a mask between them).
+    Source: Brown et al. 2020, GPT-3, appendix B (full windows over several documents, without a mask between them);
+    with one: Zhao et al. 2024, Analysing the Impact of Sequence Composition on Language Model Pre-Training, section 2.
     """
 
-    def __init__(self, *, path: str, seq_len: int, reuse_last_target: bool = True) -> None:
+    def __init__(
+        self, *, path: str, seq_len: int, reuse_last_target: bool = True, intra_document_masking: bool = False
+    ) -> None:
         if seq_len < 1:
             raise ConfigError(f"seq_len ({seq_len}) must be at least 1; set SEQ_LEN")
         self.name = os.fspath(path)
         self.seq_len = seq_len
         self.reuse_last_target = reuse_last_target
+        self.intra_document_masking = intra_document_masking
         self.packed = open_packed(path)
         self.stride = seq_len if reuse_last_target else seq_len + 1
         tokens = self.packed.tokens
@@ -74,12 +85,15 @@ class PackedDataset:
         count = len(self)
         if not -count <= index < count:
             raise IndexError(f"window ({index}) must be below the {count} windows of {self.name}")
-        if self.packed.has_loss_mask:
-            return self._masked(np.array([index % count])).row(0)
+        if not self._is_plain:
+            return self._marked(np.array([index % count])).row(0)
         return self._windows[index]
 
     def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any] | Windows:
         """Many windows at once, (B, seq_len + 1), copied in the file's own integer type.
+
+        Returns:
+            An array; Windows with intra_document_masking.
 
         Raises:
             IndexError: An index is negative or beyond the last window.
@@ -87,22 +101,36 @@ class PackedDataset:
         rows = np.asarray(indices, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"windows ({rows.min()} to {rows.max()}) must be 0 to {len(self) - 1} of {self.name}")
-        return self._masked(rows) if self.packed.has_loss_mask else self._windows[rows]
+        return self._windows[rows] if self._is_plain else self._marked(rows)
 
-    def _masked(self, rows: npt.NDArray[np.int64]) -> Windows:
-        starts = (rows * self.stride).tolist()
-        trained = [self.packed.trained(start, start + self.seq_len + 1) for start in starts]
-        ids = self._windows[rows]
-        mask = np.stack(trained) if trained else np.zeros(ids.shape, np.bool_)
-        return Windows(ids, mask, np.broadcast_to(np.True_, ids.shape), rows)
+    @property
+    def _is_plain(self) -> bool:
+        """Whether a window is its tokens and nothing else."""
+        return not (self.intra_document_masking or self.packed.has_loss_mask)
+
+    def _marked(self, rows: npt.NDArray[np.int64]) -> Windows:
+        """Windows that say which of their tokens are trained, and of which document each is."""
+        starts, width = rows * self.stride, self.seq_len + 1
+        windows = replace(plain(self._windows[rows]), index=rows)
+        if self.packed.has_loss_mask and len(rows):
+            trained = np.stack([self.packed.trained(start, start + width) for start in starts.tolist()])
+            windows = replace(windows, trained=trained)
+        if self.intra_document_masking:
+            windows = separated(windows, ids_of_slices(self.packed, starts, np.full(len(rows), width), width))
+        return windows
+
+    def read_ahead(self, indices: npt.NDArray[np.int64]) -> None:
+        """Tell the system that these windows are read next; see `PackedFile.read_ahead`."""
+        self.packed.read_ahead(indices * self.stride, self.seq_len + 1)
 
     def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself
-        return (_reopen, (str(self.packed.path), self.seq_len, self.reuse_last_target))
+        return (_reopen, (str(self.packed.path), self.seq_len, self.reuse_last_target, self.intra_document_masking))
 
     @property
     def fingerprint(self) -> str:
         """Changes when the tokens or the way they are cut into windows change; the same on every machine."""
-        return f"sha256:{self.packed.sha256}/seq_len={self.seq_len}/stride={self.stride}"
+        apart = "/intra_document_masking" if self.intra_document_masking else ""
+        return f"sha256:{self.packed.sha256}/seq_len={self.seq_len}/stride={self.stride}{apart}"
 
     @property
     def bytes_per_token(self) -> float:
@@ -111,10 +139,18 @@ class PackedDataset:
 
     @cached_property
     def num_tokens(self) -> int:
-        """Targets in one epoch; those that the loss mask leaves out are none."""
-        if not self.packed.has_loss_mask:
-            return len(self) * self.seq_len
-        return self.packed.count_trained(np.arange(len(self)) * self.stride + 1, np.full(len(self), self.seq_len))
+        """Targets in one epoch; those that the loss mask leaves out, and first tokens of masked documents, are none."""
+        whole = len(self) * self.seq_len
+        if self._is_plain:
+            return whole
+        if self.packed.has_loss_mask:
+            if self.intra_document_masking:
+                return count_targets(self)
+            return self.packed.count_trained(np.arange(len(self)) * self.stride + 1, np.full(len(self), self.seq_len))
+        end = (len(self) - 1) * self.stride + self.seq_len + 1
+        if not self.reuse_last_target:  # a document that begins where a window does costs no target
+            return whole - num_documents_begun(self.packed, end, self.stride)
+        return whole - num_documents_begun(self.packed, end) + 1
 
     @property
     def num_documents(self) -> int:
@@ -153,8 +189,13 @@ class PackedDataset:
         self.packed.check_unchanged()
 
 
-def _reopen(path: str, seq_len: int, reuse_last_target: bool) -> PackedDataset:
-    return PackedDataset(path=path, seq_len=seq_len, reuse_last_target=reuse_last_target)
+def _reopen(path: str, seq_len: int, reuse_last_target: bool, intra_document_masking: bool) -> PackedDataset:
+    return PackedDataset(
+        path=path,
+        seq_len=seq_len,
+        reuse_last_target=reuse_last_target,
+        intra_document_masking=intra_document_masking,
+    )
 
 
 def open_packed(path: str) -> PackedFile:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
+from modlib.data.document_ids import ids_of_pieces, ids_of_slices
 from modlib.data.packed_dataset import bytes_per_token, check_tokenizer, check_vocabulary, open_packed
 from modlib.data.packed_file import PackedFile
-from modlib.data.windows import Windows, padded
+from modlib.data.windows import Windows, count_targets, padded, separated
 from modlib.runtime.errors import ConfigError, DataError
 
 logger = logging.getLogger("modlib")
@@ -31,8 +32,10 @@ class PackedDocuments:
     """Windows of seq_len + 1 tokens that hold whole documents: several short ones each, none split, the rest padding.
 
     A window's first token is never a target, and a document's first token is predicted from the end of the document
-    before it, as in PackedDataset. Documents in one window see each other: neither attention masks nor positions that
-    start anew with each document are made here.
+    before it, as in PackedDataset: documents in one window see each other. With intra_document_masking they do not:
+    attention stays within a document, positions begin anew with each, and its first token is no target, so that
+    training on a window is training on each of its documents alone. Each piece of a document that is cut counts as a
+    document. The model must take "document_ids", as GPT2 does.
 
     With packing "in_order", documents keep their order and a window is closed when the next one does not fit: its
     table takes 16 bytes per window, and a window is one slice of the file. "best_fit" puts each document, longest
@@ -50,6 +53,7 @@ class PackedDocuments:
         seq_len: Targets per window, at least 1.
         long_documents: See above.
         packing: See above.
+        intra_document_masking: Whether documents in one window are kept apart, see above.
 
     Raises:
         ConfigError: seq_len is below 1, or there is no such corpus or file.
@@ -65,6 +69,7 @@ class PackedDocuments:
         seq_len: int,
         long_documents: LongDocuments = "refuse",
         packing: Literal["in_order", "best_fit"] = "in_order",
+        intra_document_masking: bool = False,
     ) -> None:
         if seq_len < 1:
             raise ConfigError(f"seq_len ({seq_len}) must be at least 1; set SEQ_LEN")
@@ -72,6 +77,7 @@ class PackedDocuments:
         self.seq_len = seq_len
         self.long_documents = long_documents
         self.packing = packing
+        self.intra_document_masking = intra_document_masking
         self.packed = open_packed(path)
         pieces = _pieces if packing == "best_fit" else _windows
         starts, lengths, self.num_truncated_tokens = pieces(self.packed, seq_len, long_documents)
@@ -82,6 +88,10 @@ class PackedDocuments:
             order, first = _best_fit(lengths, seq_len + 1)
             starts, lengths = starts[order], lengths[order]
         self._starts, self._lengths, self._first = starts, lengths, first
+        logger.info(
+            "%s: %d windows of whole documents (%s), %.2f%% of them is padding",
+            self.name, len(self), packing, 100 * self.padding,
+        )  # fmt: skip
         if self.num_truncated_tokens:
             logger.warning(
                 "%s: %d tokens beyond seq_len + 1 are left out (long_documents = 'truncate')",
@@ -108,8 +118,23 @@ class PackedDocuments:
         if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"windows ({wanted.min()} to {wanted.max()}) must be 0 to {len(self) - 1} of {self.name}")
         pad_id = self.packed.header.end_of_document_id or 0
-        rows = padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
-        return replace(rows, trained=self._trained(wanted)) if self.packed.has_loss_mask else rows
+        windows = padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
+        if self.packed.has_loss_mask:
+            windows = replace(windows, trained=self._trained(wanted))
+        return separated(windows, self._document_ids(wanted)) if self.intra_document_masking else windows
+
+    def _document_ids(self, wanted: Numbers) -> npt.NDArray[np.int32]:
+        width = self.seq_len + 1
+        if self.packing == "in_order":
+            return ids_of_slices(self.packed, self._starts[wanted], self._lengths[wanted], width)
+        first = self._first[wanted]
+        return ids_of_pieces(first, self._first[wanted + 1] - first, self._lengths, width)
+
+    def read_ahead(self, indices: Numbers) -> None:
+        """Tell the system that these windows are read next; see `PackedFile.read_ahead`."""
+        windows = zip(self._first[indices].tolist(), self._first[indices + 1].tolist(), strict=True)
+        pieces = np.concatenate([np.arange(first, last) for first, last in windows])
+        self.packed.read_ahead(self._starts[pieces], self._lengths[pieces])
 
     def _row(self, number: int) -> npt.NDArray[Any]:
         first, last = self._first[number : number + 2].tolist()
@@ -128,12 +153,15 @@ class PackedDocuments:
         return trained
 
     def __reduce__(self) -> tuple[Any, ...]:  # a loader worker maps the file itself, and makes the same table
-        return (_reopen, (str(self.packed.path), self.seq_len, self.long_documents, self.packing))
+        settings = (self.seq_len, self.long_documents, self.packing, self.intra_document_masking)
+        return (_reopen, (str(self.packed.path), *settings))
 
     @property
     def fingerprint(self) -> str:
         """Changes when the tokens or the way they are packed change; the same on every machine."""
-        return f"sha256:{self.packed.sha256}/documents/seq_len={self.seq_len}/{self.long_documents}/{self.packing}"
+        settings = f"seq_len={self.seq_len}/{self.long_documents}/{self.packing}"
+        apart = "/intra_document_masking" if self.intra_document_masking else ""
+        return f"sha256:{self.packed.sha256}/documents/{settings}{apart}"
 
     @property
     def padding(self) -> float:
@@ -149,10 +177,23 @@ class PackedDocuments:
     def num_tokens(self) -> int:
         """Targets in one epoch; padding, and what the loss mask leaves out, are none."""
         if not self.packed.has_loss_mask:
-            return int(self._lengths.sum()) - len(self)
+            untrained = self._num_pieces() if self.intra_document_masking else len(self)
+            return int(self._lengths.sum()) - untrained
+        if self.intra_document_masking:
+            return count_targets(self)
         begins = np.zeros_like(self._lengths)
         begins[self._first[:-1]] = 1  # a window's first token is no target
         return self.packed.count_trained(self._starts + begins, self._lengths - begins)
+
+    def _num_pieces(self) -> int:
+        """Documents with tokens, each piece of one that is cut by itself."""
+        if self.packing == "best_fit":
+            return len(self._starts)
+        lengths = np.diff(self.packed.document_offsets)
+        lengths = lengths[lengths > 0]
+        if self.long_documents == "cut":
+            return int(np.maximum(-(-(lengths - 1) // self.seq_len), 1).sum())
+        return len(lengths)
 
     @property
     def num_documents(self) -> int:
@@ -187,10 +228,14 @@ def _windows(packed: PackedFile, seq_len: int, long_documents: LongDocuments) ->
     offsets: Sequence[int] = memoryview(packed.document_offsets)  # type: ignore[arg-type, assignment]
     starts, lengths = array("q"), array("q")
     count, left_out = packed.num_documents, 0
-    document, start = 0, 0
+    document, start, in_window = 0, 0, 0
     while document < count:
         behind = start + seq_len + 1
-        following = bisect.bisect_right(offsets, behind, document) - 1  # of whole documents, it is the first left out
+        until = document + 2 * in_window + 2  # windows hold about as many as the one before: far fewer to look through
+        if until > count or offsets[until] <= behind:
+            until = count + 1
+        following = bisect.bisect_right(offsets, behind, document, until) - 1  # the first document that is left out
+        in_window = following - document
         if following > document:
             end = offsets[following]
             document = following
@@ -243,25 +288,7 @@ def _best_fit(lengths: Numbers, room: int) -> tuple[Numbers, Numbers]:
         lengths: Of the pieces, 1 to room.
         room: Tokens per window.
     """
-    window_of = np.zeros(len(lengths), np.int64)
-    by_room: dict[int, list[int]] = {}
-    some = 0  # bit r is set when a window with r tokens of room is open
-    count = 0
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[piece])
-        fitting = some >> length
-        if fitting:
-            left = length + (fitting & -fitting).bit_length() - 1
-            window = by_room[left].pop()
-            if not by_room[left]:
-                some ^= 1 << left
-        else:
-            left, window = room, count
-            count += 1
-        window_of[piece] = window
-        if left > length:
-            by_room.setdefault(left - length, []).append(window)
-            some |= 1 << (left - length)
+    window_of, count = _fit(lengths, room)
     first_pieces = np.full(count, len(lengths), np.int64)
     np.minimum.at(first_pieces, window_of, np.arange(len(lengths)))
     place = np.empty(count, np.int64)
@@ -269,6 +296,44 @@ def _best_fit(lengths: Numbers, room: int) -> tuple[Numbers, Numbers]:
     window_of = place[window_of]
     order = np.argsort(window_of, kind="stable")
     return order, np.concatenate([[0], np.cumsum(np.bincount(window_of, minlength=count))])
+
+
+def _fit(lengths: Numbers, room: int) -> tuple[Numbers, int]:
+    """The window of each piece, windows numbered as they are opened, and how many there are.
+
+    Pieces of one length are placed many at a time: a window that takes one is the best for the next, while it fits.
+    """
+    by_length = np.argsort(-lengths, kind="stable")
+    ends = np.append(np.flatnonzero(np.diff(lengths[by_length])) + 1, len(lengths)).tolist()
+    window_of = np.empty(len(lengths), np.int64)
+    by_room: dict[int, list[int]] = {}
+    some = 0  # bit r is set when a window with r tokens of room is open
+    count = place = 0
+    for end in ends:
+        length = int(lengths[by_length[place]])
+        while place < end:
+            fitting = some >> length
+            left = length + (fitting & -fitting).bit_length() - 1 if fitting else room
+            each = left // length
+            wanted = -(-(end - place) // each)
+            if fitting:
+                open_windows = by_room[left]
+                windows = open_windows[-wanted:][::-1]
+                del open_windows[-wanted:]
+                if not open_windows:
+                    some ^= 1 << left
+            else:
+                windows = list(range(count, count + wanted))
+                count += wanted
+            taken = min(len(windows) * each, end - place)
+            window_of[by_length[place : place + taken]] = np.repeat(windows, each)[:taken]
+            place += taken
+            in_last = taken - (len(windows) - 1) * each
+            for filled, rest in ((windows[:-1], left - each * length), (windows[-1:], left - in_last * length)):
+                if filled and rest:
+                    by_room.setdefault(rest, []).extend(filled)
+                    some |= 1 << rest
+    return window_of, count
 
 
 def _too_long(packed: PackedFile, document: int, seq_len: int) -> DataError:
@@ -279,5 +344,13 @@ def _too_long(packed: PackedFile, document: int, seq_len: int) -> DataError:
     )
 
 
-def _reopen(path: str, seq_len: int, long_documents: LongDocuments, packing: Any) -> PackedDocuments:
-    return PackedDocuments(path=path, seq_len=seq_len, long_documents=long_documents, packing=packing)
+def _reopen(
+    path: str, seq_len: int, long_documents: LongDocuments, packing: Any, intra_document_masking: bool
+) -> PackedDocuments:
+    return PackedDocuments(
+        path=path,
+        seq_len=seq_len,
+        long_documents=long_documents,
+        packing=packing,
+        intra_document_masking=intra_document_masking,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from modlib.runtime.errors import DataError
 TOKEN_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHUNK_BYTES = 1 << 24
 _BITS_AT_ONCE = 1 << 20  # of the loss mask, at 8 bytes of count each
+_READ_WHOLE_BYTES = 1 << 26
+_TOLD_AFTER_A_FAULT = 64  # calls: of a file that is not in memory, so few go without
 _OFFSETS_CHECKED_ON_OPEN = 1_000_000  # 8 MB; more are checked by verify() and, one by one, by document()
 
 
@@ -50,6 +53,7 @@ class PackedFile:
         except DataError:
             self._file.close()
             raise
+        self._faults, self._telling = -1, 0
         dtype = TOKEN_DTYPES[self.header.token_width]
         self.tokens: np.ndarray[Any, Any] = self._section("tokens", dtype)
         self.document_offsets: np.ndarray[Any, Any] = self._section("documents", np.dtype("<i8"))
@@ -145,6 +149,32 @@ class PackedFile:
             done = behind
         found[done:] = before
         return found
+
+    def read_ahead(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64] | int) -> None:
+        """Tell the system which tokens are read next, so that it fetches all of them at once, and nothing around them.
+
+        Returns before they are there. Nothing is told of a small file, which was read whole when it was verified, nor
+        while everything is found in memory: it is told at first, and for a while after this thread had to wait for a
+        page of any file.
+
+        Args:
+            starts: First token of each piece.
+            lengths: Tokens of each piece, or of all.
+        """
+        if self.header.file_bytes <= _READ_WHOLE_BYTES or not hasattr(os, "posix_fadvise"):
+            return
+        if self._faults < 0:  # who names what is read next is not helped by what lies around it, often megabytes
+            self._map.madvise(mmap.MADV_RANDOM, 0, sum(self.header.sections["tokens"]))
+        faults = resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+        if faults != self._faults:
+            self._faults, self._telling = faults, _TOLD_AFTER_A_FAULT
+        if not self._telling:
+            return
+        self._telling -= 1
+        file, width, base = self._file.fileno(), self.header.token_width, self.header.sections["tokens"][0]
+        sizes = np.broadcast_to(width * np.asarray(lengths), starts.shape).tolist()
+        for start, length in zip((base + width * starts).tolist(), sizes, strict=True):
+            os.posix_fadvise(file, start, length, os.POSIX_FADV_WILLNEED)
 
     def verify(self) -> None:
         """Read the whole file and compare it with its hash; ids and offsets are checked too.

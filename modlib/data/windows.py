@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from modlib.runtime.errors import DataError
 
 Ids = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+DocumentIds = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,15 @@ class Windows:
         trained: True where a token counts as a target; never at padding. The first of a window is never a target.
         present: True where there is a token, False at padding, which is always at the end.
         index: Which samples of the dataset they are, for error texts; None when nobody knows.
+        document_ids: Number of each token's document within its window, counting up; padding has a number of its own.
+            None: documents are not kept apart. See `separated`.
     """
 
     ids: Ids
     trained: Mask
     present: Mask
     index: npt.NDArray[np.int64] | None = None
+    document_ids: DocumentIds | None = None
 
     def row(self, number: int) -> Windows:
         """One of several windows."""
@@ -38,7 +42,18 @@ class Windows:
             self.trained[number],
             self.present[number],
             None if self.index is None else self.index[number : number + 1],
+            None if self.document_ids is None else self.document_ids[number],
         )
+
+
+def separated(windows: Windows, document_ids: DocumentIds) -> Windows:
+    """The same windows (B, T + 1) with their documents kept apart.
+
+    Nothing of its own document stands before a document's first token, so that is no target any more.
+    """
+    trained = windows.trained.copy()
+    trained[:, 1:] &= document_ids[:, 1:] == document_ids[:, :-1]
+    return replace(windows, trained=trained, document_ids=document_ids)
 
 
 def padded(rows: Sequence[Ids], length: int, pad_id: int, index: npt.ArrayLike | None = None) -> Windows:
@@ -78,8 +93,24 @@ def as_windows(samples: Any) -> Windows:
     except ValueError as error:
         lengths = sorted({len(sample) for sample in samples})
         raise DataError(f"lengths of the windows ({lengths}) must be equal; pad the samples, or use Windows") from error
+    return plain(ids)
+
+
+def plain(ids: Ids) -> Windows:
+    """Windows of which every token is one, and a target."""
     whole = np.broadcast_to(np.True_, ids.shape)
     return Windows(ids, whole, whole)
+
+
+def count_targets(dataset: Any, at_once: int = 1024) -> int:
+    """Targets in one epoch of a dataset that gives Windows, by looking at each of them.
+
+    Args:
+        dataset: With `__getitems__`.
+        at_once: Windows held in memory.
+    """
+    blocks = (range(start, min(start + at_once, len(dataset))) for start in range(0, len(dataset), at_once))
+    return sum(int(dataset.__getitems__(block).trained[:, 1:].sum()) for block in blocks)
 
 
 def _has_mask(sample: Any) -> bool:
@@ -99,10 +130,17 @@ def _stack(rows: list[Windows]) -> Windows:
     shapes = sorted({part.shape for row in rows for part in (row.ids, row.trained, row.present)})
     if len(shapes) != 1:
         raise DataError(f"shapes of ids and masks of a batch ({shapes}) must be equal; check the dataset")
+    apart = [row.document_ids for row in rows if row.document_ids is not None]
+    if len(apart) not in (0, len(rows)):
+        raise DataError(
+            f"windows with document_ids ({len(apart)} of {len(rows)}) must be all or none of a batch; set "
+            "intra_document_masking alike in all datasets"
+        )
     known = all(row.index is not None for row in rows)
     return Windows(
         np.stack([row.ids for row in rows]),
         np.stack([row.trained for row in rows]),
         np.stack([row.present for row in rows]),
         np.concatenate([row.index for row in rows if row.index is not None]) if known else None,
+        np.stack(apart) if apart else None,
     )

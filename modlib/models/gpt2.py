@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, cast
 
 import torch
@@ -13,13 +13,28 @@ from modlib.components import component
 from modlib.models.accounting import FlopsConvention, activation_bytes_per_token, flops_per_token
 from modlib.models.shape_checks import check_shape
 from modlib.nn.attention import CausalSelfAttention
+from modlib.nn.document_mask import DocumentMask, document_mask
 from modlib.nn.feed_forward import Activation, FeedForward, default_ffn_dim
 from modlib.nn.norms import build_norm
 from modlib.nn.rope import RotaryTable
+from modlib.runtime.errors import ConfigError
 
 Position = Literal["learned", "rotary", "none"]
 Norm = Callable[[int], nn.Module]
 Head = Callable[[Tensor, Tensor], Tensor]
+
+
+def _named(inputs: Tensor | Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Token ids and, where there are any, document ids."""
+    if isinstance(inputs, Tensor):
+        return inputs, None
+    names = set(inputs)
+    if "input_ids" not in names or names - {"input_ids", "document_ids"}:
+        raise ConfigError(
+            f"inputs of GPT2 ({', '.join(sorted(names))}) must be input_ids and, at most, document_ids; a causal model "
+            "needs no attention_mask for padding at the end: set LMCollator.attention_mask = False"
+        )
+    return inputs["input_ids"], inputs.get("document_ids")
 
 
 def _count(modules: Iterable[nn.Module | None]) -> int:
@@ -58,9 +73,9 @@ class Block(nn.Module):
         self.feed_forward_norm = build_norm(norm, dim, bias=bias)
         self.feed_forward = feed_forward
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: DocumentMask | None = None) -> Tensor:
         """Map x (B, T, dim) to (B, T, dim)."""
-        x = x + self.attention(self.attention_norm(x))
+        x = x + self.attention(self.attention_norm(x), documents)
         return x + self.feed_forward(self.feed_forward_norm(x))
 
     def decode(self, x: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
@@ -99,6 +114,8 @@ class GPT2(nn.Module):
 
     Source: Radford et al. 2019, Language Models are Unsupervised Multitask Learners, section 2.3.
     """
+
+    takes_document_ids = True
 
     def __init__(
         self,
@@ -171,7 +188,7 @@ class GPT2(nn.Module):
         # Tied models have no head at all, so the tie cannot be lost: not by to_empty, not by sharding, not by loading.
         self.lm_head = None if tie_embeddings else nn.Linear(dim, vocab_size, bias=False)
 
-    def _embed(self, tokens: Tensor, start: int) -> Tensor:
+    def _embed(self, tokens: Tensor, start: int, positions: Tensor | None = None) -> Tensor:
         end = start + tokens.shape[1]
         if end > self.seq_len:
             raise ValueError(
@@ -180,7 +197,8 @@ class GPT2(nn.Module):
             )
         x = self.token_embedding(tokens)
         if self.position_embedding is not None:
-            x = x + self.position_embedding.weight[start:end]
+            table = self.position_embedding.weight
+            x = x + (table[start:end] if positions is None else F.embedding(positions, table))
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def _logits(self, x: Tensor, head: Head = F.linear) -> Tensor:
@@ -189,11 +207,21 @@ class GPT2(nn.Module):
             return self.lm_head(x)
         return head(x, self.token_embedding.weight if self.lm_head is None else self.lm_head.weight)
 
-    def forward(self, tokens: Tensor, head: Head = F.linear) -> Tensor:
+    def _documents(self, document_ids: Tensor) -> DocumentMask:
+        kind = document_ids.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if autocast else self.token_embedding.weight.dtype
+        # Without compilation flex_attention would compute all scores, one by one; it drops no attention weights.
+        compiled = torch.compiler.is_compiling() or self.blocks[0]._compiled_call_impl is not None
+        flex = kind == "cuda" and compiled and not (self.training and self.dropout)
+        return document_mask(document_ids, dtype, flex=flex)
+
+    def forward(self, tokens: Tensor | Mapping[str, Tensor], head: Head = F.linear) -> Tensor:
         """Logits of the next token at every position.
 
         Args:
-            tokens: (B, T) int64, T at most seq_len.
+            tokens: (B, T) int64, T at most seq_len; or them as "input_ids", with "document_ids" (B, T): then tokens see
+                only those of their own document, which stand side by side, and each document begins at position 0.
             head: Called with the last hidden states (B, T, dim) and the output weight (V, dim); a loss that never
                 holds all logits at once comes in here.
 
@@ -201,11 +229,14 @@ class GPT2(nn.Module):
             What head returns; by default logits (B, T, V) in the dtype of the parameters.
 
         Raises:
+            ConfigError: An input of another name.
             ValueError: T is larger than seq_len.
         """
-        x = self._embed(tokens, 0)
+        tokens, document_ids = _named(tokens)
+        documents = None if document_ids is None else self._documents(document_ids)
+        x = self._embed(tokens, 0, None if documents is None else documents.positions)
         for block in self.blocks:
-            x = block(x)
+            x = block(x) if documents is None else block(x, documents)
         return self._logits(x, head)
 
     def decode(self, tokens: Tensor, cache: KeyValueCache) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modlib.nn.document_mask import DocumentMask, attend_within
 from modlib.nn.norms import build_norm
 from modlib.nn.rope import RotaryTable
 
@@ -51,8 +52,8 @@ class CausalSelfAttention(nn.Module):
         self.q_norm = build_norm(qk_norm, self.head_dim, bias=bias) if qk_norm is not None else None
         self.k_norm = build_norm(qk_norm, self.head_dim, bias=bias) if qk_norm is not None else None
 
-    def _project(self, x: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, D), keys and values (B, H_kv, T, D) of the positions start .. start + T."""
+    def _project(self, x: Tensor, start: int, positions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, H_kv, T, D) of start .. start + T, or of positions (B, T)."""
         batch, steps, _ = x.shape
         per_group = self.num_heads // self.num_kv_heads
         groups = self.qkv(x).view(batch, steps, self.num_kv_heads, per_group + 2, self.head_dim)
@@ -61,7 +62,7 @@ class CausalSelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rotary is not None:
-            q, k = self.rotary(q, start), self.rotary(k, start)
+            q, k = self.rotary(q, start, positions), self.rotary(k, start, positions)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, mask: Tensor | None = None) -> Tensor:
@@ -74,13 +75,20 @@ class CausalSelfAttention(nn.Module):
             is_causal=is_causal,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )
+        return self._leave(y)
+
+    def _leave(self, y: Tensor) -> Tensor:
         y = self.out(y.transpose(1, 2).flatten(2))
         return F.dropout(y, self.dropout, self.training) if self.dropout else y
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within whole sequences: x (B, T, dim) to (B, T, dim)."""
-        q, k, v = self._project(x, 0)
-        return self._attend(q, k, v, is_causal=True)
+    def forward(self, x: Tensor, documents: DocumentMask | None = None) -> Tensor:
+        """Attend within whole sequences, or within each of their documents: x (B, T, dim) to (B, T, dim)."""
+        if documents is None:
+            return self._attend(*self._project(x, 0), is_causal=True)
+        q, k, v = self._project(x, 0, documents.positions)
+        if isinstance(documents.allowed, Tensor):
+            return self._attend(q, k, v, is_causal=False, mask=documents.allowed)
+        return self._leave(attend_within(q, k, v, documents.allowed))
 
     def decode(self, x: Tensor, keys: Tensor, values: Tensor, start: int) -> Tensor:
         """Attend from new tokens to everything cached so far, and cache the new tokens' keys and values in place.

@@ -12,7 +12,9 @@ from modlib.nn.attention import CausalSelfAttention
 class SelfAttention(CausalSelfAttention):
     """Self-attention in which every position sees every other, or what a mask shows; parameters as its parent's."""
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, is_causal: bool = False) -> Tensor:
+    def forward(  # type: ignore[override]  # its mask is of another kind
+        self, x: Tensor, mask: Tensor | None = None, *, is_causal: bool = False
+    ) -> Tensor:
         """Map x (B, T, dim) to (B, T, dim).
 
         Args:

@@ -48,16 +48,17 @@ class RotaryTable(nn.Module):
         self._fill(self.cos.device)
         return self
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, start: int = 0, positions: Tensor | None = None) -> Tensor:
         """Rotate the first `rotary_dim` values of each head, in float32, and return x's dtype.
 
         Args:
             x: (B, T, H, D), the positions start .. start + T.
             start: Position of the first token.
+            positions: (B, T) int64, where each token's position is its own.
         """
         steps = x.shape[1]
-        cos = self.cos[start : start + steps, None]  # (T, 1, rotary_dim / 2)
-        sin = self.sin[start : start + steps, None]
+        at = slice(start, start + steps) if positions is None else positions
+        cos, sin = self.cos[at].unsqueeze(-2), self.sin[at].unsqueeze(-2)  # (T, 1, rotary_dim / 2), or (B, T, 1, ...)
         half = self.rotary_dim // 2
         first, second = x[..., :half].float(), x[..., half : 2 * half].float()
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -131,6 +131,8 @@ def _data_in_words(plan: Plan) -> str:
     for name in ("num_tokens", "num_documents"):
         if plan.dataset.get(name) is not None:
             words.append(f"{plan.dataset[name]:,} {name.removeprefix('num_')}")
+    if plan.dataset.get("padding") is not None:
+        words.append(f"{plan.dataset['padding']:.2%} of the windows is padding")
     if "note" in plan.dataset:
         words.append(str(plan.dataset["note"]))
     return ", ".join(words)

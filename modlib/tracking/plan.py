@@ -30,7 +30,8 @@ class Plan:
         memory_per_rank_bytes: Estimates of "parameters", "gradients", "optimizer", "activations".
         checkpoint_bytes: Of one checkpoint, all ranks together.
         learning_rates: The schedule, sampled evenly from the first step to the last.
-        dataset: What is known of the training data: "path", "num_tokens", "num_documents", "note".
+        dataset: What is known of the training data: "path", "num_tokens", "num_documents", "note", and
+            "padding", the share of the windows' tokens that is none.
         start_step: Steps already done by earlier attempts.
         precision: Dtype of the computation.
         device: "cpu", or the GPU's name.

@@ -213,8 +213,31 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> Non
         require_run_path(config, choice)
     initialization = build(config, experiment.initialization) if experiment.initialization else None
     build(config, check_initialization, model, initialization)
+    check_takes_documents(config, model, "takes_document_ids")
     if experiment.gradient_clipper is not None:
         build(config, experiment.gradient_clipper, model)
+
+
+def check_takes_documents(config: Config, part: Any, attribute: str) -> None:
+    """Refuse data with documents kept apart and a model or collator that would mix them up.
+
+    Args:
+        config: Says whether a dataset of the run keeps them apart.
+        part: The model or the collator.
+        attribute: True in a part that can.
+
+    Raises:
+        ConfigError: It cannot; with the setting and its origin.
+    """
+    if getattr(part, attribute, False):
+        return
+    for setting in config.settings:
+        if setting.parameter == "intra_document_masking" and setting.value is True:
+            text = (
+                f"{setting.name} (True) must be False with {type(part).__name__}, which takes no document_ids; leave "
+                "it out, or use a model and a collator that do: GPT2, LMCollator"
+            )
+            raise ConfigError(config.explain(setting.instance.name, text))
 
 
 def require_run_path(config: Config, subscriber: Any) -> None:
@@ -238,7 +261,9 @@ def check_loading(config: Config, experiment: Experiment, dataset: Any, layout: 
         ConfigError: A wrong value in it, or it ends before the run does.
     """
     call = partial(build, config)
-    loader = build_loader(experiment, dataset, call(experiment.collate), layout, 0, call)
+    collate = call(experiment.collate)
+    check_takes_documents(config, collate, "hands_on_document_ids")
+    loader = build_loader(experiment, dataset, collate, layout, 0, call)
     with _explained(config, component_name(experiment.data_loader), "train"):
         require_steps(loader, experiment.num_steps)
 
@@ -276,7 +301,9 @@ def describe_data(config: Config, dataset: Any) -> dict[str, Any]:
     """What the banner and the plan say about the training data."""
     if dataset is None:
         return {"path": next(iter(_data_paths(config)), ""), "note": "made on the first run"}
-    return {"path": dataset.name, "num_tokens": dataset.num_tokens, "num_documents": dataset.num_documents}
+    known = {"path": dataset.name, "num_tokens": dataset.num_tokens, "num_documents": dataset.num_documents}
+    padding = getattr(dataset, "padding", None)
+    return known if padding is None else known | {"padding": padding}
 
 
 def _data_paths(config: Config) -> list[str]:

@@ -168,6 +168,14 @@ def test_a_loss_mask_is_handed_on(tmp_path: Path, packing: Any, vocab_size: int)
         writer.write_documents(tokens, lengths, trained=tokens % 3 == 0)
     dataset = PackedDocuments(path=str(path), seq_len=4, long_documents="cut", packing=packing)
     windows = dataset.__getitems__(range(len(dataset)))
+    apart = PackedDocuments(
+        path=str(path), seq_len=4, long_documents="cut", packing=packing, intra_document_masking=True
+    )
+    both = apart.__getitems__(range(len(apart)))
+    assert both.document_ids is not None
+    begins = np.diff(both.document_ids, axis=1, prepend=-1) != 0
+    assert both.trained[:, 1:].tolist() == (windows.trained & ~begins)[:, 1:].tolist()
+    assert apart.num_tokens == int(both.trained[:, 1:].sum())
     assert not windows.present.all()
     assert windows.trained.tolist() == (windows.present & (windows.ids % 3 == 0)).tolist()
     _, targets = LMCollator()(windows)
@@ -175,3 +183,23 @@ def test_a_loss_mask_is_handed_on(tmp_path: Path, packing: Any, vocab_size: int)
     assert targets.tolist() == wanted.tolist()
     assert dataset.num_tokens == int((wanted != -100).sum())
     assert dataset.bytes_per_token == 0.0
+
+
+def one_by_one(lengths: list[int], room: int) -> list[list[int]]:
+    """Best fit as it is defined: longest first, into the window with the least room that takes it, or a new one."""
+    windows: list[list[int]] = []
+    for piece in sorted(range(len(lengths)), key=lambda piece: -lengths[piece]):
+        left = [room - sum(lengths[other] for other in window) for window in windows]
+        fitting = [number for number, rest in enumerate(left) if rest >= lengths[piece]]
+        if fitting:
+            windows[min(fitting, key=lambda number: left[number])].append(piece)
+        else:
+            windows.append([piece])
+    return windows
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=60))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_best_fit_leaves_the_same_rooms_as_one_by_one(make: Make, lengths: list[int]) -> None:
+    found = sorted(len(row) for row in rows(make(lengths, 19, packing="best_fit")))
+    assert found == sorted(sum(lengths[piece] for piece in window) for window in one_by_one(lengths, 20))

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import pickle
 import re
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +200,58 @@ def test_without_a_loss_mask_every_token_is_trained(make_packed: MakePacked) -> 
     assert packed.trained(2, 5).tolist() == [True] * 3
     assert packed.count_trained([0, 4], [3, 6]) == 9
     assert repr(packed).endswith("10 tokens, 1 documents)")
+
+
+def in_memory(packed: PackedFile, token: int) -> bool:
+    """Whether the system holds the page of a token, without asking it to read."""
+    pages = mmap.PAGESIZE
+    address = packed.tokens.ctypes.data + packed.tokens.itemsize * token
+    held = ctypes.create_string_buffer(1)
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address // pages * pages), ctypes.c_size_t(pages), held) == 0
+    return bool(held.raw[0] & 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mincore and fadvise are Linux's")
+def test_reading_ahead_brings_the_named_tokens_and_not_the_whole_file(
+    make_packed: MakePacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = PackedFile(make_packed(2_000_000))
+    with open(packed.path, "rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if in_memory(packed, 1_500_000):
+        pytest.skip("this file system keeps what it is told to forget")
+    packed.read_ahead(np.array([1_500_000]), np.array([1000]))
+    assert not in_memory(packed, 1_500_000), "so small a file was read whole when it was verified"
+    monkeypatch.setattr("modlib.data.packed_file._READ_WHOLE_BYTES", 100)
+    packed.read_ahead(np.array([500_000, 1_500_000]), np.array([1000, 1000]))
+    deadline = time.monotonic() + 20
+    while not (in_memory(packed, 500_000) and in_memory(packed, 1_500_999)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    assert not in_memory(packed, 1_000_000)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fadvise is Linux's")
+def test_nothing_is_told_any_more_while_everything_is_found_in_memory(
+    make_packed: MakePacked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = PackedFile(make_packed(10_000))
+    assert int(packed.tokens.max()) == 9999
+    monkeypatch.setattr("modlib.data.packed_file._READ_WHOLE_BYTES", 100)
+    told: list[int] = []
+    advise = os.posix_fadvise
+
+    def recorded(file: int, offset: int, length: int, advice: int) -> None:
+        told.append(offset)
+        advise(file, offset, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", recorded)
+    for _ in range(10_000):
+        before = len(told)
+        packed.read_ahead(np.array([5, 50]), 10)
+        if len(told) == before:
+            break
+    assert before >= 2 * 64
+    assert set(told) == {HEADER_BYTES + 2 * 5, HEADER_BYTES + 2 * 50}
+    assert len(told) == before, "the system was told of pages that are in memory, again and again"

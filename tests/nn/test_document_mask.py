@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from modlib.nn.attention import CausalSelfAttention
+from modlib.nn.document_mask import document_mask
+from modlib.nn.rope import RotaryTable
+
+DOCUMENT_IDS = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1]], dtype=torch.int32)
+
+
+def test_positions_begin_anew_and_nothing_of_another_document_is_seen() -> None:
+    positions, allowed = document_mask(DOCUMENT_IDS, torch.float32)
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]
+    assert allowed.shape == (2, 1, 8, 8)
+    for row, ids in enumerate(DOCUMENT_IDS.tolist()):
+        for query in range(8):
+            for key in range(8):
+                seen = key <= query and ids[key] == ids[query]
+                assert allowed[row, 0, query, key] == (0 if seen else -torch.inf)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+def test_flex_attention_computes_the_same(num_kv_heads: int) -> None:
+    torch.manual_seed(0)
+    module = CausalSelfAttention(
+        dim=64,
+        num_heads=4,
+        num_kv_heads=num_kv_heads,
+        rotary=RotaryTable(seq_len=8, rotary_dim=16, theta=100.0),
+        qk_norm=None,
+        bias=True,
+        dropout=0.0,
+    )
+    x = torch.randn(2, 8, 64)
+    with torch.no_grad():
+        expected = module(x, document_mask(DOCUMENT_IDS, torch.float32))
+        found = module(x, document_mask(DOCUMENT_IDS, torch.float32, flex=True))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
