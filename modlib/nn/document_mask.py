@@ -58,6 +58,8 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, block_mask: Any) -> Tensor:
     """flex_attention of q (B, H, T, D) over k and v (B, H_kv, T, D), as the mask allows."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    # Copies: where they were views into the fused projection, compiled for a CPU this gave wrong numbers.
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     y = flex_attention(q, k, v, block_mask=block_mask, enable_gqa=q.shape[1] != k.shape[1])
     assert isinstance(y, Tensor)
     return y

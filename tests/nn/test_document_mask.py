@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -38,3 +40,22 @@ def test_flex_attention_computes_the_same(num_kv_heads: int) -> None:
         expected = module(x, document_mask(DOCUMENT_IDS, torch.float32))
         found = module(x, document_mask(DOCUMENT_IDS, torch.float32, flex=True))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("rotary", [False, True])
+def test_compiled_flex_attention_computes_the_same(rotary: bool) -> None:
+    """Forward alone: that is all there is of it on a CPU."""
+    torch.manual_seed(0)
+    table = RotaryTable(seq_len=128, rotary_dim=16, theta=10000.0) if rotary else None
+    module = CausalSelfAttention(
+        dim=64, num_heads=4, num_kv_heads=2, rotary=table, qk_norm=None, bias=True, dropout=0.0
+    )
+    document_ids = (torch.rand(2, 128) < 0.05).cumsum(1).int()
+    x = torch.randn(2, 128, 64)
+    with torch.no_grad():
+        expected = module(x, document_mask(document_ids, torch.float32))
+        compiled = torch.compile(module, dynamic=False)
+        found = compiled(x, document_mask(document_ids, torch.float32, flex=True))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
