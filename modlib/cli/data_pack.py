@@ -50,6 +50,9 @@ def command(
     split: Annotated[
         str | None, typer.Option("--split", help='Several outputs, by hash: "train=0.99,validation=0.01".')
     ] = None,
+    shard_tokens: Annotated[
+        int | None, typer.Option("--shard_tokens", help="Several files, OUT-00000-of-00008.packed, of so many tokens.")
+    ] = None,
     end_of_document: Annotated[str | None, typer.Option("--end_of_document", help="Text of that token.")] = None,
     engine: Annotated[Engine, typer.Option("--engine", help="What tokenizes; the ids are the same.")] = Engine.auto,
 ) -> None:
@@ -77,6 +80,7 @@ def command(
                 resume=resume,
                 overwrite=overwrite,
                 split=None if split is None else parse_split(split),
+                shard_tokens=shard_tokens,
                 end_of_document=end_of_document,
                 engine=engine.value,
                 progress=show,

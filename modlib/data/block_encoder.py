@@ -42,11 +42,11 @@ class SourceCount:
 
 @dataclass(frozen=True)
 class EncodedPart:
-    """Documents of a block that go into one output, each with its end-of-document token."""
+    """Documents of a block that go into one output, each with its end-of-document token and its text's UTF-8 bytes."""
 
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int64]
-    num_bytes_of_text: int
+    bytes_of_text: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class BlockEncoder:
             output = self._output(utf8)
             texts[output].append(text)
             raw[output].append(utf8)
-        encoded.parts.extend(self._part(some, sum(map(len, its))) for some, its in zip(texts, raw, strict=True))
+        encoded.parts.extend(self._part(some, [*map(len, its)]) for some, its in zip(texts, raw, strict=True))
         return encoded
 
     def _counts(self, block: Block) -> dict[int, SourceCount]:
@@ -148,7 +148,7 @@ class BlockEncoder:
         share = int.from_bytes(hashlib.sha256(utf8).digest()[:8], "big") / 2**64
         return int(np.searchsorted(self.bounds, share, side="right"))
 
-    def _part(self, texts: list[str], num_bytes: int) -> EncodedPart:
+    def _part(self, texts: list[str], num_bytes: list[int]) -> EncodedPart:
         ids, lengths = (self.fast or self.tokenizer).encode_batch(texts)
         tokens = np.empty(len(ids) + len(texts), self.dtype)
         ends = np.cumsum(lengths + 1) - 1
@@ -156,7 +156,7 @@ class BlockEncoder:
         inside[ends] = False
         tokens[ends] = self.end_of_document_id
         tokens[inside] = ids
-        return EncodedPart(tokens, lengths + 1, num_bytes)
+        return EncodedPart(tokens, lengths + 1, np.array(num_bytes, np.int64))
 
 
 def _text_of_file(contents: bytes) -> str:
