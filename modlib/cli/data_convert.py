@@ -36,7 +36,7 @@ def command(
         bool, typer.Option("--trust_lengths", help="For .pbin files that Modalities merged: their offsets are wrong.")
     ] = False,
     overwrite: Overwrite = False,
-) -> None:
+) -> Path:
     """Make a packed file of another library's token file (--from), or the other way (--to)."""
     with reported(), progress_bar(f"convert {source.name}") as progress:
         if (come_from is None) == (go_to is None):
@@ -72,3 +72,4 @@ def command(
     else:
         guessed = vocab_size is None and tokenizer is None
         print_made(out, header, f"; vocab_size {header.vocab_size} is its largest id + 1" if guessed else "")
+    return out

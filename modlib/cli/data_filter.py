@@ -25,7 +25,7 @@ def command(
     ],
     tokenizer: TokenizerPath = None,
     overwrite: Overwrite = False,
-) -> None:
+) -> Path:
     """Write the documents for which a function returns True.
 
     The function is given a document with .tokens (the ids), .text and .number. Its module is looked for on Python's
@@ -41,6 +41,7 @@ def command(
             file, out, function, tokenizer=tokenizer, name=keep, overwrite=overwrite, progress=progress
         )
     print_made(out, header, f"; {before - header.num_documents:,} of {before:,} documents left out")
+    return out
 
 
 def _function(name: str) -> Callable[[Any], bool]:

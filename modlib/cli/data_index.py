@@ -17,7 +17,7 @@ def command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A JSONL file, not compressed.")],
     out: Annotated[Path | None, typer.Argument(metavar="[OUT]", help="Default: FILE.index.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
-) -> None:
+) -> Path:
     """Write the byte offset and length of every line that is not blank."""
     with reported():
         from modlib.data.line_index import write_index
@@ -30,3 +30,4 @@ def command(
     longest = int(lengths.max()) if len(lengths) else 0
     row = [str(index.index_path), f"{len(index):,}", f"{index.num_lines:,}", format_bytes(int(lengths.sum()))]
     print_table(["index", "rows", "lines", "bytes", "longest"], [[*row, format_bytes(longest)]])
+    return index.index_path

@@ -55,7 +55,7 @@ def command(
     ] = None,
     end_of_document: Annotated[str | None, typer.Option("--end_of_document", help="Text of that token.")] = None,
     engine: Annotated[Engine, typer.Option("--engine", help="What tokenizes; the ids are the same.")] = Engine.auto,
-) -> None:
+) -> Path:
     """Tokenize text into a packed file, in order, losing nothing."""
     with reported():
         if len(paths) < 2:
@@ -86,6 +86,7 @@ def command(
                 progress=show,
             )
     _print(summary)
+    return Path(paths[-1])
 
 
 def parse_split(text: str) -> dict[str, float]:

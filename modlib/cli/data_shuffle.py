@@ -22,7 +22,7 @@ def command(
         int, typer.Option("--memory_mib", help="Memory to stay below; the order does not change.")
     ] = 512,
     overwrite: Overwrite = False,
-) -> None:
+) -> Path:
     """Shuffle the documents of a packed file, or fixed blocks of tokens; a file may be larger than memory."""
     with reported(), progress_bar(f"shuffle {file.name}") as progress:
         from modlib.data.packed_shuffle import shuffle
@@ -38,3 +38,4 @@ def command(
             progress=progress,
         )
     print_made(out, header)
+    return out

@@ -84,6 +84,15 @@ def shuffle(
     return writer.header
 
 
+def shuffled_in_memory(packed: PackedFile, seed: int) -> tuple[Ids, Numbers]:
+    """Tokens and document offsets of what `shuffle` makes of the documents of a file, without a file."""
+    pieces = _Pieces(packed, None)
+    starts, lengths = pieces.extents(0, len(pieces))
+    order = np.argsort(pieces.places(seed, 0, len(pieces)))
+    ids = gathered(packed.tokens, starts[order], lengths[order])
+    return ids, np.concatenate([[0], np.cumsum(lengths[order])])
+
+
 def _check(seed: int, unit: str, block_tokens: int | None, memory_mib: int) -> None:
     problems = []
     if seed < 0:
