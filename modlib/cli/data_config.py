@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import keyword
 import typing
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -120,18 +121,21 @@ def _resolved(
 
 
 def _option_name(parameter: str, annotation: Any) -> str:
-    """What a parameter is called on the command line: `come_from` is `--from`."""
+    """What a parameter is called on the command line: `go_to` is `to`; `--from`, a word of Python, is `from_`."""
     for information in typing.get_args(annotation)[1:]:
-        names = [one for one in getattr(information, "param_decls", None) or () if one.startswith("--")]
-        if names:
-            return str(names[0]).removeprefix("--")
+        # within Annotated, typer takes what would be the default for the first name
+        names = (getattr(information, "default", None), *(getattr(information, "param_decls", None) or ()))
+        for one in names:
+            if isinstance(one, str) and one.startswith("--"):
+                name = one.removeprefix("--")
+                return f"{name}_" if keyword.iskeyword(name) else name
     return parameter
 
 
 def _flag(option: str, annotation: Any) -> str:
     """Where a value of the command line comes from, for the provenance."""
     is_argument = any(isinstance(one, type(typer.Argument())) for one in typing.get_args(annotation)[1:])
-    return option.upper() if is_argument else f"--{option}"
+    return option.upper() if is_argument else f"--{option.removesuffix('_')}"
 
 
 def _is_given(ctx: typer.Context, parameter: str, value: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modlib.cli.data_made import Overwrite, print_made
+from modlib.cli.data_made import NOT_MADE, Overwrite, print_made
 from modlib.cli.data_selection import TokenizerPath
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
@@ -38,7 +38,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Make a packed file of another library's token file (--from), or the other way (--to)."""
-    with reported(), progress_bar(f"convert {source.name}") as progress:
+    with reported(NOT_MADE), progress_bar(f"convert {source.name}") as progress:
         if (come_from is None) == (go_to is None):
             raise ConfigError(
                 f"--from ({come_from}) and --to ({go_to}) must be one alone; with --from, OUT is a packed file, with "

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from modlib.cli.data_made import NOT_MADE
 from modlib.cli.report import reported
 from modlib.cli.table import print_table
 from modlib.runtime.errors import ConfigError, DataError
@@ -36,7 +37,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> Path:
     """Write text as JSONL: {"text": ...} a line."""
-    with reported():
+    with reported(NOT_MADE):
         for name, value in (("documents", documents), ("length", length)):
             if value < 1:
                 raise ConfigError(f"{name} ({value}) must be at least 1; set it to 1 or more")

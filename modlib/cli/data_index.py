@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from modlib.cli.data_made import NOT_MADE
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
 from modlib.cli.table import print_table
@@ -19,7 +20,7 @@ def command(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing index.")] = False,
 ) -> Path:
     """Write the byte offset and length of every line that is not blank."""
-    with reported():
+    with reported(NOT_MADE):
         from modlib.data.line_index import write_index
 
         with progress_bar(f"indexing {file.name}") as update:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modlib.cli.data_made import Overwrite, print_made
+from modlib.cli.data_made import NOT_MADE, Overwrite, print_made
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
 
@@ -17,7 +17,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Write the documents of several packed files into one, in the order given; all must share one tokenizer."""
-    with reported(), progress_bar("merge") as progress:
+    with reported(NOT_MADE), progress_bar("merge") as progress:
         from modlib.data.packed_merge import merge
 
         header = merge(files[:-1], files[-1], overwrite=overwrite, progress=progress)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from modlib.cli.data_made import Overwrite, print_made
+from modlib.cli.data_made import NOT_MADE, Overwrite, print_made
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
 from modlib.cli.table import print_table
@@ -38,7 +38,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Mix whole documents of packed files so that each file has its share in every beginning of the result."""
-    with reported(), progress_bar("mix") as progress:
+    with reported(NOT_MADE), progress_bar("mix") as progress:
         from modlib.data.packed_mix import mix
 
         header, mixed = mix(

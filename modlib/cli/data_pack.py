@@ -57,7 +57,7 @@ def command(
     engine: Annotated[Engine, typer.Option("--engine", help="What tokenizes; the ids are the same.")] = Engine.auto,
 ) -> Path:
     """Tokenize text into a packed file, in order, losing nothing."""
-    with reported():
+    with reported("what was brought to the disk, every ten seconds, is kept: go on with --resume"):
         if len(paths) < 2:
             raise ConfigError("paths (1) must be at least two: what to pack, and the output last")
         sys.path.insert(0, os.getcwd())  # for --field module:function
