@@ -94,6 +94,10 @@ def mix(
     files = [rewriting.open_plain(name) for name in inputs]
     for packed in files:
         require_alike(files[0], packed)
+        if more := sorted(set(packed.header.sections) - {"tokens", "documents"}):
+            raise DataError(
+                f"sections of {packed.path} ({', '.join(more)}) must be tokens and documents; mix has no others"
+            )
         if not packed.num_tokens:
             raise DataError(f"tokens of {packed.path} (0) must be at least 1; leave the file out of the mixture")
     slots = slots_of(weights)
