@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
 from modlib.data.fields import Field
@@ -95,32 +95,20 @@ def pack(
     started = time.perf_counter()
     path = Path(path)
     text_field = Field(field)
-    shares = _checked_split(split)
-    if shard_tokens is not None and shard_tokens < 1:
-        raise ConfigError(f"shard_tokens ({shard_tokens}) must be at least 1; leave it out for one file")
+    shares = _checked_split(split, shard_tokens)
     sources = find_sources(inputs)
     loaded = tokenizer if not isinstance(tokenizer, (str, os.PathLike)) else load_tokenizer(tokenizer)
     end_id = loaded.end_of_document_id(end_of_document)
     workers = _checked_workers(workers, sources)
-    settings = {
-        "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
-        "tokenizer": [loaded.fingerprint, loaded.settings],
-        "field": field,
-        "end of document": end_id,
-        "split": [list(pair) for pair in shares.items()],
-        "shard tokens": shard_tokens,
-    }
+    settings = _decided_by(sources, loaded, field, end_id, shares, shard_tokens)
     outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
-    record = path.with_name(f"{path.stem}.pack.json")
-    folder = path.with_name(f"{path.name}.partial")
+    record, folder = path.with_name(f"{path.stem}.pack.json"), path.with_name(f"{path.name}.partial")
     if resume and not folder.exists() and (done := completed(record, settings, started)) is not None:
         return done
     if not overwrite and not (resume and folder.exists()):
         _check_free(outputs, shard_tokens is not None)
     fast, engine_line = choose_engine(engine, loaded, sources, text_field)
-    if isinstance(loaded, PretrainedSPTokenizer) and workers > 1:
-        loaded = copy.copy(loaded)
-        loaded.num_threads = 1
+    loaded = _for_processes(loaded, workers)
     dtype = TOKEN_DTYPES[narrowest_width(loaded.vocab_size)]
     encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, dtype, list(shares.values()))
     journal = PackJournal(folder, settings, resume=resume)
@@ -131,16 +119,32 @@ def pack(
     except BaseException:
         journal.close(keep=journal.state is not None)
         raise
-    skipped = packing.put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
-    for output in outputs:
-        journal.put(*_tokenizer_of(loaded, output))
-    summary = PackSummary(headers, record, skipped, packing.num_bad, engine_line, time.perf_counter() - started)
     told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "shard_tokens": shard_tokens}
     told |= {"engine": engine, "end_of_document_id": end_id, "tokenizer": str(loaded.path)}
-    text = json.dumps(record_of(summary, told, settings, sources, packing.counts), indent=1)
-    journal.put(record, text.encode())
+    for output in outputs:
+        journal.put(*_tokenizer_of(loaded, output))
+    summary = packing.put_record(path, headers, engine_line, told, settings, started)
     journal.close(keep=False)
     return summary
+
+
+def _decided_by(
+    sources: Sequence[Source],
+    tokenizer: TextTokenizer,
+    field: str,
+    end_of_document_id: int,
+    shares: Mapping[str | None, float],
+    shard_tokens: int | None,
+) -> dict[str, Any]:
+    """Everything that decides the bytes of the outputs: it may not change before a packing goes on."""
+    return {
+        "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
+        "tokenizer": [tokenizer.fingerprint, tokenizer.settings],
+        "field": field,
+        "end of document": end_of_document_id,
+        "split": [list(pair) for pair in shares.items()],
+        "shard tokens": shard_tokens,
+    }
 
 
 class _Packing:
@@ -254,7 +258,24 @@ class _Packing:
             headers |= output.finish(info | {"split": name})
         return headers
 
-    def put_skipped(self, path: Path) -> Path | None:
+    def put_record(
+        self,
+        path: Path,
+        headers: dict[Path, PackedHeader],
+        engine: str,
+        told: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        started: float,
+    ) -> PackSummary:
+        """Put beside the outputs how they were made, and the list of rows that were left out."""
+        record = path.with_name(f"{path.stem}.pack.json")
+        skipped = self._put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
+        summary = PackSummary(headers, record, skipped, self.num_bad, engine, time.perf_counter() - started)
+        text = json.dumps(record_of(summary, told, settings, self.sources, self.counts), indent=1)
+        self.journal.put(record, text.encode())
+        return summary
+
+    def _put_skipped(self, path: Path) -> Path | None:
         """The list of rows that were left out; an old one is removed where there are none."""
         assert self.journal.state is not None
         if self._bad_rows is not None:
@@ -267,7 +288,9 @@ class _Packing:
         return path
 
 
-def _checked_split(split: Mapping[str, float] | None) -> dict[str | None, float]:
+def _checked_split(split: Mapping[str, float] | None, shard_tokens: int | None) -> dict[str | None, float]:
+    if shard_tokens is not None and shard_tokens < 1:
+        raise ConfigError(f"shard_tokens ({shard_tokens}) must be at least 1; leave it out for one file")
     if split is None:
         return {None: 1.0}
     for name, share in split.items():
@@ -284,6 +307,14 @@ def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:
     if workers < 1:
         raise ConfigError(f"workers ({workers}) must be at least 1; leave it out for one per core")
     return workers
+
+
+def _for_processes(tokenizer: TextTokenizer, workers: int) -> TextTokenizer:
+    """The tokenizer without threads of its own where there are several processes."""
+    if isinstance(tokenizer, PretrainedSPTokenizer) and workers > 1:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.num_threads = 1
+    return tokenizer
 
 
 def _check_free(outputs: Sequence[Path], sharded: bool) -> None:

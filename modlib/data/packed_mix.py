@@ -44,6 +44,11 @@ class MixedSource:
     tokens: int
     epochs: float
 
+    def to_json(self) -> dict[str, Any]:
+        """For the provenance."""
+        taken = {"taken_documents": self.documents, "taken_tokens": self.tokens}
+        return {"share": self.share, **taken, "epochs": self.epochs}
+
 
 def mix(
     inputs: Sequence[str | os.PathLike[str]],
@@ -91,15 +96,7 @@ def mix(
         DataError: Files of different tokenizers, vocabularies or end-of-document tokens; one without tokens or damaged.
     """
     _check(inputs, weights, unit, num_tokens, epochs, seed)
-    files = [rewriting.open_plain(name) for name in inputs]
-    for packed in files:
-        require_alike(files[0], packed)
-        if more := sorted(set(packed.header.sections) - {"tokens", "documents"}):
-            raise DataError(
-                f"sections of {packed.path} ({', '.join(more)}) must be tokens and documents; mix has no others"
-            )
-        if not packed.num_tokens:
-            raise DataError(f"tokens of {packed.path} (0) must be at least 1; leave the file out of the mixture")
+    files = _opened(inputs)
     slots = slots_of(weights)
     sizes = [packed.num_tokens if unit == "tokens" else packed.num_documents for packed in files]
     end = math.inf if num_tokens is not None else max((epochs or 1) * one / its for one, its in zip(sizes, slots))
@@ -123,14 +120,23 @@ def mix(
     assert writer.header is not None
     mixed = [stream.summary(its / sum(slots)) for stream, its in zip(streams, slots, strict=True)]
     rewriting.take_tokenizer_along(files[0].path, path)
+    told = [rewriting.described(packed) | one.to_json() for packed, one in zip(files, mixed, strict=True)]
     options = {"weights": list(weights), "unit": unit, "num_tokens": num_tokens, "epochs": epochs, "seed": seed}
-    told = [
-        rewriting.described(packed) | {"share": one.share, "taken_documents": one.documents}
-        | {"taken_tokens": one.tokens, "epochs": one.epochs}
-        for packed, one in zip(files, mixed, strict=True)
-    ]  # fmt: skip
     rewriting.write_provenance(path, writer.header, "mix", options, told)
     return writer.header, mixed
+
+
+def _opened(inputs: Sequence[str | os.PathLike[str]]) -> list[PackedFile]:
+    files = [rewriting.open_plain(name) for name in inputs]
+    for packed in files:
+        require_alike(files[0], packed)
+        if more := sorted(set(packed.header.sections) - {"tokens", "documents"}):
+            raise DataError(
+                f"sections of {packed.path} ({', '.join(more)}) must be tokens and documents; mix has no others"
+            )
+        if not packed.num_tokens:
+            raise DataError(f"tokens of {packed.path} (0) must be at least 1; leave the file out of the mixture")
+    return files
 
 
 def _check(
