@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -10,17 +11,28 @@ from rich.console import Console
 from rich.table import Table
 
 
-def interleave(variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Seconds of each variant in each round; in every round each variant runs once, in turn."""
+def interleave(
+    variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, tell: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of each variant in each round; in every round each variant runs once, in turn.
+
+    Args:
+        variants: What is measured, by name.
+        rounds: How often each runs.
+        warmup: Rounds before that, which do not count.
+        tell: Whether each time is printed on stderr as soon as it is known.
+    """
     for _ in range(warmup):
         for run in variants.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, run in variants.items():
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
+            if tell:
+                print(f"round {number + 1} of {rounds}: {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return seconds
 
 

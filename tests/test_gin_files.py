@@ -36,7 +36,8 @@ def is_whole_run(path: Path) -> bool:
 
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.gin"))  # axes for --sweep, no gin files
-FILES = sorted(set(ROOT.rglob("*.gin")) - set(SWEEPS))
+COMMANDS = sorted((ROOT / "data" / "commands").glob("*.gin"))  # for `modlib data`: tests/cli/test_data_config.py
+FILES = sorted(set(ROOT.rglob("*.gin")) - set(SWEEPS) - set(COMMANDS))
 WHOLE = [path for path in FILES if is_whole_run(path)]
 PARTS = [path for path in FILES if not is_whole_run(path)]
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import typer
 
-from modlib.cli.lazy import LazyCommands
+from modlib.cli.lazy import LazyCommands, load_command
 
 # name: (module with a function `command`, what the help says). To add a command, add a line.
 COMMANDS = {
@@ -17,6 +20,7 @@ COMMANDS = {
     "index": ("modlib.cli.data_index", "Find the lines of a JSONL file."),
     "inspect": ("modlib.cli.data_inspect", "Show what a packed file says of itself, or the tokens of a part of it."),
     "merge": ("modlib.cli.data_merge", "Write several packed files into one."),
+    "mix": ("modlib.cli.data_mix", "Mix packed files by weight into one."),
     "pack": ("modlib.cli.data_pack", "Tokenize text into a packed file."),
     "shuffle": ("modlib.cli.data_shuffle", "Shuffle documents or blocks, in bounded memory."),
     "stats": ("modlib.cli.data_stats", "Count documents, tokens, lengths, frequent tokens and duplicates."),
@@ -24,10 +28,25 @@ COMMANDS = {
 }
 
 
+MAKERS = ("chunk", "convert", "corpus", "filter", "index", "merge", "mix", "pack", "shuffle")
+"""Those that make files; their functions return a path, and gin files configure them."""
+
+
 class DataCommands(LazyCommands):
     """The commands of the table."""
 
     table = COMMANDS
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As for any group; a command that makes files takes its parameters from gin files, too."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if name in MAKERS:
+            from modlib.cli.data_config import configured
+
+            optional = any(word.startswith("--gin_") for word in rest)
+            wrap = partial(configured, name, optional=optional)
+            command = load_command(name, *COMMANDS[name], wrap=wrap)
+        return name, command, rest
 
 
 app = typer.Typer(

@@ -18,11 +18,12 @@ def command(
     num_chunks: Annotated[int | None, typer.Option("--num_chunks", help="So many, of about equal tokens.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max_tokens", help="Or as few as hold so many each.")] = None,
     overwrite: Overwrite = False,
-) -> None:
+) -> Path:
     """Cut a packed file into several at ends of documents; one after the other, they are the file."""
-    with reported(), progress_bar(f"chunk {file.name}") as progress:
+    with reported("a chunk is complete or not there"), progress_bar(f"chunk {file.name}") as progress:
         from modlib.data.packed_chunks import chunk
 
         made = chunk(file, prefix, num_chunks=num_chunks, max_tokens=max_tokens, overwrite=overwrite, progress=progress)
     for path, header in made:
         print_made(path, header)
+    return Path(prefix)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modlib.cli.data_made import Overwrite, print_made
+from modlib.cli.data_made import NOT_MADE, Overwrite, print_made
 from modlib.cli.data_selection import TokenizerPath
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
@@ -39,9 +39,9 @@ def command(
         bool, typer.Option("--drop_loss_mask", help="With --to: leave out a loss mask; the other formats hold none.")
     ] = False,
     overwrite: Overwrite = False,
-) -> None:
+) -> Path:
     """Make a packed file of another library's token file (--from), or the other way (--to)."""
-    with reported(), progress_bar(f"convert {source.name}") as progress:
+    with reported(NOT_MADE), progress_bar(f"convert {source.name}") as progress:
         if (come_from is None) == (go_to is None):
             raise ConfigError(
                 f"--from ({come_from}) and --to ({go_to}) must be one alone; with --from, OUT is a packed file, with "
@@ -84,3 +84,4 @@ def command(
     else:
         guessed = vocab_size is None and tokenizer is None
         print_made(out, header, f"; vocab_size {header.vocab_size} is its largest id + 1" if guessed else "")
+    return out

@@ -12,9 +12,10 @@ from typing import Annotated
 
 import typer
 
+from modlib.cli.data_made import NOT_MADE
 from modlib.cli.report import reported
 from modlib.cli.table import print_table
-from modlib.runtime.errors import DataError
+from modlib.runtime.errors import ConfigError, DataError
 from modlib.runtime.units import format_bytes
 
 
@@ -30,13 +31,16 @@ class Kind(StrEnum):
 def command(
     kind: Annotated[Kind, typer.Argument(help="stdlib: sources of Python's library; the others are made by rules.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A JSONL file to write.")],
-    documents: Annotated[int, typer.Option("--documents", min=1, help="How many; stdlib has what it has.")] = 1000,
-    length: Annotated[int, typer.Option("--length", min=1, help="Characters of each, about.")] = 1000,
+    documents: Annotated[int, typer.Option("--documents", help="How many; stdlib has what it has.")] = 1000,
+    length: Annotated[int, typer.Option("--length", help="Characters of each, about.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same text.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
-) -> None:
+) -> Path:
     """Write text as JSONL: {"text": ...} a line."""
-    with reported():
+    with reported(NOT_MADE):
+        for name, value in (("documents", documents), ("length", length)):
+            if value < 1:
+                raise ConfigError(f"{name} ({value}) must be at least 1; set it to 1 or more")
         if out.exists() and not overwrite:
             raise DataError(f"{out} exists; choose another path, remove it, or pass overwrite")
         texts, about, bits = _texts(kind, documents, length, seed)
@@ -44,6 +48,7 @@ def command(
     print_table(["file", "documents", "text"], [[str(out), f"{count:,}", format_bytes(size)]])
     best = "" if bits is None else f"; no model does better than {bits:.4f} bits per character in the long run"
     print(f"{about}{best}", file=sys.stderr)
+    return out
 
 
 def _texts(kind: Kind, documents: int, length: int, seed: int) -> tuple[Iterator[str], str, float | None]:

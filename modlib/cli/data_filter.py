@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modlib.cli.data_made import Overwrite, print_made
+from modlib.cli.data_made import NOT_MADE, Overwrite, print_made
 from modlib.cli.data_selection import TokenizerPath
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
@@ -25,13 +25,13 @@ def command(
     ],
     tokenizer: TokenizerPath = None,
     overwrite: Overwrite = False,
-) -> None:
+) -> Path:
     """Write the documents for which a function returns True.
 
     The function is given a document with .tokens (the ids), .text and .number. Its module is looked for on Python's
     path and in the working directory, and is run: it is a program of yours.
     """
-    with reported(), progress_bar(f"filter {file.name}") as progress, contextlib.redirect_stdout(sys.stderr):
+    with reported(NOT_MADE), progress_bar(f"filter {file.name}") as progress, contextlib.redirect_stdout(sys.stderr):
         from modlib.data.packed_file import PackedFile
         from modlib.data.packed_filter import filter_documents
 
@@ -41,6 +41,7 @@ def command(
             file, out, function, tokenizer=tokenizer, name=keep, overwrite=overwrite, progress=progress
         )
     print_made(out, header, f"; {before - header.num_documents:,} of {before:,} documents left out")
+    return out
 
 
 def _function(name: str) -> Callable[[Any], bool]:

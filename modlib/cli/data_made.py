@@ -10,6 +10,9 @@ import typer
 if TYPE_CHECKING:
     from modlib.data.packed_header import PackedHeader
 
+NOT_MADE = "the output was not made; one that was there before is as it was"
+"""What is true when Ctrl-C ends such a command."""
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 
 

@@ -60,11 +60,14 @@ def command(
     split: Annotated[
         str | None, typer.Option("--split", help='Several outputs, by hash: "train=0.99,validation=0.01".')
     ] = None,
+    shard_tokens: Annotated[
+        int | None, typer.Option("--shard_tokens", help="Several files, OUT-00000-of-00008.packed, of so many tokens.")
+    ] = None,
     end_of_document: Annotated[str | None, typer.Option("--end_of_document", help="Text of that token.")] = None,
     engine: Annotated[Engine, typer.Option("--engine", help="What tokenizes; the ids are the same.")] = Engine.auto,
-) -> None:
+) -> Path:
     """Tokenize text into a packed file, in order, losing nothing."""
-    with reported():
+    with reported("what was brought to the disk, every ten seconds, is kept: go on with --resume"):
         if len(paths) < 2:
             raise ConfigError("paths (1) must be at least two: what to pack, and the output last")
         sys.path.insert(0, os.getcwd())  # for --field module:function
@@ -87,6 +90,7 @@ def command(
                 resume=resume,
                 overwrite=overwrite,
                 split=None if split is None else parse_split(split),
+                shard_tokens=shard_tokens,
                 end_of_document=end_of_document,
                 engine=engine.value,
                 chat=chat,
@@ -94,6 +98,7 @@ def command(
                 progress=show,
             )
     _print(summary)
+    return Path(paths[-1])
 
 
 def parse_split(text: str) -> dict[str, float]:

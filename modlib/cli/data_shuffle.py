@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modlib.cli.data_made import Overwrite, print_made
+from modlib.cli.data_made import NOT_MADE, Overwrite, print_made
 from modlib.cli.progress_bar import progress_bar
 from modlib.cli.report import reported
 
@@ -22,9 +22,9 @@ def command(
         int, typer.Option("--memory_mib", help="Memory to stay below; the order does not change.")
     ] = 512,
     overwrite: Overwrite = False,
-) -> None:
+) -> Path:
     """Shuffle the documents of a packed file, or fixed blocks of tokens; a file may be larger than memory."""
-    with reported(), progress_bar(f"shuffle {file.name}") as progress:
+    with reported(NOT_MADE), progress_bar(f"shuffle {file.name}") as progress:
         from modlib.data.packed_shuffle import shuffle
 
         header = shuffle(
@@ -38,3 +38,4 @@ def command(
             progress=progress,
         )
     print_made(out, header)
+    return out

@@ -61,7 +61,7 @@ def launch(
     sweep_seed: Annotated[int, typer.Option("--sweep_seed", help="Of the random points.")] = 0,
 ) -> None:
     """Train the experiment that the gin files describe, here or on a cluster; the same command continues it."""
-    with reported():
+    with reported("training had not started; nothing was changed"):
         for flag, given in (("--json", as_json), ("--write_script", write_script)):
             if given and not dry_run:
                 raise typer.BadParameter(f"{flag} goes with --dry_run")

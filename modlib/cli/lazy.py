@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import typer
@@ -34,13 +34,22 @@ class LazyCommands(TyperGroup):
         return name, command, rest
 
 
-def load_command(name: str, module_name: str, help_line: str) -> Any:
-    """Import a command."""
+def load_command(
+    name: str, module_name: str, help_line: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
+) -> Any:
+    """Import a command.
+
+    Args:
+        name: What it is called.
+        module_name: Has a function `command` or a typer app `app`.
+        help_line: What the help says.
+        wrap: Makes the command of the module's function; None takes it as it is.
+    """
     module = importlib.import_module(module_name)
     command_app = getattr(module, "app", None)
     if command_app is None:
         command_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        command_app.command(name, help=help_line)(module.command)
+        command_app.command(name, help=help_line)(module.command if wrap is None else wrap(module.command))
     command = typer.main.get_command(command_app)
     command.name = name
     return command

@@ -22,13 +22,17 @@ def error_text(error: ModlibError) -> str:
 
 
 @contextmanager
-def reported() -> Iterator[None]:
-    """Turn a ModlibError into its text on stderr and its exit code; anything else keeps its traceback."""
+def reported(interrupted: str = "nothing more was done") -> Iterator[None]:
+    """Turn a ModlibError into its text on stderr and its exit code; anything else keeps its traceback.
+
+    Args:
+        interrupted: What is true when Ctrl-C ends it; completes "interrupted; ...".
+    """
     try:
         yield
     except ModlibError as error:
         print(error_text(error), file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("interrupted before training started; nothing was changed", file=sys.stderr, flush=True)
+        print(f"interrupted; {interrupted}", file=sys.stderr, flush=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -160,7 +160,7 @@ def missing(program: Program, instance: Instance, signature: Signature, componen
     remedy = f"write {instance}.{absent[0].name} = value"
     if not component.module.startswith(("modlib.", "torch.")):
         remedy += f"; an argument that Python passes belongs in runtime_args of @component ({component.place})"
-    if instance in program.roots and instance.name not in program.bindings:
+    if program.command is None and instance in program.roots and instance.name not in program.bindings:
         text = f"no line binds {instance}, the run itself, which needs {listed}; include 'train.gin', or bind these"
         yield Problem(origin, text)
         return

@@ -15,7 +15,7 @@ from typing import Any
 import gin
 
 import modlib
-from modlib.components import load_component
+from modlib.components import Component, load_component
 from modlib.config.files import Reading, read
 from modlib.config.imports import import_user_module
 from modlib.config.matching import native
@@ -166,24 +166,29 @@ def _chooses(value: Any, name: str) -> bool:
 
 
 def load(
-    gin_files: Sequence[str | Path], gin_params: Sequence[str] = (), sweep_params: Sequence[tuple[str, str]] = ()
+    gin_files: Sequence[str | Path],
+    gin_params: Sequence[str] = (),
+    sweep_params: Sequence[tuple[str, str]] = (),
+    *,
+    command: Component | None = None,
 ) -> Config:
     """Read gin files and parameters, check all of it, and resolve it.
 
     Args:
         gin_files: Names in gin_configs/, slurm/ or experiments/, or paths; later ones win.
         gin_params: Single bindings such as "AdamW.lr=1e-4"; they win over files.
-        sweep_params: (origin, binding) pairs of one point of a sweep; they win over all others.
+        sweep_params: (origin, binding) pairs of one point of a sweep, or of a command line; they win over all others.
+        command: What is configured, with its target, where it is not a run of the catalogue.
 
     Raises:
         ConfigError: With every problem found; nothing was changed.
     """
     if isinstance(gin_files, str | Path):
         gin_files = [gin_files]
-    if not gin_files and not gin_params:
+    if not gin_files and not gin_params and command is None:
         raise ConfigError("no gin file is given; name one with --gin_file, as in --gin_file quickstart.gin")
     reading = read(gin_files, gin_params, sweep_params)
-    resolution = resolve(reading, _import_folders(reading))
+    resolution = resolve(reading, _import_folders(reading), command)
     for line in resolution.program.renamed:
         logger.warning("%s", line)
     text = render(resolution.settings, resolution.program, resolution.imports)

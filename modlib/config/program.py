@@ -49,10 +49,14 @@ class Program:
     Args:
         statements: In the order in which they apply.
         mentioned: Words of lines that could not be read; what they name is not called unused.
+        command: What is configured, where it is not a run of the catalogue.
     """
 
-    def __init__(self, statements: Sequence[Statement], mentioned: Iterable[str] = ()) -> None:
-        self.known: dict[str, Component] = known_components()
+    def __init__(
+        self, statements: Sequence[Statement], mentioned: Iterable[str] = (), command: Component | None = None
+    ) -> None:
+        self.command = command
+        self.known: dict[str, Component] = known_components() | ({command.name: command} if command else {})
         self.problems: list[Problem] = []
         self.renamed: dict[str, None] = {}
         """Lines for the user about old names, each once."""
@@ -235,7 +239,9 @@ class Program:
 
     @cached_property
     def roots(self) -> list[Instance]:
-        """Where a run begins: its run component, and the components that launch it."""
+        """Where a run begins: its run component, and the components that launch it; or the command alone."""
+        if self.command is not None:
+            return [Instance((), self.command.name)]
         runs = [name for name, entry in self.known.items() if entry.type == "run"]
         bound = [name for name in runs if name in self.bindings]
         launches = [name for name, entry in self.known.items() if entry.type == "launch"]

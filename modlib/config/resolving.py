@@ -73,19 +73,20 @@ class Resolution:
     import_paths: list[Path] = field(default_factory=list)
 
 
-def resolve(reading: Reading, folders: Sequence[Path]) -> Resolution:
+def resolve(reading: Reading, folders: Sequence[Path], command: Component | None = None) -> Resolution:
     """Check everything, and give the settings.
 
     Args:
         reading: Statements, and the problems found so far.
         folders: Where modules are looked for after sys.path.
+        command: What is configured, where it is not a run of the catalogue.
 
     Raises:
         ConfigError: With all problems, in the order of files and lines.
     """
     problems = list(reading.problems)
     imports, import_paths, imported = _import(reading, folders, problems)
-    program = Program(reading.statements, reading.mentioned)
+    program = Program(reading.statements, reading.mentioned, command)
     found = list(program.problems)
     if reading.incomplete:  # the file that is missing may define it
         found = [problem for problem in found if not problem.text.startswith("no macro")]
@@ -151,7 +152,8 @@ def _load(program: Program, instances: Iterable[Instance], problems: list[Proble
         if instance.name in loaded:
             continue
         try:
-            loaded[instance.name] = component = load_component(instance.name)
+            own = program.command if program.command and program.command.name == instance.name else None
+            loaded[instance.name] = component = own or load_component(instance.name)
             problems += checks.not_installed(component, checks.first_use(program, instance))
         except ConfigError as error:
             problems.append(Problem(checks.first_use(program, instance), str(error)))

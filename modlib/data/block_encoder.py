@@ -52,13 +52,13 @@ class EncodedPart:
     Args:
         tokens: Ids, back to back.
         lengths: Tokens of each document.
-        num_bytes_of_text: UTF-8 bytes of their texts.
+        bytes_of_text: UTF-8 bytes of each document's text.
         trained: Whether each token is trained; None is all of them.
     """
 
     tokens: npt.NDArray[Any]
     lengths: npt.NDArray[np.int64]
-    num_bytes_of_text: int
+    bytes_of_text: npt.NDArray[np.int64]
     trained: npt.NDArray[np.bool_] | None = None
 
 
@@ -109,7 +109,7 @@ class BlockEncoder:
     def __call__(self, block: Block) -> EncodedBlock:
         """Encode all documents of a block; bad rows are values, the caller decides."""
         found: list[list[Any]] = [[] for _ in range(len(self.bounds) + 1)]
-        sizes = [0] * len(found)
+        sizes: list[list[int]] = [[] for _ in found]
         encoded = EncodedBlock([], [], self._counts(block))
         for source, row, document in self._documents(block):
             count = encoded.counts[source]
@@ -121,7 +121,7 @@ class BlockEncoder:
             utf8 = (document if isinstance(document, str) else document.text).encode("utf-8")
             output = self._output(utf8)
             found[output].append(document)
-            sizes[output] += len(utf8)
+            sizes[output].append(len(utf8))
         part = self._part if self.chat is None else self._chat_part
         encoded.parts.extend(part(some, size) for some, size in zip(found, sizes, strict=True))
         return encoded
@@ -169,7 +169,7 @@ class BlockEncoder:
         share = int.from_bytes(hashlib.sha256(utf8).digest()[:8], "big") / 2**64
         return int(np.searchsorted(self.bounds, share, side="right"))
 
-    def _part(self, texts: list[str], num_bytes: int) -> EncodedPart:
+    def _part(self, texts: list[str], num_bytes: list[int]) -> EncodedPart:
         ids, lengths = (self.fast or self.tokenizer).encode_batch(texts)
         tokens = np.empty(len(ids) + len(texts), self.dtype)
         ends = np.cumsum(lengths + 1) - 1
@@ -177,9 +177,9 @@ class BlockEncoder:
         inside[ends] = False
         tokens[ends] = self.end_of_document_id
         tokens[inside] = ids
-        return EncodedPart(tokens, lengths + 1, num_bytes)
+        return EncodedPart(tokens, lengths + 1, np.array(num_bytes, np.int64))
 
-    def _chat_part(self, conversations: list[Conversation], num_bytes: int) -> EncodedPart:
+    def _chat_part(self, conversations: list[Conversation], num_bytes: list[int]) -> EncodedPart:
         tokens: list[npt.NDArray[Any]] = [np.zeros(0, self.dtype)]
         trained = [np.zeros(0, np.bool_)]
         encoded = self.tokenizer.encode_with_spans([one.text for one in conversations])
@@ -191,7 +191,7 @@ class BlockEncoder:
             tokens.append(ids.astype(self.dtype))
             trained.append(mask)
         lengths = np.array([len(one) for one in tokens[1:]], np.int64)
-        return EncodedPart(np.concatenate(tokens), lengths, num_bytes, np.concatenate(trained))
+        return EncodedPart(np.concatenate(tokens), lengths, np.array(num_bytes, np.int64), np.concatenate(trained))
 
 
 def _text_of_file(contents: bytes) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from modlib.data import stdlib_corpus
+from modlib.data import shards, stdlib_corpus
 from modlib.data.cache import cache_folders, one_at_a_time, trusted, writable_cache
 from modlib.data.packed_file import PackedFile
 from modlib.data.stdlib_corpus import CorpusSummary, SourceFile
@@ -38,10 +38,15 @@ def prepare(name_or_path: str | os.PathLike[str], progress: Progress | None = No
         progress: Called with one line per stage of building; None logs them.
 
     Raises:
-        ConfigError: Neither a corpus nor an existing file.
+        ConfigError: Neither a corpus nor an existing file, or a pattern.
         DataError: Building failed, or no cache folder can be written.
     """
     split = _split(name_or_path)
+    if shards.is_pattern(name_or_path):
+        raise ConfigError(
+            f"path ('{name_or_path}') must be one packed file; for windows from all that match take @PackedShards "
+            "(data/packed_shards.gin), for one file of them modlib data merge"
+        )
     if split is None:
         return Path(name_or_path)
     files = stdlib_corpus.list_sources(stdlib_corpus.library_root())
@@ -107,12 +112,15 @@ def describe(name_or_path: str | os.PathLike[str]) -> CorpusSummary | None:
 
 
 def _split(name_or_path: str | os.PathLike[str]) -> str | None:
-    """The split a corpus name asks for; None for an existing file."""
+    """The split a corpus name asks for; None for an existing file, or a pattern that matches some."""
     name = os.fspath(name_or_path)
     if name in NAMES:
         return name.partition(":")[2]
     path = Path(name)
     if path.is_file():
+        return None
+    if shards.is_pattern(name):
+        shards.matching(name)
         return None
     if path.is_dir():
         inside = sorted(entry.name for entry in path.glob("*.packed"))

@@ -70,6 +70,7 @@ def write_index(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
+    known: npt.NDArray[np.int64] | None = None,
     overwrite: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> LineIndex:
@@ -78,11 +79,13 @@ def write_index(
     Args:
         path: The JSONL file.
         out: The index; None puts it beside the file, as `data.jsonl.index`.
+        known: First byte and length of each line, (n, 2), where somebody knows them, such as another library's index
+            of the file; each must be a whole line. None finds them.
         overwrite: Whether an existing index is replaced.
         progress: Called now and then with the bytes that were searched.
 
     Raises:
-        DataError: The file cannot be read, or the index exists or cannot be written.
+        DataError: The file cannot be read, what is known is not so, or the index exists or cannot be written.
     """
     path = Path(path)
     out = index_beside(path) if out is None else Path(out)
@@ -90,7 +93,9 @@ def write_index(
         raise DataError(f"{out} exists; choose another path, remove it, or pass overwrite")
     contents = _mapped(path)
     numbers, starts, lengths = find_lines(contents, progress)
-    lines = int(numbers[-1]) if len(numbers) else 0
+    if known is not None:
+        numbers, starts, lengths = _chosen(known, numbers, starts, lengths, path)
+    lines = int(numbers.max()) if len(numbers) else 0
     body = np.concatenate([starts, lengths]).astype("<u8").tobytes()
     counts = struct.pack("<QQQ", len(contents), lines, len(starts))
     head = _HEAD.pack(MAGIC, VERSION, 0, len(contents), lines, len(starts), hashlib.sha256(counts + body).digest())
@@ -100,6 +105,32 @@ def write_index(
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}; choose another folder") from error
     return LineIndex(path, out)
+
+
+def _chosen(
+    known: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    path: Path,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of all lines those that are known, in their order."""
+    place = np.minimum(np.searchsorted(starts, known[:, 0]), max(len(starts) - 1, 0))
+    if len(starts):
+        wrong = np.flatnonzero((starts[place] != known[:, 0]) | (known[:, 1] < lengths[place]))
+        ends = starts[place] + known[:, 1]
+        following = np.append(starts, np.iinfo(np.int64).max)[place + 1]
+        wrong = np.union1d(wrong, np.flatnonzero(ends > following))
+    else:
+        wrong = np.arange(len(known))
+    if wrong.size:
+        number = int(wrong[0])
+        first, length = known[number].tolist()
+        raise DataError(
+            f"line {number} of the index ({length} bytes from byte {first} on) must be a line of {path}; the file is "
+            "not the one that the index was made of: make the index anew, without --from"
+        )
+    return numbers[place], starts[place], lengths[place]
 
 
 def index_beside(path: Path) -> Path:

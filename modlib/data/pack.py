@@ -6,12 +6,12 @@ import copy
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
 from modlib.data.chat import Chat
@@ -20,12 +20,14 @@ from modlib.data.fields import Field
 from modlib.data.pack_engine import SMALL_BYTES, choose_engine, load_tokenizer
 from modlib.data.pack_journal import PackJournal
 from modlib.data.pack_record import PackSummary, completed, record_of
+from modlib.data.pack_shards import PackOutput
 from modlib.data.pack_workers import PackWorkers
-from modlib.data.packed_file import TOKEN_DTYPES, PackedFile
+from modlib.data.packed_file import TOKEN_DTYPES
 from modlib.data.packed_header import PackedHeader, narrowest_width
 from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.packing import tokenizer_beside
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
+from modlib.data.shards import shards_of
 from modlib.data.sources import Block, Source, find_sources, read_blocks
 from modlib.data.tokenizer import TextTokenizer, Tokenizer
 from modlib.runtime import durable
@@ -58,6 +60,7 @@ def pack(
     resume: bool = False,
     overwrite: bool = False,
     split: Mapping[str, float] | None = None,
+    shard_tokens: int | None = None,
     end_of_document: str | None = None,
     engine: Literal["auto", "fast", "tokenizer"] = "auto",
     chat: bool = False,
@@ -89,6 +92,8 @@ def pack(
         overwrite: Whether existing files are replaced.
         split: Name -> share of the documents, adding up to 1: several outputs, `books.train.packed` for "train". A
             document's output is chosen by the hash of its text.
+        shard_tokens: Several files per output, `books-00000-of-00008.packed` and so on, each of the documents that
+            follow and as many as hold at most so many tokens; a longer document has a shard of its own.
         end_of_document: Text of the token that ends a document; None takes a well-known one the tokenizer has.
         engine: "auto" takes the fast one where its ids are known to be the same; "fast" insists; "tokenizer" never.
         chat: Whether rows are conversations.
@@ -103,63 +108,63 @@ def pack(
     path = Path(path)
     field = field or ("messages" if chat else "text")
     text_field = Field(field, beside=("tools",) if chat else ())
-    shares = _checked_split(split)
+    shares = _checked_split(split, shard_tokens)
     sources = find_sources(inputs)
     loaded = tokenizer if not isinstance(tokenizer, (str, os.PathLike)) else load_tokenizer(tokenizer)
     end_id = loaded.end_of_document_id(end_of_document)
     chats = _chat(loaded, text_field, sources, chat, chat_template)
     workers = _checked_workers(workers, sources)
-    settings = {
-        "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
-        "tokenizer": [loaded.fingerprint, loaded.settings],
-        "field": field,
-        "end of document": end_id,
-        "split": [list(pair) for pair in shares.items()],
-    }
-    if chats is not None:
-        settings["chat template"] = [chats.template.sha256, chats.template.variables]
+    settings = _decided_by(sources, loaded, field, end_id, shares, shard_tokens, chats)
     outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
-    record = path.with_name(f"{path.stem}.pack.json")
-    folder = path.with_name(f"{path.name}.partial")
-    if resume and not folder.exists() and (done := completed(outputs, record, settings, started)) is not None:
+    record, folder = path.with_name(f"{path.stem}.pack.json"), path.with_name(f"{path.name}.partial")
+    if resume and not folder.exists() and (done := completed(record, settings, started)) is not None:
         return done
     if not overwrite and not (resume and folder.exists()):
-        for output in outputs:
-            if output.exists():
-                raise DataError(f"{output} exists; choose another path, remove it, or pass overwrite")
+        _check_free(outputs, shard_tokens is not None)
     fast, engine_line = choose_engine(engine, loaded, sources, text_field, chat=chat)
-    if isinstance(loaded, PretrainedSPTokenizer) and workers > 1:
-        loaded = copy.copy(loaded)
-        loaded.num_threads = 1
-    width = narrowest_width(loaded.vocab_size)
-    dtype = TOKEN_DTYPES[width]
+    loaded = _for_processes(loaded, workers)
+    dtype = TOKEN_DTYPES[narrowest_width(loaded.vocab_size)]
     encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, dtype, list(shares.values()), chats)
     journal = PackJournal(folder, settings, resume=resume)
-    packing = _Packing(sources, outputs, list(shares), loaded, end_id, chat, journal, on_error, progress)
     try:
+        packing = _Packing(
+            sources, outputs, list(shares), loaded, end_id, chat, shard_tokens, journal, on_error, progress
+        )
         packing.read(encoder, workers, text_field)
         headers = packing.finish()
     except BaseException:
         journal.close(keep=journal.state is not None)
         raise
-    skipped = packing.put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
-    for output in outputs:
-        _put_tokenizer(loaded, output)
-    summary = PackSummary(
-        outputs=dict(zip(outputs, headers, strict=True)),
-        record=record,
-        skipped=skipped,
-        num_skipped=sum(count.bad for count in packing.counts.values()),
-        engine=engine_line,
-        seconds=time.perf_counter() - started,
-    )
-    told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "engine": engine}
-    told |= {"end_of_document_id": end_id, "tokenizer": str(loaded.path), "chat": chat}
+    told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "shard_tokens": shard_tokens}
+    told |= {"engine": engine, "end_of_document_id": end_id, "tokenizer": str(loaded.path), "chat": chat}
     if chats is not None:
         told |= {"chat_template": chats.template.text, "chat_template_from": chats.template.name}
-    durable.atomic_write_text(record, json.dumps(record_of(summary, told, settings, sources, packing.counts), indent=1))
+    for output in outputs:
+        journal.put(*_tokenizer_of(loaded, output))
+    summary = packing.put_record(path, headers, engine_line, told, settings, started)
     journal.close(keep=False)
     return summary
+
+
+def _decided_by(
+    sources: Sequence[Source],
+    tokenizer: TextTokenizer,
+    field: str,
+    end_of_document_id: int,
+    shares: Mapping[str | None, float],
+    shard_tokens: int | None,
+    chat: Chat | None,
+) -> dict[str, Any]:
+    """Everything that decides the bytes of the outputs: it may not change before a packing goes on."""
+    template = {} if chat is None else {"chat template": [chat.template.sha256, chat.template.variables]}
+    return template | {
+        "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
+        "tokenizer": [tokenizer.fingerprint, tokenizer.settings],
+        "field": field,
+        "end of document": end_of_document_id,
+        "split": [list(pair) for pair in shares.items()],
+        "shard tokens": shard_tokens,
+    }
 
 
 class _Packing:
@@ -173,32 +178,36 @@ class _Packing:
         tokenizer: TextTokenizer,
         end_of_document_id: int,
         loss_mask: bool,
+        shard_tokens: int | None,
         journal: PackJournal,
         on_error: str,
         progress: Callable[[PackProgress], None] | None,
     ) -> None:
-        self.sources, self.outputs, self.names, self.journal = sources, outputs, names, journal
+        self.sources, self.names, self.journal = sources, names, journal
         self.on_error, self.progress = on_error, progress
         self.counts = journal.counts
+        self.num_bad = sum(count.bad for count in self.counts.values())
         self._touched: set[int] = set()
         state = journal.state
-        self._writers: list[PackedFileWriter | None] = []
-        for number, output in enumerate(outputs):
-            partial = journal.folder / f"{number}.tokens"
-            if state is not None and state["finished"] and not partial.exists():
-                self._writers.append(None)  # it was put in its place before the work was cut off
-                continue
-            writer = PackedFileWriter(
+        new_writer = partial(
+            PackedFileWriter,
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_fingerprint=tokenizer.fingerprint,
+            end_of_document_id=end_of_document_id,
+            loss_mask=loss_mask,
+        )
+        self._outputs = [
+            PackOutput(
                 output,
-                vocab_size=tokenizer.vocab_size,
-                tokenizer_fingerprint=tokenizer.fingerprint,
-                end_of_document_id=end_of_document_id,
-                loss_mask=loss_mask,
-                overwrite=True,
-                partial=partial,
-                state=None if state is None else state["outputs"][number],
+                journal.folder,
+                number,
+                shard_tokens,
+                new_writer,
+                None if state is None else state["outputs"][number],
+                state is not None and state["finished"],
             )
-            self._writers.append(writer)
+            for number, output in enumerate(outputs)
+        ]
         self._bad_rows: BinaryIO | None = None
         if state is None or not state["finished"]:
             self._bad_rows = open(journal.folder / _SKIPPED, "ab")  # noqa: SIM115  open as long as the writers
@@ -215,8 +224,8 @@ class _Packing:
             for block, encoded in processes.encode(read_blocks(self.sources, text_field, self.journal.place)):
                 for bad in encoded.bad:
                     self._take_bad(bad)
-                for writer, part in zip(self._open_writers(), encoded.parts, strict=True):
-                    writer.write_documents(part.tokens, part.lengths, part.num_bytes_of_text, part.trained)
+                for output, part in zip(self._outputs, encoded.parts, strict=True):
+                    output.write(part)
                 self._count(encoded.counts)
                 if self.progress is not None:
                     self.progress(self._progress(block, total))
@@ -226,9 +235,6 @@ class _Packing:
         if not any(count.documents for count in self.counts.values()):
             raise DataError(f"inputs ({len(self.sources)} files) must hold a document; they have none")
         self._note(None)
-
-    def _open_writers(self) -> list[PackedFileWriter]:
-        return [writer for writer in self._writers if writer is not None]
 
     def _take_bad(self, bad: BadRow) -> None:
         file = self.sources[bad.source].path
@@ -242,20 +248,20 @@ class _Packing:
     def _count(self, counts: Mapping[int, SourceCount]) -> None:
         for number, new in counts.items():
             old = self.counts.get(number, SourceCount())
+            self.num_bad += new.bad
             digest = hashlib.sha256((old.digest + new.digest).encode()).hexdigest()
             self.counts[number] = SourceCount(old.documents + new.documents, old.bad + new.bad, digest)
         self._touched |= set(counts)
 
     def _progress(self, block: Block, total: int) -> PackProgress:
-        writers = self._open_writers()
-        documents, tokens = sum(one.num_documents for one in writers), sum(one.num_tokens for one in writers)
-        return PackProgress(
-            block.bytes_read, total, documents, tokens, sum(count.bad for count in self.counts.values())
+        documents, tokens = (
+            sum(one.counted(what) for one in self._outputs) for what in ("num_documents", "num_tokens")
         )
+        return PackProgress(block.bytes_read, total, documents, tokens, self.num_bad)
 
     def _note(self, block: Block | None) -> None:
         """Bring everything to the disk, then say so in the journal; without a block, that all is read."""
-        outputs = [writer.checkpoint() for writer in self._open_writers()]
+        outputs = [output.checkpoint() for output in self._outputs]
         assert self._bad_rows is not None
         self._bad_rows.flush()
         os.fsync(self._bad_rows.fileno())
@@ -265,21 +271,33 @@ class _Packing:
         self.journal.append(end, touched, outputs=outputs, skipped_bytes=size, finished=block is None)
         self._touched.clear()
 
-    def finish(self) -> list[PackedHeader]:
+    def finish(self) -> dict[Path, PackedHeader]:
         """Put the outputs in their places."""
-        headers = []
+        headers: dict[Path, PackedHeader] = {}
         fingerprint = hashlib.sha256("".join(self.counts[one].digest for one in sorted(self.counts)).encode())
-        for name, output, writer in zip(self.names, self.outputs, self._writers, strict=True):
-            if writer is None:
-                headers.append(PackedFile(output).header)
-                continue
-            writer.info = {"inputs": len(self.sources), "input_fingerprint": fingerprint.hexdigest(), "split": name}
-            writer.commit()
-            assert writer.header is not None
-            headers.append(writer.header)
+        info = {"inputs": len(self.sources), "input_fingerprint": fingerprint.hexdigest()}
+        for name, output in zip(self.names, self._outputs, strict=True):
+            headers |= output.finish(info | {"split": name})
         return headers
 
-    def put_skipped(self, path: Path) -> Path | None:
+    def put_record(
+        self,
+        path: Path,
+        headers: dict[Path, PackedHeader],
+        engine: str,
+        told: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        started: float,
+    ) -> PackSummary:
+        """Put beside the outputs how they were made, and the list of rows that were left out."""
+        record = path.with_name(f"{path.stem}.pack.json")
+        skipped = self._put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
+        summary = PackSummary(headers, record, skipped, self.num_bad, engine, time.perf_counter() - started)
+        text = json.dumps(record_of(summary, told, settings, self.sources, self.counts), indent=1)
+        self.journal.put(record, text.encode())
+        return summary
+
+    def _put_skipped(self, path: Path) -> Path | None:
         """The list of rows that were left out; an old one is removed where there are none."""
         assert self.journal.state is not None
         if self._bad_rows is not None:
@@ -292,7 +310,9 @@ class _Packing:
         return path
 
 
-def _checked_split(split: Mapping[str, float] | None) -> dict[str | None, float]:
+def _checked_split(split: Mapping[str, float] | None, shard_tokens: int | None) -> dict[str | None, float]:
+    if shard_tokens is not None and shard_tokens < 1:
+        raise ConfigError(f"shard_tokens ({shard_tokens}) must be at least 1; leave it out for one file")
     if split is None:
         return {None: 1.0}
     for name, share in split.items():
@@ -329,14 +349,30 @@ def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:
     return workers
 
 
-def _put_tokenizer(tokenizer: TextTokenizer, output: Path) -> None:
-    """A copy of the tokenizer beside the output."""
-    if isinstance(tokenizer, Tokenizer):
-        beside = tokenizer_beside(output)
-        if not (tokenizer.path.is_file() and beside.exists() and beside.samefile(tokenizer.path)):
-            own = tokenizer.path.read_text("utf-8") if tokenizer.path.is_file() else tokenizer.to_json()
-            durable.atomic_write_text(beside, own)
-    elif isinstance(tokenizer, PretrainedSPTokenizer):
+def _for_processes(tokenizer: TextTokenizer, workers: int) -> TextTokenizer:
+    """The tokenizer without threads of its own where there are several processes."""
+    if isinstance(tokenizer, PretrainedSPTokenizer) and workers > 1:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.num_threads = 1
+    return tokenizer
+
+
+def _check_free(outputs: Sequence[Path], sharded: bool) -> None:
+    for output in outputs:
+        there = shards_of(output)[:1] if sharded else [output] if output.exists() else []
+        if there:
+            raise DataError(f"{there[0]} exists; choose another path, remove it, or pass overwrite")
+
+
+def _tokenizer_of(tokenizer: TextTokenizer, output: Path) -> tuple[Path, bytes | None]:
+    """Where a copy of the tokenizer is kept beside an output, and the copy; None where it lies there."""
+    beside = tokenizer_beside(output)
+    if isinstance(tokenizer, PretrainedSPTokenizer):
         beside = output.with_name(f"{output.stem}.tokenizer.model")
-        if not (beside.exists() and beside.samefile(tokenizer.path)):
-            shutil.copyfile(tokenizer.path, beside)
+    elif not isinstance(tokenizer, Tokenizer):
+        return beside, None
+    if beside.exists() and tokenizer.path.exists() and beside.samefile(tokenizer.path):
+        return beside, None
+    if isinstance(tokenizer, Tokenizer) and not tokenizer.path.is_file():
+        return beside, tokenizer.to_json().encode()
+    return beside, tokenizer.path.read_bytes()

@@ -73,10 +73,10 @@ class PackJournal:
             return
         before, *states = map(json.loads, lines)
         now = json.loads(json.dumps(settings))
-        for name in before["settings"] | now:
-            value = before["settings"].get(name)
-            if value != now.get(name):
-                raise DataError(_changed(name, value, now.get(name)))
+        for name in {**before["settings"], **now}:
+            then = before["settings"].get(name)
+            if then != now.get(name):
+                raise DataError(_changed(name, then, now.get(name)))
         for state in states:
             self.counts |= {int(number): SourceCount(**count) for number, count in state.pop("counts").items()}
             self.state = state
@@ -96,6 +96,19 @@ class PackJournal:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             durable.fsync_file(file.fileno(), self.path)
+
+    def put(self, path: Path, data: bytes | None) -> None:
+        """Make a file beside the folder, whole or not at all; a part that is cut off lies in here. None: nothing."""
+        if data is None:
+            return
+        aside = self.folder / "aside"
+        try:
+            aside.unlink(missing_ok=True)
+            durable.write_new_file(aside, data)
+            durable.rename(aside, path)
+            durable.fsync_directory(path.parent)
+        except OSError as error:
+            raise DataError(f"{path} cannot be written: {error.strerror}; free space, and go on with resume") from error
 
     def close(self, *, keep: bool) -> None:
         """Let go of the folder, and remove it unless it is kept."""

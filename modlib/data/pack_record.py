@@ -39,11 +39,12 @@ class PackSummary:
     seconds: float
 
 
-def completed(outputs: Sequence[Path], record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | None:
+def completed(record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | None:
     """What an earlier call with the same settings finished; None when it did not."""
     try:
         told = json.loads(record.read_text("utf-8"))
         same = told["decided_by"] == json.loads(json.dumps(settings))
+        outputs = [record.with_name(name) for name in told["outputs"]]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not same or not all(output.is_file() for output in outputs):

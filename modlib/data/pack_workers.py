@@ -23,6 +23,7 @@ from modlib.data.block_encoder import BlockEncoder, EncodedBlock
 from modlib.data.sources import Block
 from modlib.runtime.errors import DataError, ModlibError
 
+_LOOK_S = 2.0  # how often it is looked whether a process that says nothing is alive
 _AHEAD = 2  # blocks each process has at a time, so that it never waits for the next one
 _END_S = 5.0
 _START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from modlib.data import pack_workers as w; w.serve()"
@@ -47,12 +48,14 @@ class PackWorkers:
         if num_workers > 1:
             try:
                 for _ in range(num_workers):
-                    self._start(pickle.dumps(encoder))
+                    self._start()
+                for connection in self._workers:  # all are starting: they read it at once
+                    self._talk(connection, "send_bytes", pickle.dumps(encoder))
             except BaseException:
                 self.close()
                 raise
 
-    def _start(self, encoder: bytes) -> None:
+    def _start(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
@@ -61,9 +64,7 @@ class PackWorkers:
                 stdin=subprocess.DEVNULL,
                 env=os.environ | _ONE_THREAD,
             )
-        connection = Connection(ours.detach())
-        self._workers[connection] = process
-        connection.send_bytes(encoder)
+        self._workers[Connection(ours.detach())] = process
 
     def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, EncodedBlock]]:
         """Each block, without its data, and what came of it; in the order of the blocks.
@@ -92,8 +93,7 @@ class PackWorkers:
             if not sent:
                 return
             while wanted not in waiting:
-                for ready in wait([one for one, numbers in under_way.items() if numbers]):
-                    assert isinstance(ready, Connection)
+                for ready in self._ready([one for one, numbers in under_way.items() if numbers]):
                     waiting[under_way[ready].popleft()] = self._talk(ready, "recv")
             result = waiting.pop(wanted)
             if isinstance(result, Exception):
@@ -101,19 +101,30 @@ class PackWorkers:
             yield sent.pop(wanted), result
             wanted += 1
 
+    def _ready(self, connections: list[Connection]) -> list[Connection]:
+        """Those from which something can be read. A process may end without its connection: what it started has it."""
+        while not (ready := wait(connections, _LOOK_S)):
+            for connection in connections:
+                if self._workers[connection].poll() is not None and not connection.poll():
+                    raise self._ended(connection)
+        return [one for one in ready if isinstance(one, Connection)]
+
     def _talk(self, connection: Connection, what: str, *message: Any) -> Any:
         try:
             return getattr(connection, what)(*message)
         except (EOFError, OSError) as error:
-            process = self._workers[connection]
-            try:
-                code: int | None = process.wait(_END_S)
-            except subprocess.TimeoutExpired:
-                code = None
-            raise DataError(
-                f"packing process {process.pid} ended by itself (exit code {code}); it may have been killed for "
-                "memory: look at the kernel log, take fewer workers, and go on with resume"
-            ) from error
+            raise self._ended(connection) from error
+
+    def _ended(self, connection: Connection) -> DataError:
+        process = self._workers[connection]
+        try:
+            code: int | None = process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            code = None
+        return DataError(
+            f"packing process {process.pid} ended by itself (exit code {code}); it may have been killed for memory: "
+            "look at the kernel log, take fewer workers, and go on with resume"
+        )
 
     def close(self) -> None:
         """End the processes."""
@@ -140,6 +151,7 @@ def serve() -> None:
     """The life of a worker process: encode what comes, until the other side is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     connection = Connection(int(sys.argv[1]))
+    os.set_inheritable(connection.fileno(), False)
     encoder: BlockEncoder = pickle.loads(connection.recv_bytes())
     blocks: queue.SimpleQueue[Block] = queue.SimpleQueue()
     # A thread takes blocks in while this one works: else both sides could wait for each other to read.

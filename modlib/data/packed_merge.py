@@ -41,7 +41,7 @@ def merge(
         raise ConfigError("inputs (0 files) must be at least one packed file; name the files to merge")
     files = [rewriting.open_plain(name) for name in inputs]
     for other in files[1:]:
-        _require_alike(files[0], other)
+        require_alike(files[0], other)
     total, done = sum(packed.num_tokens for packed in files), 0
     known = all(packed.num_bytes_of_text or not packed.num_tokens for packed in files)
     width = max(packed.header.token_width for packed in files)
@@ -65,7 +65,8 @@ def merge(
     return writer.header
 
 
-def _require_alike(first: PackedFile, other: PackedFile) -> None:
+def require_alike(first: PackedFile, other: PackedFile) -> None:
+    """Raise DataError when the ids of two files do not mean the same."""
     for what, in_first, in_other in (
         ("tokenizer", _named(first), _named(other)),
         ("vocab_size", first.vocab_size, other.vocab_size),

@@ -86,6 +86,18 @@ def shuffle(
     return writer.header
 
 
+def shuffled_in_memory(packed: PackedFile, seed: int) -> tuple[Ids, Numbers, npt.NDArray[np.bool_] | None]:
+    """Tokens, document offsets and loss mask, if any, of what `shuffle` makes of the documents of a file."""
+    pieces = _Pieces(packed, None)
+    starts, lengths = pieces.extents(0, len(pieces))
+    order = np.argsort(pieces.places(seed, 0, len(pieces)))
+    ids = gathered(packed.tokens, starts[order], lengths[order])
+    mask = None
+    if packed.has_loss_mask:
+        mask = gathered(packed.trained(0, packed.num_tokens), starts[order], lengths[order])
+    return ids, np.concatenate([[0], np.cumsum(lengths[order])]), mask
+
+
 def _check(seed: int, unit: str, block_tokens: int | None, memory_mib: int) -> None:
     problems = []
     if seed < 0:

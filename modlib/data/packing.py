@@ -12,6 +12,7 @@ import numpy as np
 
 from modlib.data.packed_header import PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.shards import unsharded
 from modlib.data.tokenizer import Tokenizer
 from modlib.runtime.errors import DataError
 
@@ -95,8 +96,8 @@ def pack_files(
 
 
 def tokenizer_beside(path: Path) -> Path:
-    """Where the tokenizer of a packed file is kept: `books.packed` -> `books.tokenizer.json`."""
-    return path.with_name(f"{path.stem}.tokenizer.json")
+    """Where the tokenizer of a packed file is kept: `books.packed` -> `books.tokenizer.json`; shards share one."""
+    return path.with_name(f"{unsharded(path).stem}.tokenizer.json")
 
 
 def read_text(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import shutil
 import subprocess
@@ -11,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 from modlib.cli.data import COMMANDS
+from modlib.cli.data_made import NOT_MADE
+from modlib.cli.report import reported
+from modlib.data.line_index import LineIndex
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.packing import pack_documents, tokenizer_beside
@@ -129,6 +134,52 @@ def test_convert_refuses(file: Path, tmp_path: Path) -> None:
     ):
         assert message in modlib("data", "convert", *words, code=code).stderr
     assert not out.exists()
+
+
+def test_index_from_modalities(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_bytes(b'{"text": "one"}\n{"text": "two"}\r\n\nnot json\n{"text": "three"}')
+    pairs = [(0, 15), (16, 16), (43, 17)]  # as Modalities has them: lines that are JSON, CR and all
+    source.with_suffix(".idx").write_bytes(pickle.dumps(pairs))
+    done = modlib("data", "index", source, "--from", "modalities")
+    assert done.stdout.split("\t")[:3] == [f"{source}.index", "3", "5"]
+    lines = LineIndex(source)
+    assert list(lines) == [b'{"text": "one"}', b'{"text": "two"}', b'{"text": "three"}']
+    lines.verify()
+    for wrong in ([(0, 14)], [(1, 14)], [(0, 40)], [(0, 15), (16, 16), (44, 16)]):
+        source.with_suffix(".idx").write_bytes(pickle.dumps(wrong))
+        first, length = wrong[-1]
+        assert (
+            f"line {len(wrong) - 1} of the index ({length} bytes from byte {first} on) must be a line of {source}; the "
+            "file is not the one that the index was made of: make the index anew, without --from"
+        ) in modlib("data", "index", source, "--from", "modalities", "--overwrite", code=3).stderr
+    source.with_suffix(".idx").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert "nothing of it was run" in modlib(
+        "data", "index", source, "--from", "modalities", "--overwrite", code=3
+    ).stderr  # fmt: skip
+    assert "--from (olmo) must be modalities" in modlib("data", "index", source, "--from", "olmo", code=2).stderr
+
+
+def test_interrupted_commands_say_what_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in (((), "nothing more was done"), ((NOT_MADE,), NOT_MADE)):
+        with pytest.raises(typer.Exit) as caught, reported(*words):
+            raise KeyboardInterrupt
+        assert caught.value.exit_code == 130
+        assert capsys.readouterr().err == f"interrupted; {told}\n"
+
+
+def test_mix(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.packed"
+    done = modlib("data", "mix", file, file, out, "--weights", "3,1", "--by", "documents", "--seed", "5")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[1] for row in rows[:2]] == ["75.0%", "25.0%"]
+    assert [int(row[2]) for row in rows[:2]] == [12, 4]
+    assert [row[5] for row in rows[:2]] == ["3.000", "1.000"]
+    assert rows[2][0].startswith(f"{out}: 16 documents, ")
+    texts = [modlib("data", "decode", out, "--document", str(n), "--skip_special").stdout[:-1] for n in range(16)]
+    assert sorted(texts) == sorted(TEXTS * 4)
+    assert json.loads((tmp_path / "out.packed.provenance.json").read_text())["inputs"][0]["epochs"] == 3.0
+    assert "weights ('a') must be like 0.7,0.3" in modlib("data", "mix", file, out, "--weights", "a", code=2).stderr
 
 
 def test_shuffle(file: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from modlib.data.masked_lm import MaskedLMCollator
 from modlib.data.mixture_dataset import MixtureDataset
 from modlib.data.packed_dataset import PackedDataset
 from modlib.data.packed_documents import PackedDocuments
+from modlib.data.packed_shards import PackedShards
 from modlib.data.packing import pack_documents
 from modlib.data.sampler import ShuffledSampler
 from modlib.data.tokenizer import Tokenizer
@@ -194,6 +195,7 @@ def test_every_dataset_and_collator_of_the_catalogue_is_here() -> None:
     kinds = {
         PackedDataset,
         PackedDocuments,
+        PackedShards,
         JSONLDataset,
         DummyDataset,
         CombinedDataset,

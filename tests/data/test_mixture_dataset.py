@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import functools
 import logging
 import pickle
 from collections import Counter
 from fractions import Fraction
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modlib.data.collate import LMCollator
+from modlib.data.loader import DataLoader
 from modlib.data.mixture_dataset import MOST_SLOTS, MixtureDataset, slots_of, turns
+from modlib.data.packed_dataset import PackedDataset
+from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.permutation import KeyedPermutation
+from modlib.data.sampler import ShuffledSampler
 from modlib.runtime.errors import ConfigError
 from tests.data.test_combined_dataset import dummies
 
@@ -142,3 +150,50 @@ def test_wrong_settings_are_refused_together() -> None:
     ]
     with pytest.raises(ConfigError, match=r"datasets of mixture \(0\) must be at least one"):
         mixture([], [])
+
+
+def global_batches(dataset: MixtureDataset, start: int, count: int, world_size: int, micro: int) -> list[list[int]]:
+    """First tokens of the samples of steps start..start+count-1, as so many ranks load them together."""
+    accumulation = 12 // (world_size * micro)
+    loaders = [
+        DataLoader(
+            dataset=dataset,
+            sampler=ShuffledSampler(seed=1, shuffle=False, num_samples=len(dataset)),
+            collate=LMCollator(),
+            world_size=world_size,
+            rank=rank,
+            micro_batch_size=micro,
+            grad_accum_steps=accumulation,
+        )
+        for rank in range(world_size)
+    ]
+    ranks = [list(islice(loader.iterate(start), count)) for loader in loaders]
+    for loader in loaders:
+        loader.close()
+    return [
+        [token for part in range(accumulation) for rank in ranks for token in rank[step][part][0][:, 0].tolist()]
+        for step in range(count)
+    ]
+
+
+def test_resumed_on_another_world_size_the_global_batches_are_the_same(tmp_path: Path) -> None:
+    sources = []
+    for number, size in enumerate((21, 50)):  # windows; the first token of each tells which it is
+        path = tmp_path / f"{number}.packed"
+        with PackedFileWriter(path, vocab_size=2000) as writer:
+            writer.write(np.arange(size * 5) + 1000 * number)
+        sources.append(functools.partial(PackedDataset, path=str(path), seq_len=4, reuse_last_target=False))
+    dataset = MixtureDataset(datasets=sources, weights=[0.7, 0.3], num_samples=12 * 20, seed=5)
+    whole = global_batches(dataset, 0, 20, world_size=1, micro=12)
+    for first, second in (((2, 3), (3, 4)), ((3, 2), (1, 4)), ((4, 3), (12, 1))):
+        resumed = global_batches(dataset, 0, 7, *first) + global_batches(dataset, 7, 13, *second)
+        assert resumed == whole
+    flat = [token for step in whole for token in step]
+    for steps in (1, 7, 20):
+        taken = Counter(token // 1000 for token in flat[: 12 * steps])
+        assert dataset.counts(12 * steps) == [taken[0], taken[1]]
+        assert dataset.epochs(12 * steps) == [taken[0] / 21, taken[1] / 50]
+    for number, size in enumerate((21, 50)):
+        of_source = [token for token in flat if token // 1000 == number]
+        for start in range(0, len(of_source) - size + 1, size):
+            assert sorted(of_source[start : start + size]) == [1000 * number + 5 * window for window in range(size)]

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -298,6 +299,38 @@ def test_a_worker_that_dies_is_an_error(tokenizer: Tokenizer, tmp_path: Path, mo
         pack([tmp_path / "a.jsonl"], tmp_path / "a.packed", tokenizer, workers=2, progress=kill_one)
     assert os.listdir(tmp_path) == ["a.jsonl"]
     assert workers() == []
+
+
+LEAVES_A_CHILD = """
+import os, signal, time
+
+
+def text(row):
+    if "fatal" in row["text"]:
+        child = os.fork()  # it has the connection, and lives on
+        if not child:
+            time.sleep(600)
+            os._exit(0)
+        with open(os.path.join(os.path.dirname(__file__), "child"), "w") as file:
+            file.write(str(child))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return row["text"]
+"""
+
+
+def test_a_worker_that_dies_while_its_own_child_lives_is_an_error(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "leaves_a_child.py").write_text(LEAVES_A_CHILD)
+    write_jsonl(tmp_path / "a.jsonl", [*sentences(40), "fatal", *sentences(40)])
+    settings: dict[str, Any] = {"field": "leaves_a_child:text", "workers": 2, "engine": "tokenizer"}
+    try:
+        with pytest.raises(DataError, match=r"packing process \d+ ended by itself \(exit code -9\)"):
+            pack([tmp_path / "a.jsonl"], tmp_path / "a.packed", tokenizer, **settings)
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
 MEASURED = """

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,22 +22,26 @@ from modlib.runtime.errors import DataError
 from tests.data.test_pack import sentences, texts_of, write_jsonl
 
 KILLED = """
-import sys
+import json, sys
 from modlib.data import pack, sources
 pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 4000
-pack.pack([sys.argv[1]], sys.argv[2], sys.argv[3], workers=2, engine="tokenizer", on_error="skip")
+settings = {"workers": 2, "engine": "tokenizer", "on_error": "skip", "shard_tokens": json.loads(sys.argv[4])}
+pack.pack([sys.argv[1]], sys.argv[2], sys.argv[3], **settings)
 """
 
 
-def test_kill_and_resume_equals_one_run(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shard_tokens", [None, 9000])
+def test_kill_and_resume_equals_one_run(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_tokens: int | None
+) -> None:
     monkeypatch.setattr(sources, "BLOCK_BYTES", 4000)
     source = write_jsonl(tmp_path / "in.jsonl", sentences(6000))
     with open(source, "ab") as file:
         file.write(b"bad\n")
     one, out = tmp_path / "one" / "a.packed", tmp_path / "two" / "a.packed"
-    pack([source], one, tokenizer, on_error="skip")
+    whole = pack([source], one, tokenizer, on_error="skip", shard_tokens=shard_tokens)
     journal = out.with_name("a.packed.partial") / "journal.jsonl"
-    command = [sys.executable, "-c", KILLED, str(source), str(out), str(tokenizer.path)]
+    command = [sys.executable, "-c", KILLED, str(source), str(out), str(tokenizer.path), json.dumps(shard_tokens)]
     lines = 0
     for _ in range(2):
         process = subprocess.Popen(command)
@@ -54,20 +59,23 @@ def test_kill_and_resume_equals_one_run(tokenizer: Tokenizer, tmp_path: Path, mo
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive  # workers end with the one that started them
         assert os.listdir(out.parent) == ["a.packed.partial"]
-        with pytest.raises(DataError, match="it was never finished"):
-            PackedFile(out.with_name("a.packed.partial") / "0.tokens")
+        for unfinished in out.with_name("a.packed.partial").glob("*.tokens"):
+            with pytest.raises(DataError, match="it was never finished"):
+                PackedFile(unfinished)
         lines = journal.read_bytes().count(b"\n")
-        command[2] = KILLED.replace("workers=2", "workers=2, resume=True")
+        command[2] = KILLED.replace('"workers": 2', '"workers": 2, "resume": True')
     started_with = bytes_done(journal)
-    summary = pack([source], out, tokenizer, on_error="skip", workers=3, resume=True, engine="fast")
+    settings: dict[str, Any] = {"on_error": "skip", "shard_tokens": shard_tokens, "resume": True}
+    summary = pack([source], out, tokenizer, workers=3, engine="fast", **settings)
     assert started_with > 0
-    assert out.read_bytes() == one.read_bytes()
+    assert len(summary.outputs) == 1 if shard_tokens is None else len(summary.outputs) > 10
+    assert [path.read_bytes() for path in summary.outputs] == [path.read_bytes() for path in whole.outputs]
     assert summary.skipped is not None
     assert summary.skipped.read_bytes() == (one.parent / "a.packed.skipped.jsonl").read_bytes()
     assert sorted(os.listdir(out.parent)) == sorted(os.listdir(one.parent))
     records = [json.loads((path.parent / "a.pack.json").read_text()) for path in (one, out)]
     assert records[0]["inputs"] == records[1]["inputs"]
-    again = pack([source], out, tokenizer, on_error="skip", resume=True)  # complete: nothing is done
+    again = pack([source], out, tokenizer, **settings)  # complete: nothing is done
     assert again.engine == "none: it was complete"
     assert again.outputs == summary.outputs
 
@@ -103,8 +111,9 @@ def packed(kill_at, **settings):
 
 folder = os.path.dirname(out)
 def contents():
-    names = [name for name in os.listdir(folder) if "pack.json" not in name and name[0] != "."]
-    return {name: open(os.path.join(folder, name), "rb").read() for name in names}
+    names = os.listdir(folder)
+    assert "a.pack.json" in names
+    return {name: open(os.path.join(folder, name), "rb").read() for name in names if name != "a.pack.json"}
 
 assert packed(0) == 0
 whole = contents()
@@ -122,15 +131,20 @@ print(step)
 """
 
 
-@pytest.mark.parametrize("chat", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_killed_at_every_step_it_can_be_resumed(tokenizer: Tokenizer, tmp_path: Path, chat: bool) -> None:
+CHAT = pytest.param(True, None, marks=pytest.mark.slow, id="chat")
+
+
+@pytest.mark.parametrize(("chat", "shard_tokens"), [(False, None), (False, 300), CHAT])
+def test_killed_at_every_step_it_can_be_resumed(
+    tokenizer: Tokenizer, tmp_path: Path, chat: bool, shard_tokens: int | None
+) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", sentences(12))
-    more: dict[str, object] = {}
+    more: dict[str, object] = {"shard_tokens": shard_tokens}
     if chat:
         rows = [{"messages": [{"role": "assistant", "content": text}]} for text in sentences(12)]
         source.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (tmp_path / "t.jinja").write_text("{% for m in messages %}: {{ m.content }}{% endfor %}")
-        more = {"chat": True, "chat_template": str(tmp_path / "t.jinja")}
+        more |= {"chat": True, "chat_template": str(tmp_path / "t.jinja")}
     with open(source, "ab") as file:
         file.write(b"bad\n")
     (tmp_path / "out").mkdir()
