@@ -53,6 +53,7 @@ class PackedFile:
         except DataError:
             self._file.close()
             raise
+        self._is_large = self.header.file_bytes > _READ_WHOLE_BYTES and hasattr(os, "posix_fadvise")
         self._faults, self._telling = -1, 0
         dtype = TOKEN_DTYPES[self.header.token_width]
         self.tokens: np.ndarray[Any, Any] = self._section("tokens", dtype)
@@ -161,7 +162,7 @@ class PackedFile:
             starts: First token of each piece.
             lengths: Tokens of each piece, or of all.
         """
-        if self.header.file_bytes <= _READ_WHOLE_BYTES or not hasattr(os, "posix_fadvise"):
+        if not self._is_large:
             return
         if self._faults < 0:  # who names what is read next is not helped by what lies around it, often megabytes
             self._map.madvise(mmap.MADV_RANDOM, 0, sum(self.header.sections["tokens"]))

@@ -224,6 +224,7 @@ def test_reading_ahead_brings_the_named_tokens_and_not_the_whole_file(
     packed.read_ahead(np.array([1_500_000]), np.array([1000]))
     assert not in_memory(packed, 1_500_000), "so small a file was read whole when it was verified"
     monkeypatch.setattr("modlib.data.packed_file._READ_WHOLE_BYTES", 100)
+    packed = PackedFile(packed.path)
     packed.read_ahead(np.array([500_000, 1_500_000]), np.array([1000, 1000]))
     deadline = time.monotonic() + 20
     while not (in_memory(packed, 500_000) and in_memory(packed, 1_500_999)):
@@ -236,9 +237,9 @@ def test_reading_ahead_brings_the_named_tokens_and_not_the_whole_file(
 def test_nothing_is_told_any_more_while_everything_is_found_in_memory(
     make_packed: MakePacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("modlib.data.packed_file._READ_WHOLE_BYTES", 100)
     packed = PackedFile(make_packed(10_000))
     assert int(packed.tokens.max()) == 9999
-    monkeypatch.setattr("modlib.data.packed_file._READ_WHOLE_BYTES", 100)
     told: list[int] = []
     advise = os.posix_fadvise
 
