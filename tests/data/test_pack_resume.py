@@ -30,7 +30,7 @@ pack.pack([sys.argv[1]], sys.argv[2], sys.argv[3], **settings)
 """
 
 
-@pytest.mark.parametrize("shard_tokens", [None, 9000])
+@pytest.mark.parametrize("shard_tokens", [None, pytest.param(9000, marks=pytest.mark.slow)])
 def test_kill_and_resume_equals_one_run(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_tokens: int | None
 ) -> None:
@@ -131,10 +131,11 @@ print(step)
 """
 
 
+SHARDS = pytest.param(False, 300, marks=pytest.mark.slow, id="shards")
 CHAT = pytest.param(True, None, marks=pytest.mark.slow, id="chat")
 
 
-@pytest.mark.parametrize(("chat", "shard_tokens"), [(False, None), (False, 300), CHAT])
+@pytest.mark.parametrize(("chat", "shard_tokens"), [(False, None), SHARDS, CHAT])
 def test_killed_at_every_step_it_can_be_resumed(
     tokenizer: Tokenizer, tmp_path: Path, chat: bool, shard_tokens: int | None
 ) -> None:

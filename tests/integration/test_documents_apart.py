@@ -14,7 +14,8 @@ TINY = "debug/tiny.gin"
 PARTS = ("--gin_file", "data/intra_document_masking.gin")
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_killed_and_continued_equals_one_run_bit_for_bit(tmp_path: Path, workers: int) -> None:
     lengths = np.random.default_rng(0).integers(1, 40, 400)
     with PackedFileWriter(tmp_path / "short.packed", vocab_size=4096) as writer:

@@ -22,6 +22,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_launcher_and_restart(undisturbed: Path, tmp_path: Path) -> None:
     arguments = (TINY, TWO, "--runs_dir", str(tmp_path), "--name", "run")
     with started(*arguments) as process:

@@ -107,6 +107,7 @@ print(json.dumps([str(snapshot.path), *map(str, snapshot.python_paths)]))
 """
 
 
+@pytest.mark.slow
 def test_a_job_trains_with_the_code_that_was_submitted_whatever_is_edited_later(
     tmp_path: Path, small_corpus: Path
 ) -> None:
