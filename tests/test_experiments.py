@@ -19,8 +19,11 @@ RECIPES = [pytest.param(paper, recipe, id=f"{paper.name}/{recipe}") for paper in
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the small model that fine-tuning begins with, untrained."""
-    model = GPT2(vocab_size=4096, seq_len=256, num_layers=4, num_heads=4, dim=256, activation="gelu_tanh")
-    return save(tmp_path_factory.mktemp("base"), step=400, model=model).path
+    model = GPT2(
+        vocab_size=99, seq_len=4, num_layers=2, num_heads=4, dim=128, activation="relu", bias=False,
+        tie_embeddings=False,
+    )  # fmt: skip
+    return save(tmp_path_factory.mktemp("base"), step=5000, model=model).path
 
 
 @pytest.mark.parametrize(("paper", "recipe"), RECIPES)
