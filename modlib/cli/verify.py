@@ -18,10 +18,10 @@ from modlib.cli.table import print_table
 from modlib.config import Config
 from modlib.config.lock import OTHER, SCIENCE, drift
 from modlib.runtime.errors import EXIT_OK, ConfigError
-from modlib.tracking.claims import COMPUTED, Claim, shown
+from modlib.tracking.claims import COMPUTED, Claim, from_json, shown, to_json
 
 MOST_NAMED = 3
-COLOURS = {"pass": "green", "FAIL": "red", "not run": "dim"}
+COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red", "not run": "dim"}
 
 
 def command(
@@ -46,7 +46,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Compare a run, or all that was measured, with what the papers say; exit code 1 when a claim fails."""
+    """Compare a run, or all that was measured, with what the papers say; exit code 1 when one fails or was not measured."""
     with reported():
         if [run is not None, everything, lock is not None].count(True) != 1:
             raise typer.BadParameter("give one of RUN, --all and --lock EXPERIMENT")
@@ -75,7 +75,7 @@ class Row:
         claim: Its name.
         measured: Our number; None where there is none.
         expected: The paper's, as a text.
-        state: "pass", "FAIL", or "not run".
+        state: "pass", "FAIL", "not run", or "not measured": its recipe was run, but not for this.
         note: Where and when it was measured, and what has changed since.
         source: Of the expected number.
     """
@@ -132,13 +132,16 @@ def _computed(config: Config, claims: list[Claim]) -> dict[str, float]:
 
 def _measured_row(paper: Paper, claim: Claim) -> Row:
     result = paper.result(claim.recipe)
-    kept = (result or {}).get("values", {}).get(claim.name)
-    if result is None or kept is None or kept["question"] != claim.question:
+    if result is None:
         return _row(paper, claim, None, "")
+    kept = result["values"].get(claim.name)
     note = f"{result['date']}, {result['machine']}, commit {str(result['git_commit'])[:10]}"
     if result["git_dirty"]:
         note += " with changes"
-    return _row(paper, claim, kept["value"], note + _changes_since(paper, claim.recipe, result))
+    note += _changes_since(paper, claim.recipe, result)
+    if kept is None or kept["question"] != claim.question:
+        return replace(_row(paper, claim, None, note), state="not measured")
+    return _row(paper, claim, from_json(kept["value"]), note)
 
 
 def _changes_since(paper: Paper, recipe: str, result: dict[str, Any]) -> str:
@@ -162,7 +165,7 @@ def _show_all(experiments: list[Paper], as_json: bool) -> int:
         rows, problems = rows + claims, problems + lines
     counts = Counter(row.state for row in rows)
     if as_json:
-        content = {"claims": [asdict(row) for row in rows], "problems": problems}
+        content = {"claims": [asdict(row) | {"measured": to_json(row.measured)} for row in rows], "problems": problems}
         print(json.dumps(content, indent=1, ensure_ascii=False))
     else:
         cells = [
@@ -178,10 +181,12 @@ def _show_all(experiments: list[Paper], as_json: bool) -> int:
         ]
         print_table(["experiment", "claim", "measured", "expected", "", "when and where"], cells, "", COLOURS)
         told = f"{counts['pass']} of {len(rows)} claims hold, {counts['FAIL']} fail, {counts['not run']} are not run"
+        if counts["not measured"]:
+            told += f", {counts['not measured']} are not measured by the run of their recipe"
         print(told, file=sys.stderr)
         for line in problems:
             print(line, file=sys.stderr)
-    return 1 if counts["FAIL"] or problems else EXIT_OK
+    return 1 if counts["FAIL"] or counts["not measured"] or problems else EXIT_OK
 
 
 def _lock(experiments: list[Paper]) -> None:

@@ -18,7 +18,7 @@ from modlib.config.lock import SCIENCE, Drift, drift, entry_of
 from modlib.launching.git import SOURCE, commit_of
 from modlib.runtime.errors import EXIT_OK, ConfigError, RunFolderError
 from modlib.runtime.run_folder import RunFolder, versions
-from modlib.tracking.claims import COMPUTED, Claim, shown
+from modlib.tracking.claims import COMPUTED, Claim, shown, to_json
 from modlib.tracking.jsonl import read_lines
 
 
@@ -169,7 +169,7 @@ def result(run: RunFolder, said: Mapping[str, Any], recipe: str, verdicts: list[
         "git_commit": state.get("git_commit"),
         "git_dirty": state.get("git_dirty"),
         "config_hash": said["hash"],
-        "values": {one.claim.name: {"value": one.measured, "question": one.claim.question} for one in measured},
+        "values": {one.claim.name: {"value": to_json(one.measured), "question": one.claim.question} for one in measured},
         "steps": state.get("step"),
         "data": [{key: one[key] for key in ("use", "name", "fingerprint")} for one in state.get("data", [])],
         "world_size": state.get("world_size"),
@@ -184,7 +184,7 @@ def _as_json(paper: Paper, recipe: str, verdicts: list[Verdict], different: list
     rows = [
         {
             "claim": one.claim.name,
-            "measured": one.measured,
+            "measured": to_json(one.measured),
             "expected": one.claim.expected,
             "state": one.state,
             "source": one.claim.source,
@@ -205,7 +205,7 @@ def _print(paper: Paper, recipe: str, run: RunFolder, verdicts: list[Verdict], d
          one.claim.source]
         for one in verdicts
     ]  # fmt: skip
-    print_table(["claim", "measured", "expected", "", "source"], cells, "", {"pass": "green", "FAIL": "red"})
+    print_table(["claim", "measured", "expected", "", "source"], cells, "", {"pass": "green", "FAIL": "red", "not measured": "red"})
     if different:
         what = "its recorded run" if paper.result(recipe) else "this checkout"
         print(f"\nnot as in the locked recipe and {what}:", file=sys.stderr)

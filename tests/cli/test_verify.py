@@ -120,8 +120,27 @@ def test_record_and_scoreboard(board: Path) -> None:
     assert failed["claims"][2]["measured"] == result["values"]["first loss"]["value"]
 
     change_claim(board, "first loss", value=8.32, at=2)  # another question: the recorded value does not answer it
-    asked = json.loads(modlib("verify", "--all", "--json").stdout)
-    assert asked["claims"][2]["state"] == "not run"
+    asked = json.loads(modlib("verify", "--all", "--json", code=1).stdout)
+    assert asked["claims"][2]["state"] == "not measured"
+    assert "1 are not measured by the run of their recipe" in modlib("verify", "--all", code=1).stderr
+
+
+def test_a_threshold_that_is_never_reached_fails(board: Path) -> None:
+    change_claim(board, "first loss", at="last", value=None, tolerance=None, reaches=99.0, at_most=2)
+    done = modlib("verify", board / "runs" / "a", "--record", code=1)
+    assert done.stdout.splitlines()[0].split("\t")[1:4] == ["never", "<= 2", "FAIL"]
+    result = json.loads((paper(board) / "results" / "small.json").read_text())
+    assert result["values"]["first loss"]["value"] == "never"
+    row = modlib("verify", "--all", code=1).stdout.splitlines()[2].split("\t")
+    assert (row[2], row[4]) == ("never", "FAIL")
+    assert json.loads(modlib("verify", "--all", "--json", code=1).stdout)["claims"][2]["measured"] == "never"
+
+
+def test_a_claim_that_the_recorded_run_has_not_logged_is_not_measured(board: Path) -> None:
+    change_claim(board, "first loss", metric="train/accuracy")
+    modlib("verify", board / "runs" / "a", "--record", code=1)
+    row = modlib("verify", "--all", code=1).stdout.splitlines()[2].split("\t")
+    assert (row[2], row[4]) == ("", "not measured")
 
 
 def test_what_was_different_is_said(board: Path) -> None:
