@@ -46,7 +46,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Compare a run, or all that was measured, with what the papers say; exit code 1 when one fails or was not measured."""
+    """Compare a run, or all that was measured, with the papers; exit code 1 when a claim fails or is not measured."""
     with reported():
         if [run is not None, everything, lock is not None].count(True) != 1:
             raise typer.BadParameter("give one of RUN, --all and --lock EXPERIMENT")

@@ -21,6 +21,8 @@ from modlib.runtime.run_folder import RunFolder, versions
 from modlib.tracking.claims import COMPUTED, Claim, shown, to_json
 from modlib.tracking.jsonl import read_lines
 
+COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red"}
+
 
 class Otherness(NamedTuple):
     """One thing that is not as in the locked recipe or its recorded run."""
@@ -169,7 +171,9 @@ def result(run: RunFolder, said: Mapping[str, Any], recipe: str, verdicts: list[
         "git_commit": state.get("git_commit"),
         "git_dirty": state.get("git_dirty"),
         "config_hash": said["hash"],
-        "values": {one.claim.name: {"value": to_json(one.measured), "question": one.claim.question} for one in measured},
+        "values": {
+            one.claim.name: {"value": to_json(one.measured), "question": one.claim.question} for one in measured
+        },
         "steps": state.get("step"),
         "data": [{key: one[key] for key in ("use", "name", "fingerprint")} for one in state.get("data", [])],
         "world_size": state.get("world_size"),
@@ -205,7 +209,7 @@ def _print(paper: Paper, recipe: str, run: RunFolder, verdicts: list[Verdict], d
          one.claim.source]
         for one in verdicts
     ]  # fmt: skip
-    print_table(["claim", "measured", "expected", "", "source"], cells, "", {"pass": "green", "FAIL": "red", "not measured": "red"})
+    print_table(["claim", "measured", "expected", "", "source"], cells, "", COLOURS)
     if different:
         what = "its recorded run" if paper.result(recipe) else "this checkout"
         print(f"\nnot as in the locked recipe and {what}:", file=sys.stderr)
