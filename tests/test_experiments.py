@@ -65,6 +65,14 @@ def test_a_folder_is_complete(paper: Paper) -> None:
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+def test_recorded_values_are_of_the_recipe_as_it_is_locked(paper: Paper) -> None:
+    results = {recipe: result for recipe in paper.recipes if (result := paper.result(recipe)) is not None}
+    stale = [f"{paper.name}/{recipe}: {one}" for recipe, result in results.items()
+             for one in paper.changes_since(recipe, result)]  # fmt: skip
+    assert not stale, "\n".join(["recorded of a recipe that is another one now; run it again and record it", *stale])
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_recorded_values_hold(paper: Paper) -> None:
     for claim in paper.expected.claims:
         result = paper.result(claim.recipe) if claim.kind == "run" else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from modlib.config import Config, load
 from modlib.config.files import REPOSITORY
-from modlib.config.lock import Drift, drift, lock_entry
+from modlib.config.lock import OTHER, SCIENCE, Drift, changes, drift, lock_entry
 from modlib.config.suggestions import similar
 from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError
@@ -99,6 +99,12 @@ class Paper:
         if locked is None:
             raise ConfigError(f"{self.name}/{recipe} must be in lock.json; `modlib verify --lock {self.name}` locks it")
         return drift(locked, lock_entry(config or self.config(recipe)))
+
+    def changes_since(self, recipe: str, result: Mapping[str, Any]) -> list[Drift]:
+        """The parameters that change numbers and are locked otherwise now than they were in a recorded run."""
+        locked = self.locks.get(recipe, {SCIENCE: {}})
+        sides = ({SCIENCE: entry[SCIENCE], OTHER: {}} for entry in (result, locked))
+        return changes(*sides, data_known=False)  # a result holds the paths as the recipe had them
 
     def result_path(self, recipe: str) -> Path:
         """Where the measured values of a recipe are kept."""

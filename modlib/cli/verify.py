@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,12 +16,11 @@ from modlib.cli.report import reported
 from modlib.cli.runs import complete_run
 from modlib.cli.table import print_table
 from modlib.config import Config
-from modlib.config.lock import OTHER, SCIENCE, drift
 from modlib.runtime.errors import EXIT_OK, ConfigError
 from modlib.tracking.claims import COMPUTED, Claim, from_json, shown, to_json
 
 MOST_NAMED = 3
-COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red", "not run": "dim"}
+COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red", "stale": "yellow", "not run": "dim"}
 
 
 def command(
@@ -46,7 +45,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Compare a run, or all that was measured, with the papers; exit code 1 when a claim fails or is not measured."""
+    """Compare a run, or all recorded ones, with the papers; exit code 1 when a claim fails, is not measured or stale."""
     with reported():
         if [run is not None, everything, lock is not None].count(True) != 1:
             raise typer.BadParameter("give one of RUN, --all and --lock EXPERIMENT")
@@ -75,7 +74,8 @@ class Row:
         claim: Its name.
         measured: Our number; None where there is none.
         expected: The paper's, as a text.
-        state: "pass", "FAIL", "not run", or "not measured": its recipe was run, but not for this.
+        state: "pass", "FAIL", "not run", "not measured": its recipe was run, but not for this;
+            or "stale": it holds for the recipe as it was when it was run.
         note: Where and when it was measured, and what has changed since.
         source: Of the expected number.
     """
@@ -138,18 +138,14 @@ def _measured_row(paper: Paper, claim: Claim) -> Row:
     note = f"{result['date']}, {result['machine']}, commit {str(result['git_commit'])[:10]}"
     if result["git_dirty"]:
         note += " with changes"
-    note += _changes_since(paper, claim.recipe, result)
+    changed = paper.changes_since(claim.recipe, result)
+    if changed:
+        more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+        note += f"; the recipe since then: {', '.join(map(str, changed[:MOST_NAMED]))}{more}"
     if kept is None or kept["question"] != claim.question:
         return replace(_row(paper, claim, None, note), state="not measured")
-    return _row(paper, claim, from_json(kept["value"]), note)
-
-
-def _changes_since(paper: Paper, recipe: str, result: dict[str, Any]) -> str:
-    """What of a recipe is not as it was when it was measured, for the note."""
-    locked = paper.locks.get(recipe, {SCIENCE: {}})
-    changed = drift({SCIENCE: result[SCIENCE], OTHER: {}}, {SCIENCE: locked[SCIENCE], OTHER: {}})
-    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
-    return f"; the recipe since then: {', '.join(map(str, changed[:MOST_NAMED]))}{more}" if changed else ""
+    row = _row(paper, claim, from_json(kept["value"]), note)
+    return replace(row, state="stale") if changed and row.state == "pass" else row
 
 
 def _row(paper: Paper, claim: Claim, measured: float | None, note: str) -> Row:
@@ -183,10 +179,13 @@ def _show_all(experiments: list[Paper], as_json: bool) -> int:
         told = f"{counts['pass']} of {len(rows)} claims hold, {counts['FAIL']} fail, {counts['not run']} are not run"
         if counts["not measured"]:
             told += f", {counts['not measured']} are not measured by the run of their recipe"
+        if counts["stale"]:
+            told += f", {counts['stale']} are stale: run their recipes again"
         print(told, file=sys.stderr)
         for line in problems:
             print(line, file=sys.stderr)
-    return 1 if counts["FAIL"] or counts["not measured"] or problems else EXIT_OK
+    bad = counts["FAIL"] + counts["not measured"] + counts["stale"] + len(problems)
+    return 1 if bad else EXIT_OK
 
 
 def _lock(experiments: list[Paper]) -> None:
