@@ -45,7 +45,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Compare a run, or all recorded ones, with the papers; exit code 1 when a claim fails, is not measured or stale."""
+    """Compare a run, or all recorded, with the papers; exit code 1 when a claim fails, is not measured or stale."""
     with reported():
         if [run is not None, everything, lock is not None].count(True) != 1:
             raise typer.BadParameter("give one of RUN, --all and --lock EXPERIMENT")
