@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import typer
 
 from modlib.cli.recipes import Paper, find_paper, papers
 from modlib.cli.report import reported
-from modlib.cli.runs import complete_run
+from modlib.cli.runs import complete_run, is_run
 from modlib.cli.table import print_table
 from modlib.config import Config
 from modlib.runtime.errors import EXIT_OK, ConfigError
 from modlib.tracking.claims import COMPUTED, Claim, from_json, shown, to_json
 
 MOST_NAMED = 3
+RECIPE_FOLDER = re.compile(r"\d{4}_")
 COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red", "stale": "yellow", "not run": "dim"}
 
 
@@ -27,7 +29,9 @@ def command(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="A run's name or path, to compare with its recipe.", autocompletion=complete_run
+            metavar="[RUN]",
+            help="A run's name or path, to compare with its recipe; or an experiment's name, for its scoreboard.",
+            autocompletion=complete_run,
         ),
     ] = None,
     runs_dir: Annotated[Path, typer.Option("--runs_dir", help="Where run folders live.")] = Path("runs"),
@@ -55,13 +59,23 @@ def command(
         if lock is not None:
             _lock(papers() if lock == "all" else [find_paper(lock)])
             return
-        if run is not None:
+        if run is not None and not record and recipe is None and (paper := _experiment(run, runs_dir)):
+            code = _show_all([paper], as_json)
+        elif run is not None:
             from modlib.cli.verify_run import verify_run
 
             code = verify_run(run, runs_dir, recipe=recipe, record=record, as_json=as_json)
         else:
             code = _show_all(papers(), as_json)
     raise typer.Exit(code)
+
+
+def _experiment(word: str, runs_dir: Path) -> Paper | None:
+    """The experiment of this name, where no run has it."""
+    if is_run(Path(word)) or is_run(runs_dir / word):
+        return None
+    name = PurePath(word).name
+    return next((paper for paper in papers() if paper.name == name), None) if RECIPE_FOLDER.match(name) else None
 
 
 @dataclass(frozen=True)

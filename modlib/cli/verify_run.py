@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from ast import literal_eval
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -21,6 +22,8 @@ from modlib.runtime.run_folder import RunFolder, versions
 from modlib.tracking.claims import COMPUTED, Claim, shown, to_json
 from modlib.tracking.jsonl import read_lines
 
+PLACE = ("launch.executor", "Local.num_processes", "Slurm.nodes", "Slurm.tasks_per_node", "Slurm.gpus_per_node")
+SET_BY_REPRODUCE = ("Local.num_processes", "Local.threads_per_process")
 COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red"}
 
 
@@ -93,6 +96,9 @@ def _named(recipe: str) -> tuple[Paper, str]:
 
 def _made_from(run: RunFolder, said: Mapping[str, Any]) -> tuple[Paper, str]:
     found = recipe_of(said)
+    if found is None and (original := run.read().get("reproduces")) and Path(original).is_dir():
+        before = recorded(original)
+        found = None if before is None else recipe_of(before)
     if found is None:
         files = ", ".join(Path(file).name for file in said["files"][:3])
         raise ConfigError(
@@ -114,7 +120,9 @@ def differences(run: RunFolder, said: Mapping[str, Any], paper: Paper, recipe: s
     if locked is None:
         found.append(Otherness("lock", "not locked", "locked"))
     else:
-        found += [_parameter(one) for one in changes(locked, entry_of(said), data_known=_data_is_known(state))]
+        by_reproduce = SET_BY_REPRODUCE if "reproduces" in state else ()
+        drifted = changes(locked, entry_of(said), data_known=_data_is_known(state))
+        found += [_parameter(one) for one in drifted if one.name not in by_reproduce]
     commit = before.get("git_commit") or commit_of(SOURCE)
     if state.get("git_commit") != commit:
         found.append(Otherness("code: commit", str(state.get("git_commit")), str(commit)))
@@ -126,10 +134,21 @@ def differences(run: RunFolder, said: Mapping[str, Any], paper: Paper, recipe: s
         pair = state.get("versions", {}).get(package, "none"), other.get(package, "none")
         if pair[0] != pair[1]:
             found.append(Otherness(f"version of {package}", *pair))
+    if not before and locked is not None and (asked := _ranks(locked)) not in (None, state.get("world_size")):
+        found.append(Otherness("world size", str(state.get("world_size")), str(asked)))
     for field in ("world_size", "device", "num_threads"):
         if before and state.get(field) != before.get(field):
             found.append(Otherness(field.replace("_", " "), str(state.get(field)), str(before.get(field))))
     return found
+
+
+def _ranks(locked: Mapping[str, Any]) -> int | None:
+    """The number of ranks that a locked recipe asks for; None where it takes what the machine has."""
+    asked = {name: literal_eval(locked[OTHER][name]) for name in PLACE if name in locked[OTHER]}
+    if asked.get("launch.executor") != "slurm":
+        return asked.get("Local.num_processes")
+    per_node = asked.get("Slurm.tasks_per_node") or asked.get("Slurm.gpus_per_node") or 1
+    return int(asked.get("Slurm.nodes", 1)) * int(per_node)
 
 
 def _data_is_known(state: Mapping[str, Any]) -> bool:

@@ -38,9 +38,9 @@ class Older(NamedTuple):
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def reproduce(self, *flags: str | Path) -> subprocess.CompletedProcess[str]:
+    def reproduce(self, *flags: str | Path, run: Path | None = None) -> subprocess.CompletedProcess[str]:
         code = "from modlib.cli.main import main; main()"
-        return self.call("-c", code, "reproduce", self.runs / "run", "--runs_dir", self.runs, *flags)
+        return self.call("-c", code, "reproduce", run or self.runs / "run", "--runs_dir", self.runs, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,9 @@ def test_a_run_of_an_older_commit_is_repeated_to_the_bit_with_its_own_code(older
     commit = git(older.repository, "rev-parse", "HEAD~1")
     assert state["reproduced_with"] == f"commit {commit[:12]}"
     assert state["status"] == "finished"
+    assert (state["git_commit"], state["git_dirty"]) == (commit, False)
+    assert "modlib-code-" not in done.stderr.partition("finished")[2], "the folder of the old code is gone"
+    assert older.reproduce("--name", "third", run=again).stdout == done.stdout
 
 
 @pytest.mark.slow

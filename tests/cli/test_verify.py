@@ -353,6 +353,24 @@ def test_a_recipe_that_cannot_be_read_leaves_the_others(board: Path) -> None:
     assert "no component NoSuchModel" in rows[4][5]
 
 
+def test_the_scoreboard_of_one_experiment(board: Path) -> None:
+    shutil.copytree(paper(board), board / "experiments" / "2002_other")
+    rows = [line.split("\t") for line in modlib("verify", "2002_other").stdout.splitlines()]
+    assert [row[0] for row in rows] == ["2002_other"] * 4
+    assert modlib("verify", paper(board), "--json").stdout.count('"2001_small"') == 4
+
+
+def test_the_number_of_ranks_is_compared_with_what_the_recipe_asks_for(board: Path) -> None:
+    assert "world size" not in modlib("verify", board / "runs" / "a").stdout
+    path = paper(board) / "lock.json"
+    content = json.loads(path.read_text())
+    content["recipes"]["small.gin"]["other"] |= {
+        "launch.executor": "'slurm'", "Slurm.nodes": "2", "Slurm.tasks_per_node": "None", "Slurm.gpus_per_node": "4"
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    assert "world size\t1\t8" in modlib("verify", board / "runs" / "a").stdout
+
+
 def test_without_experiments(board: Path) -> None:
     shutil.rmtree(board / "experiments")
     done = modlib("verify", "--all", code=2)
