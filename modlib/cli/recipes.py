@@ -154,7 +154,7 @@ def find_paper(word: str) -> Paper:
     name = Path(word).name
     if name in known:
         return known[name]
-    close = similar(name, known)
+    close = similar(name, known) or [one for one in known if name and name.lower() in one.lower()]
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
     raise ConfigError(f"experiment ({word}) must be a folder of {EXPERIMENTS}; {hint}")
 

@@ -59,7 +59,7 @@ def command(
             _tell_imports(original, code)
             _run(original, again, code, until)
             what = code.what
-        _keep_code(original, again)
+        keep_code(original, again)
         again.update(reproduces=str(original.path.absolute()), reproduced_with=what)
         _compare_data(original, again)
         found = compare(original.metrics_path, again.metrics_path, until)
@@ -132,7 +132,7 @@ def _compare_data(original: RunFolder, again: RunFolder) -> None:
             )
 
 
-def _keep_code(original: RunFolder, again: RunFolder) -> None:
+def keep_code(original: RunFolder, again: RunFolder) -> None:
     """Write down in the new run which code it was: that of the original, which it took from a folder that is gone."""
     state = original.read()
     again.update(**{name: state[name] for name in CODE_FIELDS if name in state})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from modlib.cli.recipes import Paper, find_paper, recipe_of
+from modlib.cli.recipes import Paper, find_paper, papers, recipe_of
 from modlib.cli.runs import find_run
 from modlib.cli.table import print_table
 from modlib.config.diff import recorded
@@ -88,6 +88,13 @@ def verify_run(word: str, runs_dir: Path, *, recipe: str | None, record: bool, a
 
 def _named(recipe: str) -> tuple[Paper, str]:
     path = Path(recipe)
+    if not path.parent.name:
+        there = [f"{paper.name}/{name}" for paper in papers() for name in paper.recipes]
+        close = [one for one in there if recipe in one.split("/")]
+        raise ConfigError(
+            f"recipe ({recipe}) must be EXPERIMENT/FILE.gin; "
+            + (f"there is {', '.join(close)}" if close else f"as in {there[0]}")
+        )
     paper = find_paper(path.parent.name)
     if path.name not in paper.recipes:
         raise ConfigError(f"recipe ({recipe}) must be a gin file of {paper.path}: {', '.join(paper.recipes)}")

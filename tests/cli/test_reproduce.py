@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from modlib.cli.reproduce import keep_code
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_writer import PackedFileWriter
+from modlib.launching.old_code import PATCH
+from modlib.runtime.run_folder import RunFolder
 from tests.cli.commands import modlib
 from tests.launching.projects import commit_all, git
 from tests.launching_command import ROOT, metrics
@@ -151,6 +154,18 @@ def test_missing_data_is_named_before_anything_runs(run: Path, tmp_path: Path) -
     data = tmp_path / "data.packed"
     data.unlink()
     assert f"data file ({data}), data of train, must be there, but is gone; put it back" in reproduced(run, 3)
+
+
+def test_the_code_of_the_run_is_written_down_in_the_new_one(run: Path, tmp_path: Path) -> None:
+    (run / PATCH).write_bytes(b"a patch")
+    state = {"git_commit": "c0" * 20, "git_dirty": True, "git_untracked": ["x.py"], "code": "5" * 64}
+    RunFolder(run).update(**state)
+    again = RunFolder(tmp_path / "again")
+    again.create()
+    again.update(git_commit=None)
+    keep_code(RunFolder(run), again)
+    assert {name: again.read()[name] for name in state} == state
+    assert (again.path / PATCH).read_bytes() == b"a patch"
 
 
 def test_a_run_without_metrics(run: Path) -> None:

@@ -297,6 +297,12 @@ def test_a_run_of_no_recipe(board: Path) -> None:
     )
     done = modlib("verify", board / "runs" / "a", "--recipe", "2001_smal/small.gin", code=2)
     assert "did you mean 2001_small?" in " ".join(done.stderr.split())
+    for word in ("2001_small", "small.gin"):
+        done = modlib("verify", board / "runs" / "a", "--recipe", word, code=2)
+        assert f"recipe ({word}) must be EXPERIMENT/FILE.gin; there is 2001_small/small.gin" in done.stderr
+    done = modlib("verify", board / "runs" / "a", "--recipe", "big.gin", code=2)
+    assert "recipe (big.gin) must be EXPERIMENT/FILE.gin; as in 2001_small/small.gin" in done.stderr
+    assert "did you mean 2001_small?" in modlib("verify", "--lock", "small", code=2).stderr
 
 
 def test_locking(board: Path) -> None:
@@ -369,6 +375,20 @@ def test_the_number_of_ranks_is_compared_with_what_the_recipe_asks_for(board: Pa
     }  # fmt: skip
     path.write_text(json.dumps(content))
     assert "world size\t1\t8" in modlib("verify", board / "runs" / "a").stdout
+
+
+def test_a_run_that_reproduces_another_is_of_its_recipe(board: Path) -> None:
+    shutil.copytree(board / "runs" / "a", board / "runs" / "again")
+    path = board / "runs" / "again" / "provenance.json"
+    record = json.loads(path.read_text()) | {"files": [str(board / "runs" / "a" / "config.gin")], "hash": "0"}
+    record["parameters"]["Local.num_processes"]["value"] = "3"
+    path.write_text(json.dumps(record))
+    modlib("verify", board / "runs" / "again", code=2)
+    path = board / "runs" / "again" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"reproduces": str(board / "runs" / "a")}))
+    done = modlib("verify", board / "runs" / "again")
+    assert done.stderr.startswith("again: 2001_small/small.gin")
+    assert "num_processes" not in done.stdout
 
 
 def test_without_experiments(board: Path) -> None:
