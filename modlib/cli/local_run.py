@@ -99,5 +99,6 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
         sample=state.get("sample"),
         has_metrics=run.metrics_path.exists(),
         has_curves=(run.path / TENSORBOARD_FOLDER).exists(),
-        writes_text=str(plan.resolved.get("train.sample")) in ("None", "@TextSample"),
+        writes_text=str(plan.resolved.get("train.sample")) in ("None", "@TextSample")
+        and bool(plan.dataset.get("has_tokenizer")),
     )

@@ -326,6 +326,7 @@ def describe_data(config: Config, dataset: Any) -> dict[str, Any]:
         path = next((str(plain(one.value)) for one in _data_settings(config)), "")
         return {"path": path, "note": "made on the first run" if path.startswith("stdlib:") else "not there"}
     known = {"path": dataset.name, "num_tokens": dataset.num_tokens, "num_documents": dataset.num_documents}
+    known["has_tokenizer"] = bool(getattr(dataset, "tokenizer_fingerprint", ""))
     padding = getattr(dataset, "padding", None)
     return known if padding is None else known | {"padding": padding}
 
