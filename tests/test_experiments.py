@@ -10,7 +10,7 @@ from modlib.checkpointing import save
 from modlib.cli.recipes import Paper, papers
 from modlib.config import load
 from modlib.models.gpt2 import GPT2
-from modlib.tracking.claims import COMPUTED
+from modlib.tracking.claims import COMPUTED, from_json
 
 PAPERS = papers()
 RECIPES = [pytest.param(paper, recipe, id=f"{paper.name}/{recipe}") for paper in PAPERS for recipe in paper.recipes]
@@ -68,10 +68,19 @@ def test_a_folder_is_complete(paper: Paper) -> None:
 
 
 @pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
+def test_recorded_values_are_of_the_recipe_as_it_is_locked(paper: Paper) -> None:
+    results = {recipe: result for recipe in paper.recipes if (result := paper.result(recipe)) is not None}
+    stale = [f"{paper.name}/{recipe}: {one}" for recipe, result in results.items()
+             for one in paper.changes_since(recipe, result)]  # fmt: skip
+    assert not stale, "\n".join(["recorded of a recipe that is another one now; run it again and record it", *stale])
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda paper: paper.name)
 def test_recorded_values_hold(paper: Paper) -> None:
     for claim in paper.expected.claims:
         result = paper.result(claim.recipe) if claim.kind == "run" else None
-        if result is not None and claim.name in result["values"]:
+        if result is not None:
+            assert claim.name in result["values"], f"{claim.name} is not measured by the recorded run of {claim.recipe}"
             kept = result["values"][claim.name]
             assert kept["question"] == claim.question, f"{claim.name} was measured for another question"
-            assert claim.holds(kept["value"]), f"{claim.name}: {kept['value']}, not {claim.expected}"
+            assert claim.holds(from_json(kept["value"])), f"{claim.name}: {kept['value']}, not {claim.expected}"

@@ -13,9 +13,11 @@ from modlib.cli.slurm_run import job_script, plain_script
 from modlib.config import Config
 from modlib.launching.local import Local
 from modlib.launching.slurm import Slurm
-from modlib.launching.submission import slurm_would_take
+from modlib.launching.submission import NOT_CHECKED, SubmissionError, slurm_would_take
 from modlib.runtime import durable
+from modlib.runtime.errors import ConfigError, ModlibError
 from modlib.tracking.banner import start_banner
+from modlib.training.plan import data_is_ready
 
 
 def show_plan(
@@ -27,21 +29,40 @@ def show_plan(
     as_json: bool,
     write_script: Path | None = None,
 ) -> None:
-    """Check and plan for the target world size, and print the plan; writes nothing but the script that is asked for."""
-    plan = plan_run(config, place, runs_dir, name, make_data=False)
+    """Check and plan for the target world size, and print the plan; writes nothing but the script that is asked for.
+
+    Raises:
+        ConfigError: The plan cannot be made; or data is missing, which is said after the plan.
+        SubmissionError: SLURM would refuse the job, which is said after the plan.
+    """
+    problems: list[ModlibError] = []
+    try:
+        data_is_ready(config)
+    except ConfigError as error:
+        problems.append(error)
+    plan = plan_run(config, place, runs_dir, name, make_data=False, without_data=bool(problems))
     script = answer = None
     if isinstance(place, Slurm):
         run_path = (runs_dir / plan.run_name).resolve()
         script = job_script(place, run_path)
-        answer = slurm_would_take(script)
+        try:
+            answer = slurm_would_take(script) or ("" if as_json else f"{NOT_CHECKED}: sbatch is not on this machine")
+        except SubmissionError as error:
+            problems.append(error)
     if as_json:
-        print(json.dumps(plan.to_json() | ({} if script is None else {"sbatch": script, "slurm": answer}), indent=1))
+        print(
+            json.dumps(
+                plan.to_json() | ({} if script is None else {"sbatch": script, "slurm": answer or None}), indent=1
+            )
+        )
     else:
         console = Console()
         console.print(start_banner(plan))
         if script is not None:
             console.print(script, markup=False, highlight=False, soft_wrap=True)
-            console.print(answer or "not checked by SLURM: sbatch is not on this machine", highlight=False)
+            console.print(answer or "refused by SLURM; see below", highlight=False)
     if write_script is not None and isinstance(place, Slurm):
         durable.atomic_write_text(write_script, plain_script(config, place, (runs_dir / plan.run_name).resolve()))
         print(f"wrote {write_script}; submit it with: sbatch {write_script}", file=sys.stderr)
+    if problems:
+        raise problems[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from pathlib import Path
@@ -89,7 +90,7 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
         num_steps=plan.num_steps,
         tokens=step * plan.tokens_per_step,
         seconds=seconds,
-        command=sys.argv,
+        command=[] if "MODLIB_REPRODUCING" in os.environ else sys.argv,  # its code lies in a folder that goes away
         tokens_per_s=mean_rate,
         mfu=mfu,
         mfu_of=plan.peak_source,
@@ -98,5 +99,6 @@ def _summary(plan: Plan, run: RunFolder, state: dict[str, Any], status: str, sec
         sample=state.get("sample"),
         has_metrics=run.metrics_path.exists(),
         has_curves=(run.path / TENSORBOARD_FOLDER).exists(),
-        writes_text=str(plan.resolved.get("train.sample")) in ("None", "@TextSample"),
+        writes_text=str(plan.resolved.get("train.sample")) in ("None", "@TextSample")
+        and bool(plan.dataset.get("has_tokenizer")),
     )

@@ -29,25 +29,36 @@ def place_of(config: Config, executor: Executor | None) -> Local | Slurm:
     return place
 
 
-def check_plan(config: Config, place: Local | Slurm, *, make_data: bool = False, peak: bool = False) -> Plan:
+def check_plan(
+    config: Config, place: Local | Slurm, *, make_data: bool = False, without_data: bool = False, peak: bool = False
+) -> Plan:
     """Check everything for the place's world size, on the meta device.
 
     Args:
         config: Active.
         place: Where the run goes.
         make_data: Make data that does not exist yet; else it is left out of the checks.
+        without_data: Leave data out of the checks even if it is there.
         peak: Measure what this machine can do, for the estimate of time.
     """
     experiment: Experiment = build(config, gin.get_configurable("train"))
     dataset, evaluators = None, []
-    if make_data or data_is_ready(config):
+    if make_data or (not without_data and data_is_ready(config)):
         dataset = build(config, experiment.dataset)
         evaluators = build_evaluators(experiment.evaluators, partial(build, config))
     measured = device_peak(experiment, remember=make_data) if peak else None
     return make_plan(experiment, config, place.world_size, dataset, evaluators, measured)
 
 
-def plan_run(config: Config, place: Local | Slurm, runs_dir: Path, name: str | None, *, make_data: bool) -> Plan:
+def plan_run(
+    config: Config,
+    place: Local | Slurm,
+    runs_dir: Path,
+    name: str | None,
+    *,
+    make_data: bool,
+    without_data: bool = False,
+) -> Plan:
     """The plan of one run, as it is announced.
 
     Args:
@@ -56,10 +67,11 @@ def plan_run(config: Config, place: Local | Slurm, runs_dir: Path, name: str | N
         runs_dir: Where its folder will be.
         name: Its name; None: the default.
         make_data: Make data that does not exist yet; else it is left out of the checks.
+        without_data: Leave data out of the checks even if it is there.
     """
     path = Path(runs_dir) / check_name(default_name(config) if name is None else name)
     here = isinstance(place, Local)  # else this is not the machine that trains
-    plan = check_plan(config, place, make_data=make_data, peak=here)
+    plan = check_plan(config, place, make_data=make_data, without_data=without_data, peak=here)
     outputs = {
         "run folder": path,
         "metrics": path / "metrics.jsonl",

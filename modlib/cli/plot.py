@@ -18,6 +18,7 @@ from modlib.runtime.run_folder import RunFolder
 from modlib.tracking.jsonl import read_lines
 
 DEFAULT_METRICS = ("train/loss", "val/*/loss")
+MOST_NAMED = 5
 STYLES = ("-", "--", ":", "-.")
 
 Curve = tuple[list[int], list[float]]
@@ -64,13 +65,21 @@ def read_curves(run: RunFolder, wanted: Sequence[str]) -> dict[str, Curve]:
     for pattern in wanted:
         matching = {name: curve for name, curve in sorted(curves.items()) if fnmatchcase(name, pattern)}
         if not matching and tuple(wanted) != DEFAULT_METRICS:
-            close = similar(pattern, curves) or sorted(curves)
-            hint = f"it has {', '.join(close[:5])}" if close else "it has logged nothing yet"
+            hint = _hint(similar(pattern, curves), list(curves))
             raise ConfigError(f"--metric ({pattern}) must be a metric of {run.name}; {hint}")
         chosen |= matching
     if not chosen:
         raise ConfigError(f"RUN ({run.name}) must have one of {', '.join(wanted)}; it has logged none of them yet")
     return chosen
+
+
+def _hint(close: list[str], known: list[str]) -> str:
+    """Which metrics there are: those with a name like it, else the losses and such of training and evaluation first."""
+    if close or not known:
+        return f"did you mean {' or '.join(close)}?" if close else "it has logged nothing yet"
+    known.sort(key=lambda name: (not name.startswith(("train/", "val/")), name))
+    among = ", among others" if len(known) > MOST_NAMED else ""
+    return f"it has {', '.join(known[:MOST_NAMED])}{among}"
 
 
 def draw(

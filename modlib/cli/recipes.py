@@ -10,7 +10,7 @@ from typing import Any
 
 from modlib.config import Config, load
 from modlib.config.files import REPOSITORY
-from modlib.config.lock import Drift, drift, lock_entry
+from modlib.config.lock import OTHER, SCIENCE, Drift, changes, drift, lock_entry
 from modlib.config.suggestions import similar
 from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError
@@ -100,6 +100,12 @@ class Paper:
             raise ConfigError(f"{self.name}/{recipe} must be in lock.json; `modlib verify --lock {self.name}` locks it")
         return drift(locked, lock_entry(config or self.config(recipe)))
 
+    def changes_since(self, recipe: str, result: Mapping[str, Any]) -> list[Drift]:
+        """The parameters that change numbers and are locked otherwise now than they were in a recorded run."""
+        locked = self.locks.get(recipe, {SCIENCE: {}})
+        sides = ({SCIENCE: entry[SCIENCE], OTHER: {}} for entry in (result, locked))
+        return changes(*sides, data_known=False)  # a result holds the paths as the recipe had them
+
     def result_path(self, recipe: str) -> Path:
         """Where the measured values of a recipe are kept."""
         return self.path / RESULTS / f"{Path(recipe).stem}.json"
@@ -148,7 +154,7 @@ def find_paper(word: str) -> Paper:
     name = Path(word).name
     if name in known:
         return known[name]
-    close = similar(name, known)
+    close = similar(name, known) or [one for one in known if name and name.lower() in one.lower()]
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}"
     raise ConfigError(f"experiment ({word}) must be a folder of {EXPERIMENTS}; {hint}")
 

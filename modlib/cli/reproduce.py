@@ -21,7 +21,8 @@ from modlib.cli.resume import LAUNCH_CODE
 from modlib.cli.runs import RunArgument, find_run
 from modlib.config.diff import recorded
 from modlib.launching.local import clean_environment
-from modlib.launching.old_code import OldCode, old_code
+from modlib.launching.old_code import PATCH, OldCode, old_code
+from modlib.runtime import durable
 from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED, DataError, ModlibError, RunFolderError
 from modlib.runtime.logs import start_logging
 from modlib.runtime.run_folder import RunFolder, check_name, versions
@@ -31,6 +32,7 @@ logger = logging.getLogger("modlib")
 
 POLL_S = 0.1
 SUFFIX = "-again"
+CODE_FIELDS = ("code", "git_commit", "git_dirty", "git_patch_cut_from_bytes", "git_untracked")
 
 
 def command(
@@ -57,6 +59,7 @@ def command(
             _tell_imports(original, code)
             _run(original, again, code, until)
             what = code.what
+        keep_code(original, again)
         again.update(reproduces=str(original.path.absolute()), reproduced_with=what)
         _compare_data(original, again)
         found = compare(original.metrics_path, again.metrics_path, until)
@@ -127,6 +130,14 @@ def _compare_data(original: RunFolder, again: RunFolder) -> None:
                 f"data of {use} ({now['name']}, {now['fingerprint']}) must be what the run read "
                 f"({one['fingerprint']}); put that data back"
             )
+
+
+def keep_code(original: RunFolder, again: RunFolder) -> None:
+    """Write down in the new run which code it was: that of the original, which it took from a folder that is gone."""
+    state = original.read()
+    again.update(**{name: state[name] for name in CODE_FIELDS if name in state})
+    if (original.path / PATCH).is_file():
+        durable.atomic_write_bytes(again.path / PATCH, (original.path / PATCH).read_bytes())
 
 
 def _tell_environment(run: RunFolder) -> None:
@@ -218,4 +229,4 @@ def _words(original: RunFolder, again: RunFolder, code: OldCode) -> list[str]:
 def _environment(code: OldCode) -> dict[str, str]:
     clean = clean_environment()
     paths = [*map(str, code.python_paths), *filter(None, [clean.get("PYTHONPATH")])]
-    return clean | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    return clean | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1", "MODLIB_REPRODUCING": "1"}

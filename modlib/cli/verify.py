@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any
+from pathlib import Path, PurePath
+from typing import Annotated
 
 import typer
 
 from modlib.cli.recipes import Paper, find_paper, papers
 from modlib.cli.report import reported
-from modlib.cli.runs import complete_run
+from modlib.cli.runs import complete_run, is_run
 from modlib.cli.table import print_table
 from modlib.config import Config
-from modlib.config.lock import OTHER, SCIENCE, drift
 from modlib.runtime.errors import EXIT_OK, ConfigError
-from modlib.tracking.claims import COMPUTED, Claim, shown
+from modlib.tracking.claims import COMPUTED, Claim, from_json, shown, to_json
 
 MOST_NAMED = 3
-COLOURS = {"pass": "green", "FAIL": "red", "not run": "dim"}
+RECIPE_FOLDER = re.compile(r"\d{4}_")
+COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red", "stale": "yellow", "not run": "dim"}
 
 
 def command(
     run: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RUN]", help="A run's name or path, to compare with its recipe.", autocompletion=complete_run
+            metavar="[RUN]",
+            help="A run's name or path, to compare with its recipe; or an experiment's name, for its scoreboard.",
+            autocompletion=complete_run,
         ),
     ] = None,
     runs_dir: Annotated[Path, typer.Option("--runs_dir", help="Where run folders live.")] = Path("runs"),
@@ -46,7 +49,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
-    """Compare a run, or all that was measured, with what the papers say; exit code 1 when a claim fails."""
+    """Compare a run, or all recorded, with the papers; exit code 1 when a claim fails, is not measured or stale."""
     with reported():
         if [run is not None, everything, lock is not None].count(True) != 1:
             raise typer.BadParameter("give one of RUN, --all and --lock EXPERIMENT")
@@ -56,13 +59,23 @@ def command(
         if lock is not None:
             _lock(papers() if lock == "all" else [find_paper(lock)])
             return
-        if run is not None:
+        if run is not None and not record and recipe is None and (paper := _experiment(run, runs_dir)):
+            code = _show_all([paper], as_json)
+        elif run is not None:
             from modlib.cli.verify_run import verify_run
 
             code = verify_run(run, runs_dir, recipe=recipe, record=record, as_json=as_json)
         else:
             code = _show_all(papers(), as_json)
     raise typer.Exit(code)
+
+
+def _experiment(word: str, runs_dir: Path) -> Paper | None:
+    """The experiment of this name, where no run has it."""
+    if is_run(Path(word)) or is_run(runs_dir / word):
+        return None
+    name = PurePath(word).name
+    return next((paper for paper in papers() if paper.name == name), None) if RECIPE_FOLDER.match(name) else None
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,8 @@ class Row:
         claim: Its name.
         measured: Our number; None where there is none.
         expected: The paper's, as a text.
-        state: "pass", "FAIL", or "not run".
+        state: "pass", "FAIL", "not run", "not measured": its recipe was run, but not for this;
+            or "stale": it holds for the recipe as it was when it was run.
         note: Where and when it was measured, and what has changed since.
         source: Of the expected number.
     """
@@ -132,21 +146,20 @@ def _computed(config: Config, claims: list[Claim]) -> dict[str, float]:
 
 def _measured_row(paper: Paper, claim: Claim) -> Row:
     result = paper.result(claim.recipe)
-    kept = (result or {}).get("values", {}).get(claim.name)
-    if result is None or kept is None or kept["question"] != claim.question:
+    if result is None:
         return _row(paper, claim, None, "")
+    kept = result["values"].get(claim.name)
     note = f"{result['date']}, {result['machine']}, commit {str(result['git_commit'])[:10]}"
     if result["git_dirty"]:
         note += " with changes"
-    return _row(paper, claim, kept["value"], note + _changes_since(paper, claim.recipe, result))
-
-
-def _changes_since(paper: Paper, recipe: str, result: dict[str, Any]) -> str:
-    """What of a recipe is not as it was when it was measured, for the note."""
-    locked = paper.locks.get(recipe, {SCIENCE: {}})
-    changed = drift({SCIENCE: result[SCIENCE], OTHER: {}}, {SCIENCE: locked[SCIENCE], OTHER: {}})
-    more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
-    return f"; the recipe since then: {', '.join(map(str, changed[:MOST_NAMED]))}{more}" if changed else ""
+    changed = paper.changes_since(claim.recipe, result)
+    if changed:
+        more = f" and {len(changed) - MOST_NAMED} more" if len(changed) > MOST_NAMED else ""
+        note += f"; the recipe since then: {', '.join(map(str, changed[:MOST_NAMED]))}{more}"
+    if kept is None or kept["question"] != claim.question:
+        return replace(_row(paper, claim, None, note), state="not measured")
+    row = _row(paper, claim, from_json(kept["value"]), note)
+    return replace(row, state="stale") if changed and row.state == "pass" else row
 
 
 def _row(paper: Paper, claim: Claim, measured: float | None, note: str) -> Row:
@@ -162,7 +175,7 @@ def _show_all(experiments: list[Paper], as_json: bool) -> int:
         rows, problems = rows + claims, problems + lines
     counts = Counter(row.state for row in rows)
     if as_json:
-        content = {"claims": [asdict(row) for row in rows], "problems": problems}
+        content = {"claims": [asdict(row) | {"measured": to_json(row.measured)} for row in rows], "problems": problems}
         print(json.dumps(content, indent=1, ensure_ascii=False))
     else:
         cells = [
@@ -178,10 +191,15 @@ def _show_all(experiments: list[Paper], as_json: bool) -> int:
         ]
         print_table(["experiment", "claim", "measured", "expected", "", "when and where"], cells, "", COLOURS)
         told = f"{counts['pass']} of {len(rows)} claims hold, {counts['FAIL']} fail, {counts['not run']} are not run"
+        if counts["not measured"]:
+            told += f", {counts['not measured']} are not measured by the run of their recipe"
+        if counts["stale"]:
+            told += f", {counts['stale']} are stale: run their recipes again"
         print(told, file=sys.stderr)
         for line in problems:
             print(line, file=sys.stderr)
-    return 1 if counts["FAIL"] or problems else EXIT_OK
+    bad = counts["FAIL"] + counts["not measured"] + counts["stale"] + len(problems)
+    return 1 if bad else EXIT_OK
 
 
 def _lock(experiments: list[Paper]) -> None:

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import sys
 import time
+from ast import literal_eval
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from modlib.cli.recipes import Paper, find_paper, recipe_of
+from modlib.cli.recipes import Paper, find_paper, papers, recipe_of
 from modlib.cli.runs import find_run
 from modlib.cli.table import print_table
 from modlib.config.diff import recorded
-from modlib.config.lock import SCIENCE, Drift, drift, entry_of
+from modlib.config.lock import OTHER, SCIENCE, Drift, changes, drift, entry_of, is_data_path
 from modlib.launching.git import SOURCE, commit_of
 from modlib.runtime.errors import EXIT_OK, ConfigError, RunFolderError
 from modlib.runtime.run_folder import RunFolder, versions
-from modlib.tracking.claims import COMPUTED, Claim, shown
+from modlib.tracking.claims import COMPUTED, Claim, shown, to_json
 from modlib.tracking.jsonl import read_lines
+
+PLACE = ("launch.executor", "Local.num_processes", "Slurm.nodes", "Slurm.tasks_per_node", "Slurm.gpus_per_node")
+SET_BY_REPRODUCE = ("Local.num_processes", "Local.threads_per_process")
+COLOURS = {"pass": "green", "FAIL": "red", "not measured": "red"}
 
 
 class Otherness(NamedTuple):
@@ -76,13 +81,20 @@ def verify_run(word: str, runs_dir: Path, *, recipe: str | None, record: bool, a
     else:
         _print(paper, name, run, verdicts, different)
     if record:
-        path = paper.record(name, result(run, said, name, verdicts))
+        path = paper.record(name, result(run, said, paper, name, verdicts))
         print(f"wrote {path}", file=sys.stderr)
     return EXIT_OK if all(one.state == "pass" for one in verdicts) else 1
 
 
 def _named(recipe: str) -> tuple[Paper, str]:
     path = Path(recipe)
+    if not path.parent.name:
+        there = [f"{paper.name}/{name}" for paper in papers() for name in paper.recipes]
+        close = [one for one in there if recipe in one.split("/")]
+        raise ConfigError(
+            f"recipe ({recipe}) must be EXPERIMENT/FILE.gin; "
+            + (f"there is {', '.join(close)}" if close else f"as in {there[0]}")
+        )
     paper = find_paper(path.parent.name)
     if path.name not in paper.recipes:
         raise ConfigError(f"recipe ({recipe}) must be a gin file of {paper.path}: {', '.join(paper.recipes)}")
@@ -91,6 +103,9 @@ def _named(recipe: str) -> tuple[Paper, str]:
 
 def _made_from(run: RunFolder, said: Mapping[str, Any]) -> tuple[Paper, str]:
     found = recipe_of(said)
+    if found is None and (original := run.read().get("reproduces")) and Path(original).is_dir():
+        before = recorded(original)
+        found = None if before is None else recipe_of(before)
     if found is None:
         files = ", ".join(Path(file).name for file in said["files"][:3])
         raise ConfigError(
@@ -112,7 +127,9 @@ def differences(run: RunFolder, said: Mapping[str, Any], paper: Paper, recipe: s
     if locked is None:
         found.append(Otherness("lock", "not locked", "locked"))
     else:
-        found += [_parameter(one) for one in drift(locked, entry_of(said))]
+        by_reproduce = SET_BY_REPRODUCE if "reproduces" in state else ()
+        drifted = changes(locked, entry_of(said), data_known=_data_is_known(state))
+        found += [_parameter(one) for one in drifted if one.name not in by_reproduce]
     commit = before.get("git_commit") or commit_of(SOURCE)
     if state.get("git_commit") != commit:
         found.append(Otherness("code: commit", str(state.get("git_commit")), str(commit)))
@@ -124,10 +141,27 @@ def differences(run: RunFolder, said: Mapping[str, Any], paper: Paper, recipe: s
         pair = state.get("versions", {}).get(package, "none"), other.get(package, "none")
         if pair[0] != pair[1]:
             found.append(Otherness(f"version of {package}", *pair))
+    if not before and locked is not None and (asked := _ranks(locked)) not in (None, state.get("world_size")):
+        found.append(Otherness("world size", str(state.get("world_size")), str(asked)))
     for field in ("world_size", "device", "num_threads"):
         if before and state.get(field) != before.get(field):
             found.append(Otherness(field.replace("_", " "), str(state.get(field)), str(before.get(field))))
     return found
+
+
+def _ranks(locked: Mapping[str, Any]) -> int | None:
+    """The number of ranks that a locked recipe asks for; None where it takes what the machine has."""
+    asked = {name: literal_eval(locked[OTHER][name]) for name in PLACE if name in locked[OTHER]}
+    if asked.get("launch.executor") != "slurm":
+        return asked.get("Local.num_processes")
+    per_node = asked.get("Slurm.tasks_per_node") or asked.get("Slurm.gpus_per_node") or 1
+    return int(asked.get("Slurm.nodes", 1)) * int(per_node)
+
+
+def _data_is_known(state: Mapping[str, Any]) -> bool:
+    """Whether a run has written down what is in its data, which where it lies does not tell."""
+    data = state.get("data") or []
+    return bool(data) and all(one.get("fingerprint") for one in data)
 
 
 def _parameter(one: Drift) -> Otherness:
@@ -149,10 +183,13 @@ def _data(here: list[Mapping[str, Any]], there: list[Mapping[str, Any]] | None) 
     ]
 
 
-def result(run: RunFolder, said: Mapping[str, Any], recipe: str, verdicts: list[Verdict]) -> dict[str, Any]:
+def result(
+    run: RunFolder, said: Mapping[str, Any], paper: Paper, recipe: str, verdicts: list[Verdict]
+) -> dict[str, Any]:
     """What results/ keeps of a run.
 
     Raises:
+        ConfigError: It was not the recipe that ran, or not the code of a commit, or no claim was measured.
         RunFolderError: The run is not finished.
     """
     state = run.read()
@@ -161,6 +198,8 @@ def result(run: RunFolder, said: Mapping[str, Any], recipe: str, verdicts: list[
             f"status of run {run.name} ({state.get('status')}) must be finished to be recorded; let it train to its end"
         )
     measured = [one for one in verdicts if one.measured is not None]
+    if problems := [*_other_science(run, said, paper, recipe), *_other_code(run), *_nothing_measured(run, verdicts)]:
+        raise ConfigError(problems)
     ended = run.current_attempt().ending().get("time", time.time())
     return {
         "recipe": recipe,
@@ -169,22 +208,74 @@ def result(run: RunFolder, said: Mapping[str, Any], recipe: str, verdicts: list[
         "git_commit": state.get("git_commit"),
         "git_dirty": state.get("git_dirty"),
         "config_hash": said["hash"],
-        "values": {one.claim.name: {"value": one.measured, "question": one.claim.question} for one in measured},
+        "values": {
+            one.claim.name: {"value": to_json(one.measured), "question": one.claim.question} for one in measured
+        },
         "steps": state.get("step"),
-        "data": [{key: one[key] for key in ("use", "name", "fingerprint")} for one in state.get("data", [])],
+        "data": [
+            {**{key: one[key] for key in ("use", "fingerprint")}, "name": _without_folders(one["name"])}
+            for one in state.get("data", [])
+        ],
         "world_size": state.get("world_size"),
         "device": state.get("device"),
         "num_threads": state.get("num_threads"),
         "versions": state.get("versions"),
-        SCIENCE: entry_of(said)[SCIENCE],
+        SCIENCE: _science(said, paper.locks[recipe]),
     }
+
+
+def _other_science(run: RunFolder, said: Mapping[str, Any], paper: Paper, recipe: str) -> list[str]:
+    locked = paper.locks.get(recipe)
+    if locked is None:
+        return [f"{paper.name}/{recipe} must be in lock.json; `modlib verify --lock {paper.name}` locks it"]
+    return [
+        f"{one.name} of run {run.name} ({one.now}) must be as it is locked ({one.locked}) to be recorded; run the "
+        "recipe as it is"
+        for one in changes(locked, entry_of(said), data_known=_data_is_known(run.read()))
+        if one.science
+    ]
+
+
+def _other_code(run: RunFolder) -> list[str]:
+    state = run.read()
+    if not state.get("git_commit"):
+        return [f"commit of run {run.name} (unknown) must be known to be recorded; run it from a git checkout"]
+    if state.get("git_dirty") is not False:
+        return [
+            f"changes since the commit of run {run.name} ({_changes(state)}) must be none to be recorded; commit them "
+            "and run it again"
+        ]
+    return []
+
+
+def _nothing_measured(run: RunFolder, verdicts: list[Verdict]) -> list[str]:
+    if any(one.measured is not None for one in verdicts):
+        return []
+    asked = ", ".join(dict.fromkeys(one.claim.metric for one in verdicts)) or "none"
+    return [
+        f"claims that run {run.name} has measured (0 of {len(verdicts)}) must be at least 1 to be recorded; "
+        f"the metrics that they ask for: {asked}"
+    ]
+
+
+def _science(said: Mapping[str, Any], locked: Mapping[str, Any]) -> dict[str, str]:
+    """The run's parameters that change numbers; paths of data as the recipe has them, since they are a machine's."""
+    entry = entry_of(said)
+    sides = ({SCIENCE: side[SCIENCE], OTHER: {}} for side in (locked, entry))
+    return entry[SCIENCE] | {one.name: one.locked for one in drift(*sides) if is_data_path(one)}
+
+
+def _without_folders(name: str) -> str:
+    """The name of a dataset, or of several (`mixture of a/b.packed, c/d.packed`), with files by name alone."""
+    parts = (part.rpartition(" of ") for part in name.split(", "))
+    return ", ".join(f"{before}{of}{PurePath(file).name}" for before, of, file in parts)
 
 
 def _as_json(paper: Paper, recipe: str, verdicts: list[Verdict], different: list[Otherness]) -> dict[str, Any]:
     rows = [
         {
             "claim": one.claim.name,
-            "measured": one.measured,
+            "measured": to_json(one.measured),
             "expected": one.claim.expected,
             "state": one.state,
             "source": one.claim.source,
@@ -205,7 +296,10 @@ def _print(paper: Paper, recipe: str, run: RunFolder, verdicts: list[Verdict], d
          one.claim.source]
         for one in verdicts
     ]  # fmt: skip
-    print_table(["claim", "measured", "expected", "", "source"], cells, "", {"pass": "green", "FAIL": "red"})
+    if verdicts:
+        print_table(["claim", "measured", "expected", "", "source"], cells, "", COLOURS)
+    else:
+        print("no claim of expected.json is about a run of this recipe", file=sys.stderr)
     if different:
         what = "its recorded run" if paper.result(recipe) else "this checkout"
         print(f"\nnot as in the locked recipe and {what}:", file=sys.stderr)

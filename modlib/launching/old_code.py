@@ -73,8 +73,11 @@ def old_code(run: RunFolder, repository: Path = SOURCE) -> Iterator[OldCode]:
 
 
 def _snapshot(run: RunFolder, sha256: str) -> Snapshot:
-    """The verified snapshot of a run, or of the sweep that it is a point of."""
-    places = [folder / "code" / sha256[:12] for folder in (run.path, run.path.resolve().parent)]
+    """The verified snapshot of a run, or of the sweep that it is a point of, or of the run that it repeats."""
+    folders = [run.path, run.path.resolve().parent]
+    if original := run.read().get("reproduces"):
+        folders += [Path(original), Path(original).parent]
+    places = [folder / "code" / sha256[:12] for folder in folders]
     return verify_snapshot(next((place for place in places if place.is_dir()), places[0]))
 
 

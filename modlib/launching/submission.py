@@ -17,6 +17,8 @@ from modlib.launching.scheduler import cancel
 from modlib.runtime.errors import ModlibError
 
 SBATCH_TIMEOUT_S = 60.0
+_SILENT = ("nable to contact slurm controller", "Unknown host", "Could not establish a configuration source")
+NOT_CHECKED = "not checked by SLURM"
 
 
 class SubmissionError(ModlibError, RuntimeError):
@@ -71,7 +73,7 @@ def submitit_text(script: JobScript) -> str:
 
 
 def slurm_would_take(text: str) -> str | None:
-    """What `sbatch --test-only` says about a script: when it would start; None where there is no sbatch.
+    """What `sbatch --test-only` says about a script: when it would start, or why no SLURM answers; None without sbatch.
 
     Raises:
         SubmissionError: SLURM would refuse it, with its reason.
@@ -83,12 +85,12 @@ def slurm_would_take(text: str) -> str | None:
             )
     except FileNotFoundError:
         return None
-    except subprocess.TimeoutExpired as error:
-        raise SubmissionError(
-            f"sbatch --test-only must answer within {SBATCH_TIMEOUT_S:g} s; ask the cluster"
-        ) from error
+    except subprocess.TimeoutExpired:
+        return f"{NOT_CHECKED}: sbatch --test-only has not answered within {SBATCH_TIMEOUT_S:g} s"
     said = done.stderr.strip()
     if done.returncode != 0:
+        if any(words in said for words in _SILENT):
+            return f"{NOT_CHECKED}: {said.replace('sbatch: ', '').splitlines()[-1]}"
         raise SubmissionError(f"SLURM would refuse the job: {said}; correct the Slurm settings that it names")
     return said.removeprefix("sbatch: ")
 

@@ -16,6 +16,7 @@ COMPUTED = ("parameters", "plan", "mfu")
 KINDS = (*COMPUTED, "run")
 ROUNDING = 1 + 1e-9  # 1.94 is within 0.06 of 1.88
 ENDS = ("first", "last", "min", "max")
+NEVER = "never"  # what JSON and people get for a step that did not come; in the code it is inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,7 @@ class Claim:
         return {"metric": self.metric, "at": self.at, "until": self.until, "reaches": self.reaches}
 
     def measure(self, lines: Iterable[Mapping[str, Any]]) -> float | None:
-        """The value in a run's metrics; None where they do not have it.
+        """The value in a run's metrics; None where they do not have it, inf for a value that was never reached.
 
         Args:
             lines: Of metrics.jsonl.
@@ -98,10 +99,10 @@ class Claim:
             for line in lines
             if self.metric in line and (self.until is None or line["step"] <= self.until)
         ]
-        if self.reaches is not None:
-            return next((float(step) for step, value in points if value >= self.reaches), None)
         if not points:
             return None
+        if self.reaches is not None:
+            return next((float(step) for step, value in points if value >= self.reaches), math.inf)
         if isinstance(self.at, int):
             return next((value for step, value in points if step == self.at), None)
         values = [value for _, value in points]
@@ -109,8 +110,20 @@ class Claim:
 
 
 def shown(value: float) -> str:
-    """A number for people: whole ones with commas, others with five digits."""
+    """A number for people: whole ones with commas, others with five digits, `never` for a step that did not come."""
+    if value == math.inf:
+        return NEVER
     return f"{int(value):,}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.5g}"
+
+
+def to_json(measured: float | None) -> float | str | None:
+    """A measured value as JSON can hold it."""
+    return NEVER if measured == math.inf else measured
+
+
+def from_json(kept: float | str) -> float:
+    """The same back."""
+    return math.inf if kept == NEVER else float(kept)
 
 
 @dataclass(frozen=True)

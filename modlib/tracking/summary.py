@@ -33,7 +33,7 @@ class RunSummary:
         num_steps: Optimizer steps in the whole run.
         tokens: Tokens trained on since step 0.
         seconds: Duration of this attempt.
-        command: The arguments that started the run, e.g. sys.argv.
+        command: The arguments that started the run, e.g. sys.argv; none if they cannot be given again.
         tokens_per_s: Mean over this attempt, evaluations and checkpoints left out.
         mfu: Mean over this attempt.
         mfu_of: What the MFU is a share of, e.g. "measured matmul peak".
@@ -111,8 +111,11 @@ def next_commands(summary: RunSummary) -> list[tuple[str, str]]:
     generate = [("let the model write", f"modlib generate {run} --prompt 'import '")] if summary.writes_text else []
     if not summary.complete:
         last = f"continue from step {summary.checkpoints[-1].name}" if summary.checkpoints else "start again"
-        commands = [(last.replace("step step-", "step-"), command), *tensorboard]
+        commands = [(last.replace("step step-", "step-"), command)] if command else []
+        commands += tensorboard
         return commands + generate if summary.checkpoints else commands
+    if not command:
+        return [*tensorboard, *generate]
     return [
         *tensorboard,
         *generate,

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 
 from modlib.components import CATALOGUE, component_name, known_components
 from modlib.config import Config
+from modlib.config.resolving import Setting
+from modlib.config.values import MacroUse, plain
 from modlib.data import corpus
 from modlib.data.batch_sampler import require_one_batch
 from modlib.distributed.fsdp import COMPUTE_DTYPES
@@ -28,6 +31,7 @@ from modlib.training.experiment import Experiment
 from modlib.training.loading import build_loader, require_steps
 
 CURVE_POINTS = 200
+PACKED_READERS = ("PackedDataset", "PackedDocuments", "PackedShards")  # these take corpora by name, too
 NO_ACTIVATIONS = "memory is without activations: the model estimates none"
 MOST_SCHEDULE_STEPS = 100_000  # of a schedule without closed form, the curve shows no more
 
@@ -292,31 +296,51 @@ def check_subscribers(config: Config, experiment: Experiment) -> None:
 
 
 def data_is_ready(config: Config) -> bool:
-    """Whether every dataset of the run exists, so that building one makes nothing."""
-    ready = [corpus.is_prepared(path) for path in _data_paths(config)]  # each is looked at: a wrong path is an error
+    """Whether every dataset of the run exists, so that building one makes nothing.
+
+    Raises:
+        ConfigError: A path is neither that of a file nor a corpus; all such paths at once.
+    """
+    ready, problems = [], []
+    for setting in _data_settings(config):
+        path, reader = str(plain(setting.value)), setting.instance.name
+        try:
+            if reader in PACKED_READERS or path.startswith("stdlib:"):
+                ready.append(corpus.is_prepared(path))
+            elif not Path(path).exists():
+                knob = setting.node.name if isinstance(setting.node, MacroUse) else setting.name
+                problems.append(
+                    f"path ('{path}') must be the file that {reader} reads, but there is no file "
+                    f"{Path(path).absolute()}; name yours with: --gin_param \"{knob}='...'\""
+                )
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
     return all(ready)
 
 
 def describe_data(config: Config, dataset: Any) -> dict[str, Any]:
     """What the banner and the plan say about the training data."""
     if dataset is None:
-        return {"path": next(iter(_data_paths(config)), ""), "note": "made on the first run"}
+        path = next((str(plain(one.value)) for one in _data_settings(config)), "")
+        return {"path": path, "note": "made on the first run" if path.startswith("stdlib:") else "not there"}
     known = {"path": dataset.name, "num_tokens": dataset.num_tokens, "num_documents": dataset.num_documents}
+    known["has_tokenizer"] = bool(getattr(dataset, "tokenizer_fingerprint", ""))
     padding = getattr(dataset, "padding", None)
     return known if padding is None else known | {"padding": padding}
 
 
-def _data_paths(config: Config) -> list[str]:
-    """The packed files and corpora of the run: what is bound to `path` of a dataset, or a corpus bound elsewhere."""
+def _data_settings(config: Config) -> list[Setting]:
+    """Where the run names its files and corpora: `path` of a dataset, or another parameter with a corpus."""
     known = known_components()
-    paths = []
-    for name, value in config.resolved.items():
-        selector, _, parameter = name.rpartition(".")
-        entry = known.get(selector.rpartition("/")[2])
+    found = []
+    for setting in config.settings:
+        entry, value = known.get(setting.instance.name), plain(setting.value)
         is_corpus = isinstance(value, str) and value.startswith("stdlib:")
-        if entry is not None and entry.type == "dataset" and (parameter == "path" or is_corpus):
-            paths.append(value)
-    return paths
+        if entry is not None and entry.type == "dataset" and (setting.parameter == "path" or is_corpus):
+            found.append(setting)
+    return found
 
 
 def _count(model: Any, total: int, trainable: int) -> dict[str, int]:

@@ -43,3 +43,10 @@ def test_json(two: tuple[Path, Path]) -> None:
 
 def test_not_a_run(tmp_path: Path) -> None:
     assert "holds no config.gin; give a run folder or a gin file" in run(tmp_path, tmp_path, code=2).stderr
+
+
+def test_a_run_by_its_name(two: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "config.gin").write_text(two[0].read_text())
+    assert run(two[1], "mine", "--runs_dir", tmp_path / "runs", code=1).stdout.startswith("Model.dropout\t0.2\t0.1\t")

@@ -67,6 +67,19 @@ def test_writes_the_runs_own_sample_alone_on_stdout_and_changes_nothing(trained:
     assert files(trained) == before
 
 
+@pytest.mark.parametrize("with_tokenizer", [True, False])
+def test_the_end_of_a_run_names_it_only_where_a_tokenizer_made_the_data(with_tokenizer: bool, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("To be, or not to be: " * 100)
+    dataset = {"path": f"'{text}'"} if with_tokenizer else {"num_samples": 64, "vocab_size": 64}
+    name = "CharacterDataset" if with_tokenizer else "DummyDataset"
+    params = [f"{name}.{key}={value}" for key, value in {**dataset, "seq_len": 32}.items()]
+    params += [f"train.dataset=@{name}", "train.evaluators=[]", "train.sample=None", "NUM_STEPS=1"]
+    done = launch(TINY, params, "--runs_dir", str(tmp_path / "runs"), "--name", "run")
+    assert done.returncode == 0, done.stderr
+    assert ("modlib generate" in done.stderr) == with_tokenizer
+
+
 def test_sampling_options_reach_the_sampler(trained: Path) -> None:
     def text(*words: str) -> str:
         return generate(trained, "--prompt", PROMPT, "--max_new_tokens", "12", *words).stdout

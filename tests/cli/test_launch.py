@@ -6,10 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
+from modlib.cli.launch import app
 from tests.launching_command import ROOT, command
 
 HEAVY = ("torch", "numpy", "tensorboard", "transformers", "matplotlib", "wandb")
@@ -79,6 +83,67 @@ def test_dry_run_prints_the_banner_and_writes_nothing(tmp_path: Path) -> None:
     for words in ("124,439,808", "learning rate over steps", "memory per rank", "checkpoint", "run folder"):
         assert words in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts an sbatch on the PATH that refuses in these words."""
+
+    def put(words: str) -> None:
+        program = tmp_path / "bin" / "sbatch"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\ncat > /dev/null\necho 'sbatch: error: {words}' >&2\nexit 1\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+
+    return put
+
+
+def dry_run_here(*flags: str, code: int) -> Result:
+    done = CliRunner().invoke(app, ["--dry_run", *flags])
+    assert done.exit_code == code, done.output
+    return done
+
+
+SMALL = ("--gin_file", "debug/tiny.gin", "--executor", "slurm")
+
+
+@pytest.mark.parametrize(
+    "words", ["Unable to contact slurm controller (connect failure)", "Could not establish a configuration source"]
+)
+def test_dry_run_where_no_slurm_answers_is_no_error(words: str, sbatch: Callable[[str], None]) -> None:
+    sbatch(words)
+    text = f"not checked by SLURM: error: {words}"
+    assert text in " ".join(dry_run_here(*SMALL, code=0).stdout.split())
+    assert json.loads(dry_run_here(*SMALL, "--json", code=0).stdout)["slurm"] == text
+
+
+def test_dry_run_prints_plan_and_script_before_what_slurm_refuses(sbatch: Callable[[str], None]) -> None:
+    sbatch("invalid partition specified: nowhere")
+    done = dry_run_here(*SMALL, code=1)
+    assert "memory per rank" in done.stdout
+    assert "#SBATCH --nodes=1" in done.stdout
+    assert "SLURM would refuse the job: sbatch: error: invalid partition specified: nowhere" in done.stderr
+    assert json.loads(dry_run_here(*SMALL, "--json", code=1).stdout)["slurm"] is None
+
+
+def test_dry_run_prints_the_plan_before_the_data_that_is_missing(tmp_path: Path) -> None:
+    flags = ("--gin_file", "debug/tiny.gin", "--gin_param", f"DATA='{tmp_path}/gone.packed'")
+    done = dry_run_here(*flags, code=2)
+    assert "not there" in done.stdout
+    assert "memory per rank" in done.stdout
+    assert f"path ('{tmp_path}/gone.packed') must be a corpus" in done.stderr
+
+
+def test_a_text_that_is_missing_is_said_to_be_one() -> None:
+    done = dry_run_here("--gin_file", "2022_nanogpt/shakespeare_char_cpu.gin", "--gin_param", "TEXT='no.txt'", code=2)
+    said = " ".join(done.stderr.split())
+    assert (
+        f"path ('no.txt') must be the file that CharacterDataset reads, but there is no file {Path.cwd()}/no.txt"
+        in said
+    )
+    assert "; name yours with: --gin_param \"TEXT='...'\"" in said
+    assert said.count("no.txt') must be") == 1
 
 
 def test_json_without_dry_run_is_refused() -> None:

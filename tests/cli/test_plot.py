@@ -55,8 +55,15 @@ def test_what_is_refused(tmp_path: Path) -> None:
     run = run_with(tmp_path, "one", 4.0)
     wrong = modlib("plot", "one", "--runs_dir", tmp_path, "--out", "x.txt", code=2)
     assert "--out (x.txt) must end in .png, .pdf, .svg" in wrong.stderr
-    with pytest.raises(ConfigError, match=r"--metric \(train/los\) must be a metric of one; it has train/loss"):
+    with pytest.raises(ConfigError, match=r"--metric \(train/los\) must be a metric of one; did you mean train/loss\?"):
         read_curves(run, ["train/los"])
+    with pytest.raises(ConfigError, match=r"must be a metric of one; it has train/loss, val/a/loss, x/y$"):
+        read_curves(run, ["nothing_like_it"])
+    run.metrics_path.write_text(
+        json.dumps({"step": 1, "val/a/loss": 1.0} | {f"a/{number}": 1.0 for number in range(9)})
+    )
+    with pytest.raises(ConfigError, match=r"it has val/a/loss, a/0, a/1, a/2, a/3, among others$"):
+        read_curves(run, ["nothing_like_it"])
     run.metrics_path.write_text("")
     with pytest.raises(ConfigError, match=r"RUN \(one\) must have one of train/loss, val/\*/loss; it has logged none"):
         read_curves(run, ["train/loss", "val/*/loss"])

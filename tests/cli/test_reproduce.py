@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from modlib.cli.reproduce import keep_code
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_writer import PackedFileWriter
+from modlib.launching.old_code import PATCH
+from modlib.runtime.run_folder import RunFolder
 from tests.cli.commands import modlib
 from tests.launching.projects import commit_all, git
 from tests.launching_command import ROOT, metrics
@@ -38,9 +41,9 @@ class Older(NamedTuple):
             env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    def reproduce(self, *flags: str | Path) -> subprocess.CompletedProcess[str]:
+    def reproduce(self, *flags: str | Path, run: Path | None = None) -> subprocess.CompletedProcess[str]:
         code = "from modlib.cli.main import main; main()"
-        return self.call("-c", code, "reproduce", self.runs / "run", "--runs_dir", self.runs, *flags)
+        return self.call("-c", code, "reproduce", run or self.runs / "run", "--runs_dir", self.runs, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +86,9 @@ def test_a_run_of_an_older_commit_is_repeated_to_the_bit_with_its_own_code(older
     commit = git(older.repository, "rev-parse", "HEAD~1")
     assert state["reproduced_with"] == f"commit {commit[:12]}"
     assert state["status"] == "finished"
+    assert (state["git_commit"], state["git_dirty"]) == (commit, False)
+    assert "modlib-code-" not in done.stderr.partition("finished")[2], "the folder of the old code is gone"
+    assert older.reproduce("--name", "third", run=again).stdout == done.stdout
 
 
 @pytest.mark.slow
@@ -148,6 +154,18 @@ def test_missing_data_is_named_before_anything_runs(run: Path, tmp_path: Path) -
     data = tmp_path / "data.packed"
     data.unlink()
     assert f"data file ({data}), data of train, must be there, but is gone; put it back" in reproduced(run, 3)
+
+
+def test_the_code_of_the_run_is_written_down_in_the_new_one(run: Path, tmp_path: Path) -> None:
+    (run / PATCH).write_bytes(b"a patch")
+    state = {"git_commit": "c0" * 20, "git_dirty": True, "git_untracked": ["x.py"], "code": "5" * 64}
+    RunFolder(run).update(**state)
+    again = RunFolder(tmp_path / "again")
+    again.create()
+    again.update(git_commit=None)
+    keep_code(RunFolder(run), again)
+    assert {name: again.read()[name] for name in state} == state
+    assert (again.path / PATCH).read_bytes() == b"a patch"
 
 
 def test_a_run_without_metrics(run: Path) -> None:

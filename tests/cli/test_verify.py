@@ -50,6 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, small_corpus: Path) -> Path:
         app, ["--gin_file", str(paper / "small.gin"), "--runs_dir", str(folder / "runs"), "--name", "a"]
     )
     assert done.exit_code == 0, done.output
+    change_state(folder, git_commit="c0" * 20, git_dirty=False)  # whatever the checkout is like that the test runs in
     return folder
 
 
@@ -63,6 +64,29 @@ def board(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def paper(board: Path) -> Path:
     return board / "experiments" / "2001_small"
+
+
+def change_state(board: Path, **fields: Any) -> None:
+    path = board / "runs" / "a" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def change_parameter(board: Path, name: str, value: str | None) -> None:
+    """Another value in what the run says of itself; None takes the parameter out."""
+    path = board / "runs" / "a" / "provenance.json"
+    record = json.loads(path.read_text())
+    if value is None:
+        del record["parameters"][name]
+    else:
+        record["parameters"][name]["value"] = value
+    path.write_text(json.dumps(record))
+
+
+def refused(board: Path) -> str:
+    """What is said of a run that must not be recorded."""
+    done = modlib("verify", board / "runs" / "a", "--record", code=2)
+    assert not (paper(board) / "results").exists()
+    return " ".join(done.stderr.split())
 
 
 def change_claim(board: Path, name: str, **fields: Any) -> None:
@@ -120,8 +144,27 @@ def test_record_and_scoreboard(board: Path) -> None:
     assert failed["claims"][2]["measured"] == result["values"]["first loss"]["value"]
 
     change_claim(board, "first loss", value=8.32, at=2)  # another question: the recorded value does not answer it
-    asked = json.loads(modlib("verify", "--all", "--json").stdout)
-    assert asked["claims"][2]["state"] == "not run"
+    asked = json.loads(modlib("verify", "--all", "--json", code=1).stdout)
+    assert asked["claims"][2]["state"] == "not measured"
+    assert "1 are not measured by the run of their recipe" in modlib("verify", "--all", code=1).stderr
+
+
+def test_a_threshold_that_is_never_reached_fails(board: Path) -> None:
+    change_claim(board, "first loss", at="last", value=None, tolerance=None, reaches=99.0, at_most=2)
+    done = modlib("verify", board / "runs" / "a", "--record", code=1)
+    assert done.stdout.splitlines()[0].split("\t")[1:4] == ["never", "<= 2", "FAIL"]
+    result = json.loads((paper(board) / "results" / "small.json").read_text())
+    assert result["values"]["first loss"]["value"] == "never"
+    row = modlib("verify", "--all", code=1).stdout.splitlines()[2].split("\t")
+    assert (row[2], row[4]) == ("never", "FAIL")
+    assert json.loads(modlib("verify", "--all", "--json", code=1).stdout)["claims"][2]["measured"] == "never"
+
+
+def test_a_claim_that_the_recorded_run_has_not_logged_is_not_measured(board: Path) -> None:
+    change_claim(board, "first loss", metric="train/accuracy")
+    modlib("verify", board / "runs" / "a", "--record", code=1)
+    row = modlib("verify", "--all", code=1).stdout.splitlines()[2].split("\t")
+    assert (row[2], row[4]) == ("", "not measured")
 
 
 def test_what_was_different_is_said(board: Path) -> None:
@@ -154,12 +197,90 @@ def test_what_was_different_is_said(board: Path) -> None:
 
 
 def test_only_a_finished_run_is_recorded(board: Path) -> None:
-    path = board / "runs" / "a" / "run.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "stopped"}))
+    change_state(board, status="stopped")
     done = modlib("verify", board / "runs" / "a", "--record", code=4)
     text = "status of run a (stopped) must be finished to be recorded; let it train to its end"
     assert text in " ".join(done.stderr.split())
     assert not (paper(board) / "results").exists()
+
+
+def test_only_the_recipe_as_it_is_locked_is_recorded(board: Path) -> None:
+    change_parameter(board, "AdamW.lr", "0.01")
+    change_parameter(board, "train.log_every", "7")
+    said = refused(board)
+    assert "AdamW.lr of run a (0.01) must be as it is locked (0.001) to be recorded; run the recipe as it is" in said
+    assert "log_every" not in said
+
+
+def test_only_a_recipe_that_is_locked_is_recorded(board: Path) -> None:
+    (paper(board) / "lock.json").unlink()
+    assert "2001_small/small.gin must be in lock.json; `modlib verify --lock 2001_small` locks it" in refused(board)
+
+
+@pytest.mark.parametrize(("dirty", "text"), [(True, "some; see dirty.patch"), (None, "unknown")])
+def test_only_code_of_a_commit_is_recorded(board: Path, dirty: bool | None, text: str) -> None:
+    change_state(board, git_dirty=dirty)
+    wanted = f"changes since the commit of run a ({text}) must be none to be recorded; commit them and run it again"
+    assert wanted in refused(board)
+
+
+def test_only_code_of_a_known_commit_is_recorded(board: Path) -> None:
+    change_state(board, git_commit=None)
+    assert "commit of run a (unknown) must be known to be recorded; run it from a git checkout" in refused(board)
+
+
+def test_only_a_run_that_has_measured_something_is_recorded(board: Path) -> None:
+    change_claim(board, "first loss", metric="train/accuracy")
+    change_claim(board, "loss in the end", metric="val/accuracy")
+    assert (
+        "claims that run a has measured (0 of 2) must be at least 1 to be recorded; the metrics that they ask for: "
+        "train/accuracy, val/accuracy" in refused(board)
+    )
+
+
+def test_a_recipe_that_no_claim_is_about(board: Path) -> None:
+    path = paper(board) / "expected.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"claims": content["claims"][:2]}))
+    done = modlib("verify", board / "runs" / "a")
+    assert "no claim of expected.json is about a run of this recipe" in done.stderr
+    assert "claims that run a has measured (0 of 0) must be at least 1 to be recorded" in refused(board)
+
+
+def test_where_the_data_lies_is_no_difference(board: Path) -> None:
+    for use in ("train", "validation"):
+        change_parameter(board, f"{use}/PackedDataset.path", "'/home/somebody/corpus.packed'")
+    state = json.loads((board / "runs" / "a" / "run.json").read_text())
+    moved = [one | {"name": "/home/somebody/corpus.packed"} for one in state["data"]]
+    change_state(board, data=moved)
+    done = modlib("verify", board / "runs" / "a", "--record")
+    assert "PackedDataset" not in done.stdout
+    text = (paper(board) / "results" / "small.json").read_text()
+    assert [one["name"] for one in json.loads(text)["data"]] == ["corpus.packed"] * 2
+    assert "somebody" not in text
+    assert [line.split("\t")[4] for line in modlib("verify", "--all").stdout.splitlines()] == ["pass"] * 4
+
+    shutil.rmtree(paper(board) / "results")
+    change_state(board, data=[one | {"fingerprint": ""} for one in moved])
+    assert "train/PackedDataset.path of run a ('/home/somebody/corpus.packed') must be as it is locked" in refused(
+        board
+    )
+    change_state(board, data=moved)
+    change_parameter(board, "train/PackedDataset.path", "'stdlib:train'")
+    assert "train/PackedDataset.path of run a ('stdlib:train') must be as it is locked" in refused(board)
+
+
+def test_a_parameter_that_is_new_since_the_run_and_at_its_default_is_no_difference(board: Path) -> None:
+    change_parameter(board, "GPT2.qk_norm", None)
+    assert "qk_norm" not in modlib("verify", board / "runs" / "a", "--record").stdout
+    assert "qk_norm" not in (paper(board) / "results" / "small.json").read_text()
+    assert [line.split("\t")[4] for line in modlib("verify", "--all").stdout.splitlines()] == ["pass"] * 4
+    recipe = paper(board) / "small.gin"
+    recipe.write_text(recipe.read_text() + "GPT2.qk_norm = True\n")
+    modlib("verify", "--lock", "all")
+    row = modlib("verify", "--all", code=1).stdout.splitlines()[2].split("\t")
+    assert row[4] == "stale"
+    assert row[5].endswith("; the recipe since then: GPT2.qk_norm: (absent) -> True")
 
 
 def test_a_run_of_no_recipe(board: Path) -> None:
@@ -176,6 +297,12 @@ def test_a_run_of_no_recipe(board: Path) -> None:
     )
     done = modlib("verify", board / "runs" / "a", "--recipe", "2001_smal/small.gin", code=2)
     assert "did you mean 2001_small?" in " ".join(done.stderr.split())
+    for word in ("2001_small", "small.gin"):
+        done = modlib("verify", board / "runs" / "a", "--recipe", word, code=2)
+        assert f"recipe ({word}) must be EXPERIMENT/FILE.gin; there is 2001_small/small.gin" in done.stderr
+    done = modlib("verify", board / "runs" / "a", "--recipe", "big.gin", code=2)
+    assert "recipe (big.gin) must be EXPERIMENT/FILE.gin; as in 2001_small/small.gin" in done.stderr
+    assert "did you mean 2001_small?" in modlib("verify", "--lock", "small", code=2).stderr
 
 
 def test_locking(board: Path) -> None:
@@ -191,13 +318,16 @@ def test_locking(board: Path) -> None:
     assert modlib("verify", "--lock", "all").stdout.startswith("2001_small/other.gin: new, ")
 
 
-def test_what_was_measured_before_the_recipe_changed_says_so(board: Path) -> None:
+def test_what_was_measured_before_the_recipe_changed_is_stale(board: Path) -> None:
     modlib("verify", board / "runs" / "a", "--record")
     recipe = paper(board) / "small.gin"
     recipe.write_text(recipe.read_text().replace("dropout = 0.0", "dropout = 0.2"))
     modlib("verify", "--lock", "all")
-    rows = [line.split("\t") for line in modlib("verify", "--all").stdout.splitlines()]
+    done = modlib("verify", "--all", code=1)
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [row[4] for row in rows] == ["pass", "pass", "stale", "stale"]
     assert rows[2][5].endswith("; the recipe since then: GPT2.dropout: 0.0 -> 0.2")
+    assert "2 of 4 claims hold, 0 fail, 0 are not run, 2 are stale: run their recipes again" in done.stderr
 
 
 def test_a_claim_about_no_recipe(board: Path) -> None:
@@ -227,6 +357,38 @@ def test_a_recipe_that_cannot_be_read_leaves_the_others(board: Path) -> None:
         *[("2002_broken", state) for state in ("FAIL", "FAIL", "not run", "not run")],
     ]
     assert "no component NoSuchModel" in rows[4][5]
+
+
+def test_the_scoreboard_of_one_experiment(board: Path) -> None:
+    shutil.copytree(paper(board), board / "experiments" / "2002_other")
+    rows = [line.split("\t") for line in modlib("verify", "2002_other").stdout.splitlines()]
+    assert [row[0] for row in rows] == ["2002_other"] * 4
+    assert modlib("verify", paper(board), "--json").stdout.count('"2001_small"') == 4
+
+
+def test_the_number_of_ranks_is_compared_with_what_the_recipe_asks_for(board: Path) -> None:
+    assert "world size" not in modlib("verify", board / "runs" / "a").stdout
+    path = paper(board) / "lock.json"
+    content = json.loads(path.read_text())
+    content["recipes"]["small.gin"]["other"] |= {
+        "launch.executor": "'slurm'", "Slurm.nodes": "2", "Slurm.tasks_per_node": "None", "Slurm.gpus_per_node": "4"
+    }  # fmt: skip
+    path.write_text(json.dumps(content))
+    assert "world size\t1\t8" in modlib("verify", board / "runs" / "a").stdout
+
+
+def test_a_run_that_reproduces_another_is_of_its_recipe(board: Path) -> None:
+    shutil.copytree(board / "runs" / "a", board / "runs" / "again")
+    path = board / "runs" / "again" / "provenance.json"
+    record = json.loads(path.read_text()) | {"files": [str(board / "runs" / "a" / "config.gin")], "hash": "0"}
+    record["parameters"]["Local.num_processes"]["value"] = "3"
+    path.write_text(json.dumps(record))
+    modlib("verify", board / "runs" / "again", code=2)
+    path = board / "runs" / "again" / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"reproduces": str(board / "runs" / "a")}))
+    done = modlib("verify", board / "runs" / "again")
+    assert done.stderr.startswith("again: 2001_small/small.gin")
+    assert "num_processes" not in done.stdout
 
 
 def test_without_experiments(board: Path) -> None:

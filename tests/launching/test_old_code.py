@@ -116,6 +116,11 @@ def test_a_snapshot_goes_before_the_commit_and_is_verified(source: Path, run: Ru
         assert code.source == snapshot.path / "project"
         assert code.python_paths == snapshot.python_paths
         assert code.what == f"code/{snapshot.sha256[:12]} of the run folder"
+    again = RunFolder(source.parent / "elsewhere" / "again")
+    again.create()
+    again.update(code=snapshot.sha256, reproduces=str(run.path))
+    with old_code(again, source) as code:
+        assert code.source == snapshot.path / "project"
     file = snapshot.path / "project" / SETTINGS
     file.chmod(0o644)
     file.write_text("NUMBER = 9\n")

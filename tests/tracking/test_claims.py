@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modlib.runtime.errors import ConfigError
-from modlib.tracking.claims import Claim, read_expected
+from modlib.tracking.claims import Claim, from_json, read_expected, shown, to_json
 
 LINES = [
     {"step": 10, "time": 1.0, "loss/a": 4.0},
@@ -37,8 +37,9 @@ def claim(**fields: Any) -> Claim:
         ({"until": 20}, 2.0),
         ({"metric": "loss/b"}, None),
         ({"metric": "acc/a", "reaches": 0.99}, 30.0),
-        ({"metric": "acc/a", "reaches": 0.999}, None),
-        ({"metric": "acc/a", "reaches": 0.99, "until": 20}, None),
+        ({"metric": "acc/a", "reaches": 0.999}, math.inf),
+        ({"metric": "acc/b", "reaches": 0.9}, None),
+        ({"metric": "acc/a", "reaches": 0.99, "until": 20}, math.inf),
     ],
 )
 def test_which_number_counts(fields: dict[str, Any], measured: float | None) -> None:
@@ -56,6 +57,7 @@ def test_which_number_counts(fields: dict[str, Any], measured: float | None) -> 
         ({"at_least": 1, "at_most": 2}, 1.5, 3, ">= 1 and <= 2"),
         ({"at_least": 0.0}, 0.0, math.nan, ">= 0"),
         ({"at_most": 1.0}, 0.5, -math.inf, "<= 1"),
+        ({"at_most": 5000, "reaches": 0.99}, 5000, math.inf, "<= 5,000"),
     ],
 )
 def test_near_enough(fields: dict[str, Any], holds: float, fails: float, text: str) -> None:
@@ -63,6 +65,11 @@ def test_near_enough(fields: dict[str, Any], holds: float, fails: float, text: s
     assert made.holds(holds)
     assert not made.holds(fails)
     assert made.expected == text
+
+
+def test_a_step_that_never_came_is_a_text_in_json_and_for_people() -> None:
+    assert (shown(math.inf), to_json(math.inf), from_json("never")) == ("never", "never", math.inf)
+    assert (to_json(2.5), from_json(2.5), to_json(None)) == (2.5, 2.5, None)
 
 
 def problems(folder: Path, *rows: dict[str, Any]) -> list[str]:

@@ -69,6 +69,12 @@ def test_a_finished_run(width: int) -> None:
         assert expected in text
 
 
+def test_without_a_command_nothing_is_said_to_give_again() -> None:
+    for summary in (SUMMARY, dataclasses.replace(SUMMARY, step=400, reason="stopped")):
+        words = [command.split()[0] for _, command in next_commands(dataclasses.replace(summary, command=()))]
+        assert words == ["tensorboard", "modlib"]
+
+
 def test_the_next_commands_of_a_finished_run() -> None:
     commands = [command for _, command in next_commands(SUMMARY)]
     same = "python launch.py --gin_file quickstart.gin --name mine --gin_param 'DATA = '\"'\"'a b'\"'\"''"
