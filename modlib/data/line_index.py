@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from modlib.data.outputs import exists, require_not_read
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
 
@@ -85,12 +86,14 @@ def write_index(
         progress: Called now and then with the bytes that were searched.
 
     Raises:
+        ConfigError: The index would replace the file.
         DataError: The file cannot be read, what is known is not so, or the index exists or cannot be written.
     """
     path = Path(path)
     out = index_beside(path) if out is None else Path(out)
+    require_not_read([out], [path])
     if out.exists() and not overwrite:
-        raise DataError(f"{out} exists; choose another path, remove it, or pass overwrite")
+        raise exists(out)
     contents = _mapped(path)
     numbers, starts, lengths = find_lines(contents, progress)
     if known is not None:

@@ -17,6 +17,7 @@ from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
 from modlib.data.chat import Chat
 from modlib.data.chat_template import find_chat_template
 from modlib.data.fields import Field
+from modlib.data.outputs import exists, pack_record_beside, require_not_read, skipped_beside
 from modlib.data.pack_engine import SMALL_BYTES, choose_engine, load_tokenizer
 from modlib.data.pack_journal import PackJournal
 from modlib.data.pack_record import PackSummary, completed, record_of
@@ -28,7 +29,7 @@ from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.packing import tokenizer_beside
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
 from modlib.data.shards import shards_of
-from modlib.data.sources import Block, Source, find_sources, read_blocks
+from modlib.data.sources import Block, Source, ending_of, find_sources, read_blocks
 from modlib.data.tokenizer import TextTokenizer, Tokenizer
 from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError, DataError
@@ -101,7 +102,7 @@ def pack(
         progress: Called about once per block.
 
     Raises:
-        ConfigError: A setting is wrong, or the template is.
+        ConfigError: A setting is wrong, the template is, or an output is one of the inputs.
         DataError: A row is no document, an input cannot be read, or the output exists or cannot be written.
     """
     started = time.perf_counter()
@@ -109,6 +110,8 @@ def pack(
     field = field or ("messages" if chat else "text")
     text_field = Field(field, beside=("tools",) if chat else ())
     shares = _checked_split(split, shard_tokens)
+    if ending_of(path):
+        raise ConfigError(f"output ({path}) must not be a kind of input; name the output last")
     sources = find_sources(inputs)
     loaded = tokenizer if not isinstance(tokenizer, (str, os.PathLike)) else load_tokenizer(tokenizer)
     end_id = loaded.end_of_document_id(end_of_document)
@@ -116,7 +119,10 @@ def pack(
     workers = _checked_workers(workers, sources)
     settings = _decided_by(sources, loaded, field, end_id, shares, shard_tokens, chats)
     outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
-    record, folder = path.with_name(f"{path.stem}.pack.json"), path.with_name(f"{path.name}.partial")
+    record, folder = pack_record_beside(path), path.with_name(f"{path.name}.partial")
+    shards = [shard for output in outputs for shard in shards_of(output)] if shard_tokens is not None else []
+    read = [*(one.path for one in sources), loaded.path, *(() if chat_template is None else [chat_template])]
+    require_not_read([*outputs, *shards, record, skipped_beside(path)], read)
     if resume and not folder.exists() and (done := completed(record, settings, started)) is not None:
         return done
     if not overwrite and not (resume and folder.exists()):
@@ -290,8 +296,8 @@ class _Packing:
         started: float,
     ) -> PackSummary:
         """Put beside the outputs how they were made, and the list of rows that were left out."""
-        record = path.with_name(f"{path.stem}.pack.json")
-        skipped = self._put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
+        record = pack_record_beside(path)
+        skipped = self._put_skipped(skipped_beside(path))
         summary = PackSummary(headers, record, skipped, self.num_bad, engine, time.perf_counter() - started)
         text = json.dumps(record_of(summary, told, settings, self.sources, self.counts), indent=1)
         self.journal.put(record, text.encode())
@@ -361,7 +367,7 @@ def _check_free(outputs: Sequence[Path], sharded: bool) -> None:
     for output in outputs:
         there = shards_of(output)[:1] if sharded else [output] if output.exists() else []
         if there:
-            raise DataError(f"{there[0]} exists; choose another path, remove it, or pass overwrite")
+            raise exists(there[0])
 
 
 def _tokenizer_of(tokenizer: TextTokenizer, output: Path) -> tuple[Path, bytes | None]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 import modlib
 from modlib.data import corpus
+from modlib.data.outputs import provenance_beside
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
@@ -129,11 +130,6 @@ def gathered(tokens: Ids, starts: Numbers, lengths: Numbers) -> Ids:
     places = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
     found: Ids = tokens[places]
     return found
-
-
-def provenance_beside(path: str | os.PathLike[str]) -> Path:
-    """Where it is written what a file was made from: `books.packed` -> `books.packed.provenance.json`."""
-    return Path(path).with_name(f"{Path(path).name}.provenance.json")
 
 
 def described(packed: PackedFile) -> dict[str, Any]:

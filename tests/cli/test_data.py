@@ -59,7 +59,8 @@ def test_from_a_corpus_to_a_packed_file(tokenizer: Tokenizer, tmp_path: Path) ->
     assert f"with tokenizers: it is little text; details in {tmp_path}/m.pack.json" in done.stderr
     words = ("data", "pack", source, out, "--tokenizer", tokenizer.path)
     done = modlib(*words, code=3)
-    assert done.stderr == f"DataError: {out} exists; choose another path, remove it, or pass overwrite\n"
+    remedy = "choose another path, remove it, or pass --overwrite (overwrite=True in Python)"
+    assert done.stderr == f"DataError: {out} exists; {remedy}\n"
     assert "none: it was complete" in modlib(*words, "--resume").stderr
     modlib(*words, "--overwrite", "--workers", "2", "--engine", "fast")
     assert PackedFile(out).sha256 == packed.sha256
@@ -70,7 +71,7 @@ def test_the_corpus_of_the_standard_library(tmp_path: Path) -> None:
     texts = [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").read_text("utf-8").splitlines()]
     assert any("class JSONDecoder" in text for text in texts)
     done = modlib("data", "corpus", "copy", tmp_path / "s.jsonl", code=3)
-    assert "s.jsonl exists; choose another path, remove it, or pass overwrite" in done.stderr
+    assert "s.jsonl exists; choose another path, remove it, or pass --overwrite" in done.stderr
 
 
 def test_bad_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -146,6 +146,8 @@ def test_index_from_modalities(tmp_path: Path) -> None:
     lines = LineIndex(source)
     assert list(lines) == [b'{"text": "one"}', b'{"text": "two"}', b'{"text": "three"}']
     lines.verify()
+    words = ("data", "index", source, source.with_suffix(".idx"), "--from", "modalities", "--overwrite")
+    assert f"output ({source.with_suffix('.idx')}) must not be an input" in modlib(*words, code=2).stderr
     for wrong in ([(0, 14)], [(1, 14)], [(0, 40)], [(0, 15), (16, 16), (44, 16)]):
         source.with_suffix(".idx").write_bytes(pickle.dumps(wrong))
         first, length = wrong[-1]

@@ -58,7 +58,7 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         write_index(path)
     path.write_bytes(b"one\ntwo\n")
     write_index(path, out)
-    with pytest.raises(DataError, match=r"a.index exists; choose another path, remove it, or pass overwrite"):
+    with pytest.raises(DataError, match=r"a.index exists; choose another path, remove it, or pass --overwrite"):
         write_index(path, out)
     whole = out.read_bytes()
     for contents, text in {
