@@ -17,9 +17,9 @@ from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
 from modlib.data.chat import Chat
 from modlib.data.chat_template import find_chat_template
 from modlib.data.fields import Field
-from modlib.data.outputs import exists, pack_record_beside, require_not_read, skipped_beside
+from modlib.data.outputs import exists, pack_record_beside, provenance_beside, require_not_read, skipped_beside
 from modlib.data.pack_engine import SMALL_BYTES, choose_engine, load_tokenizer
-from modlib.data.pack_journal import PackJournal
+from modlib.data.pack_journal import PackJournal, partial_folder
 from modlib.data.pack_record import PackSummary, completed, record_of
 from modlib.data.pack_shards import PackOutput
 from modlib.data.pack_workers import PackWorkers
@@ -90,7 +90,7 @@ def pack(
             "skip" leaves it out and lists it.
         workers: Processes; None takes one per core, or none for little text.
         resume: Go on with what an interrupted call left; start where there is nothing, return where it is complete.
-        overwrite: Whether existing files are replaced.
+        overwrite: Whether existing files are replaced, and unfinished work is thrown away.
         split: Name -> share of the documents, adding up to 1: several outputs, `books.train.packed` for "train". A
             document's output is chosen by the hash of its text.
         shard_tokens: Several files per output, `books-00000-of-00008.packed` and so on, each of the documents that
@@ -103,7 +103,8 @@ def pack(
 
     Raises:
         ConfigError: A setting is wrong, the template is, or an output is one of the inputs.
-        DataError: A row is no document, an input cannot be read, or the output exists or cannot be written.
+        DataError: A row is no document, an input cannot be read, the output or unfinished work of it exists, or it
+            cannot be written.
     """
     started = time.perf_counter()
     path = Path(path)
@@ -119,19 +120,20 @@ def pack(
     workers = _checked_workers(workers, sources)
     settings = _decided_by(sources, loaded, field, end_id, shares, shard_tokens, chats)
     outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
-    record, folder = pack_record_beside(path), path.with_name(f"{path.name}.partial")
+    record, folder = pack_record_beside(path), partial_folder(path)
     shards = [shard for output in outputs for shard in shards_of(output)] if shard_tokens is not None else []
     read = [*(one.path for one in sources), loaded.path, *(() if chat_template is None else [chat_template])]
     require_not_read([*outputs, *shards, record, skipped_beside(path)], read)
-    if resume and not folder.exists() and (done := completed(record, settings, started)) is not None:
+    done = completed(record, settings, started) if resume and not folder.exists() else None
+    if isinstance(done, PackSummary):
         return done
     if not overwrite and not (resume and folder.exists()):
-        _check_free(outputs, shard_tokens is not None)
+        _check_free(outputs, shard_tokens is not None, done)
     fast, engine_line = choose_engine(engine, loaded, sources, text_field, chat=chat)
     loaded = _for_processes(loaded, workers)
     dtype = TOKEN_DTYPES[narrowest_width(loaded.vocab_size)]
     encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, dtype, list(shares.values()), chats)
-    journal = PackJournal(folder, settings, resume=resume)
+    journal = PackJournal(folder, settings, resume=resume, overwrite=overwrite)
     try:
         packing = _Packing(
             sources, outputs, list(shares), loaded, end_id, chat, shard_tokens, journal, on_error, progress
@@ -301,6 +303,8 @@ class _Packing:
         summary = PackSummary(headers, record, skipped, self.num_bad, engine, time.perf_counter() - started)
         text = json.dumps(record_of(summary, told, settings, self.sources, self.counts), indent=1)
         self.journal.put(record, text.encode())
+        for output in headers:  # what was there before had another maker
+            provenance_beside(output).unlink(missing_ok=True)
         return summary
 
     def _put_skipped(self, path: Path) -> Path | None:
@@ -363,11 +367,12 @@ def _for_processes(tokenizer: TextTokenizer, workers: int) -> TextTokenizer:
     return tokenizer
 
 
-def _check_free(outputs: Sequence[Path], sharded: bool) -> None:
+def _check_free(outputs: Sequence[Path], sharded: bool, reason: DataError | None) -> None:
+    """Raise DataError when an output exists: that, or why it cannot be gone on with."""
     for output in outputs:
         there = shards_of(output)[:1] if sharded else [output] if output.exists() else []
         if there:
-            raise exists(there[0])
+            raise reason or exists(there[0])
 
 
 def _tokenizer_of(tokenizer: TextTokenizer, output: Path) -> tuple[Path, bytes | None]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 import modlib
 from modlib.data import corpus
-from modlib.data.outputs import provenance_beside
+from modlib.data.outputs import provenance_beside, remove_pack_record
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
@@ -146,6 +146,8 @@ def write_provenance(
 ) -> None:
     """Put beside a file what it was made from: the command, its options, and the fingerprints of what went in.
 
+    What told how a file of that name had been packed is removed.
+
     Raises:
         DataError: It cannot be written.
     """
@@ -161,6 +163,7 @@ def write_provenance(
         durable.atomic_write_text(beside, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"{beside} cannot be written: {error.strerror}; free space or choose another folder") from error
+    remove_pack_record(path)
 
 
 def _of_header(header: PackedHeader) -> dict[str, Any]:

@@ -7,13 +7,19 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from modlib.cli import data_pack
 from modlib.cli.data import COMMANDS
+from modlib.data import pack, sources
 from modlib.data.line_index import LineIndex
+from modlib.data.pack_journal import partial_folder, unfinished_tokens
 from modlib.data.packed_file import PackedFile
 from modlib.data.tokenizer import Tokenizer, train_byte_level_bpe
 from tests.cli.commands import modlib
@@ -64,6 +70,40 @@ def test_from_a_corpus_to_a_packed_file(tokenizer: Tokenizer, tmp_path: Path) ->
     assert "none: it was complete" in modlib(*words, "--resume").stderr
     modlib(*words, "--overwrite", "--workers", "2", "--engine", "fast")
     assert PackedFile(out).sha256 == packed.sha256
+
+
+def test_ctrl_c_says_what_is_kept(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "a.packed"
+    source.write_text('{"text": "one"}\n' * 50)
+    blocks = 0
+
+    @contextmanager
+    def interrupting(title: str) -> Iterator[Callable[[int, int, str], None]]:
+        def update(done: int, total: int, note: str) -> None:
+            nonlocal blocks
+            blocks += 1
+            if blocks % 5 == 0:
+                raise KeyboardInterrupt
+
+        yield update
+
+    monkeypatch.setattr(data_pack, "progress_bar", interrupting)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 50)
+    for seconds in (1000, 0):
+        monkeypatch.setattr(pack, "JOURNAL_S", seconds)
+        with pytest.raises(typer.Exit) as caught:
+            data_pack.command([str(source), str(out)], str(tokenizer.path))
+        assert caught.value.exit_code == 130
+        tokens = unfinished_tokens(partial_folder(out))
+        if seconds:
+            told = "nothing is kept: work is brought to the disk every ten seconds, and nothing was yet"
+            assert not partial_folder(out).exists()
+        else:
+            told = f"{tokens} tokens, brought to the disk before, are kept: go on with --resume"
+            assert tokens
+        assert capsys.readouterr().err == f"interrupted; {told}\n"
 
 
 def test_the_corpus_of_the_standard_library(tmp_path: Path) -> None:
