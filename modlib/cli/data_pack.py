@@ -119,9 +119,11 @@ def parse_split(text: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for part in text.split(","):
-        name, _, share = part.partition("=")
+        name, _, share = (word.strip() for word in part.partition("="))
+        if name in found:
+            raise ConfigError(f"split ('{text}') must name '{name}' once; give one of them another name")
         try:
-            found[name.strip()] = float(share)
+            found[name] = float(share)
         except ValueError:
             raise ConfigError(f"split ('{text}') must be like train=0.99,validation=0.01; write it so") from None
     return found

@@ -114,6 +114,17 @@ def test_the_corpus_of_the_standard_library(tmp_path: Path) -> None:
     assert "s.jsonl exists; choose another path, remove it, or pass --overwrite" in done.stderr
 
 
+def test_settings_that_cannot_be_meant(tmp_path: Path) -> None:
+    words = ("data", "pack", tmp_path / "a.jsonl", tmp_path / "a.packed", "--tokenizer", "x")
+    done = modlib(*words, "--split", "a=0.5, a =0.5", code=2)
+    assert "split ('a=0.5, a =0.5') must name 'a' once; give one of them another name" in done.stderr
+    done = modlib("data", "corpus", "copy", tmp_path / "c.jsonl", "--length", "3", code=2)
+    assert (
+        "length (3) must be at least 18, the characters of 8 letters and the same again; set it higher" in done.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_bad_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "two"}\n')
     words = ("data", "pack", tmp_path / "a.jsonl", tmp_path / "a.packed", "--tokenizer", tokenizer.path)
