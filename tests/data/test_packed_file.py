@@ -95,7 +95,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text("once upon a time" * 1000)
     with pytest.raises(
         DataError,
-        match=r"first 8 bytes of .*text.txt \(b'once upo'\) must be .*a packed token file: make one .* modlib data pack$",
+        match=r"first 8 bytes of .*text.txt \(b'once upo'\) must be .*; this is not .*: make .* modlib data pack$",
     ):
         PackedFile(path)
     path.write_bytes(b"")
