@@ -89,11 +89,11 @@ def bytes_done(journal: Path) -> int:
 
 AT_EACH_STEP = """
 import json, os, sys
-from modlib.data import pack, sources
+from modlib.data import pack, pack_engine, sources
 from modlib.runtime import faults
 pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 900
 source, out, tokenizer, more = sys.argv[1:]
-loaded = pack.load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
+loaded = pack_engine.load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
 
 def packed(kill_at, **settings):
     process = os.fork()
