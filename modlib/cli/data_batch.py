@@ -44,7 +44,7 @@ def command(
         with contextlib.redirect_stdout(sys.stderr):  # a user's module may print while it is imported
             batch = _replayed(run, runs_dir, step, world_size)
         if sequence is not None and not 0 <= sequence < len(batch.samples):
-            raise ConfigError(f"--sequence ({sequence}) must be below the {len(batch.samples)} sequences of the batch")
+            raise ConfigError(f"--sequence ({sequence}) must be 0 to {len(batch.samples) - 1}, those of the batch")
         texts = _texts(batch)
     if as_json:
         print(json.dumps(_record(batch, texts), ensure_ascii=False))

@@ -41,8 +41,10 @@ def command(
         for name, value in (("documents", documents), ("length", length)):
             if value < 1:
                 raise ConfigError(f"{name} ({value}) must be at least 1; set it to 1 or more")
+        from modlib.data.outputs import exists
+
         if out.exists() and not overwrite:
-            raise DataError(f"{out} exists; choose another path, remove it, or pass overwrite")
+            raise exists(out)
         texts, about, bits = _texts(kind, documents, length, seed)
         count, size = _write(out, texts)
     print_table(["file", "documents", "text"], [[str(out), f"{count:,}", format_bytes(size)]])

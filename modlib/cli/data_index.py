@@ -27,9 +27,12 @@ def command(
     with reported(NOT_MADE):
         from modlib.data.line_index import write_index
         from modlib.data.modalities_file import read_modalities_index
+        from modlib.data.outputs import require_not_read
 
         if come_from not in (None, "modalities"):
             raise ConfigError(f"--from ({come_from}) must be modalities; leave it out to find the lines")
+        if come_from is not None and out is not None:
+            require_not_read([out], [file.with_suffix(".idx")])
         known = None if come_from is None else read_modalities_index(file.with_suffix(".idx"))
         with progress_bar(f"indexing {file.name}") as update:
             index = write_index(

@@ -67,7 +67,7 @@ def command(
     engine: Annotated[Engine, typer.Option("--engine", help="What tokenizes; the ids are the same.")] = Engine.auto,
 ) -> Path:
     """Tokenize text into a packed file, in order, losing nothing."""
-    with reported("what was brought to the disk, every ten seconds, is kept: go on with --resume"):
+    with reported(lambda: _kept(Path(paths[-1]))):
         if len(paths) < 2:
             raise ConfigError("paths (1) must be at least two: what to pack, and the output last")
         sys.path.insert(0, os.getcwd())  # for --field module:function
@@ -101,6 +101,16 @@ def command(
     return Path(paths[-1])
 
 
+def _kept(out: Path) -> str:
+    """What is true when Ctrl-C ended a packing."""
+    from modlib.data.pack_journal import partial_folder, unfinished_tokens
+
+    tokens = unfinished_tokens(partial_folder(out))
+    if tokens is None:
+        return "nothing is kept: work is brought to the disk every ten seconds, and nothing was yet"
+    return f"{tokens:,} tokens, brought to the disk before, are kept: go on with --resume"
+
+
 def parse_split(text: str) -> dict[str, float]:
     """`train=0.99,validation=0.01` as a dict.
 
@@ -109,9 +119,11 @@ def parse_split(text: str) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for part in text.split(","):
-        name, _, share = part.partition("=")
+        name, _, share = (word.strip() for word in part.partition("="))
+        if name in found:
+            raise ConfigError(f"split ('{text}') must name '{name}' once; give one of them another name")
         try:
-            found[name.strip()] = float(share)
+            found[name] = float(share)
         except ValueError:
             raise ConfigError(f"split ('{text}') must be like train=0.99,validation=0.01; write it so") from None
     return found

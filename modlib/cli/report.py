@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from textwrap import indent
 
@@ -22,11 +22,11 @@ def error_text(error: ModlibError) -> str:
 
 
 @contextmanager
-def reported(interrupted: str = "nothing more was done") -> Iterator[None]:
+def reported(interrupted: str | Callable[[], str] = "nothing more was done") -> Iterator[None]:
     """Turn a ModlibError into its text on stderr and its exit code; anything else keeps its traceback.
 
     Args:
-        interrupted: What is true when Ctrl-C ends it; completes "interrupted; ...".
+        interrupted: What is true when Ctrl-C ends it; completes "interrupted; ...". A function is asked then.
     """
     try:
         yield
@@ -34,5 +34,9 @@ def reported(interrupted: str = "nothing more was done") -> Iterator[None]:
         print(error_text(error), file=sys.stderr, flush=True)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print(f"interrupted; {interrupted}", file=sys.stderr, flush=True)
+        print(
+            f"interrupted; {interrupted if isinstance(interrupted, str) else interrupted()}",
+            file=sys.stderr,
+            flush=True,
+        )
         raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.data.chat_template import ChatTemplate, Conversation
-from modlib.data.fields import Field
+from modlib.data.fields import Field, kind_of
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """Roles that a message may have; others are allowed where the template names them."""
@@ -42,7 +42,7 @@ class Chat:
         messages, tools = self._messages(row)
         name = self.field.name
         if not isinstance(messages, list):
-            raise ValueError(f"has no list of messages at '{name}' but {type(messages).__name__}")
+            raise ValueError(f"has no list of messages at '{name}' but {kind_of(messages)}")
         if not messages:
             raise ValueError(f"has an empty list of messages at '{name}'")
         for number, message in enumerate(messages):
@@ -80,7 +80,7 @@ class Chat:
     def _check(self, message: Any, number: int) -> None:
         place = f"message {number} of '{self.field.name}'"
         if not isinstance(message, dict):
-            raise ValueError(f"has no object with role and content in {place} but {type(message).__name__}")
+            raise ValueError(f"has no object with role and content in {place} but {kind_of(message)}")
         role = message.get("role")
         if not isinstance(role, str):
             there = ", ".join(map(str, message)) or "nothing"
@@ -91,7 +91,7 @@ class Chat:
             )
         content = message.get("content")
         if not isinstance(content, (str, list)) and not (content is None and message.get("tool_calls")):
-            raise ValueError(f"has no text as content in {place} but {type(content).__name__}")
+            raise ValueError(f"has no text as content in {place} but {kind_of(content)}")
 
     def _as_json(self, messages: Any, tools: Any) -> str:
         try:

@@ -11,9 +11,10 @@ import modlib.data.foreign as foreign
 from modlib.data import rewriting
 from modlib.data.foreign import ForeignTokens
 from modlib.data.huggingface_file import read_huggingface
-from modlib.data.megatron_file import read_megatron, write_megatron
+from modlib.data.megatron_file import megatron_paths, read_megatron, write_megatron
 from modlib.data.modalities_file import read_modalities, write_modalities
 from modlib.data.nanogpt_file import read_nanogpt, write_nanogpt
+from modlib.data.outputs import require_not_read
 from modlib.data.packed_header import PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.rewriting import Progress, no_progress
@@ -53,7 +54,7 @@ def convert_from(
         progress: Called with the tokens done, and all of them (0 where that is not known before).
 
     Raises:
-        ConfigError: nanoGPT's ids without vocab_size or tokenizer.
+        ConfigError: nanoGPT's ids without vocab_size or tokenizer, or the output is the source.
         DataError: The source is damaged or no such file, or an id is out of vocabulary.
     """
     reader: Any = None
@@ -69,6 +70,7 @@ def convert_from(
             "--vocab_size (50257 for GPT-2) or --tokenizer"
         )
     found = _open(source, format, end_of_document_id, column, trust_lengths)
+    require_not_read([path], [*found.files, *(() if reader is None else [reader.path])])
     size = _largest(found) + 1 if vocab_size is None else vocab_size
     fingerprint = "" if reader is None else reader.fingerprint
     with PackedFileWriter(
@@ -139,11 +141,13 @@ def convert_to(
         The files that were made.
 
     Raises:
+        ConfigError: No such format, or an output is the source.
         DataError: Something does not fit the format, a loss mask too, or a file exists or cannot be written.
     """
     if format not in _WRITERS:
         raise ConfigError(f"format ({format}) must be {', '.join(_WRITERS)}; choose one of them")
     packed = rewriting.open_plain(source)
+    require_not_read(megatron_paths(path) if format == "megatron" else [path], [packed.path])
     if packed.has_loss_mask and not drop_loss_mask:
         raise DataError(
             f"{packed.path} has a loss mask, which must not be lost unnoticed: {format} files hold none, and every "

@@ -137,7 +137,7 @@ def value_at(value: Any, key: str) -> Any:
 
 def _checked(value: Any, key: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"has no text at '{key}' but {type(value).__name__}")
+        raise ValueError(f"has no text at '{key}' but {kind_of(value)}")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:  # "\ud800" is valid JSON
@@ -145,7 +145,12 @@ def _checked(value: Any, key: str) -> str:
     return value
 
 
+def kind_of(value: Any) -> str:
+    """What a value is, as a reader of JSON calls it."""
+    return "null" if value is None else type(value).__name__
+
+
 def _there(value: Any) -> str:
     if isinstance(value, dict):
         return f"there is {', '.join(list(value)[:8]) or 'nothing'}"
-    return f"a list of {len(value)}" if isinstance(value, list) else f"there is {type(value).__name__}"
+    return f"a list of {len(value)}" if isinstance(value, list) else f"there is {kind_of(value)}"

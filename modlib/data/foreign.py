@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from modlib.data.outputs import exists
 from modlib.data.rewriting import document_batches
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
@@ -86,7 +87,7 @@ def written_aside(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
         DataError: The file exists or cannot be written.
     """
     if path.exists() and not overwrite:
-        raise DataError(f"{path} exists; choose another path, remove it, or pass overwrite=True")
+        raise exists(path)
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,13 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from modlib.data.outputs import exists, require_not_read
+from modlib.data.packed_header import MAGIC as PACKED_MAGIC
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
 
@@ -29,6 +32,22 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _REMEDY = "make the index again"
 
 Offsets = npt.NDArray[np.int64]
+
+
+class _NotLines(NamedTuple):
+    name: str
+    endings: tuple[str, ...]
+    magics: tuple[bytes, ...]
+    remedy: str
+
+
+_NOT_LINES = (
+    _NotLines("compressed by gzip", (".gz",), (b"\x1f\x8b",), "unpack it with gunzip, and index that"),
+    _NotLines("compressed by zstd", (".zst",), (b"\x28\xb5\x2f\xfd",), "unpack it with unzstd, and index that"),
+    _NotLines("a Parquet file", (".parquet",), (b"PAR1",), "modlib data pack reads it as it is"),
+    _NotLines("a packed token file", (), (PACKED_MAGIC,), "it has an index of its own: modlib data inspect shows it"),
+    _NotLines("an index of lines", (), (MAGIC,), "name the file that it was made of"),
+)
 
 
 def find_lines(
@@ -85,12 +104,15 @@ def write_index(
         progress: Called now and then with the bytes that were searched.
 
     Raises:
+        ConfigError: The index would replace the file.
         DataError: The file cannot be read, what is known is not so, or the index exists or cannot be written.
     """
     path = Path(path)
     out = index_beside(path) if out is None else Path(out)
+    _require_lines(path)
+    require_not_read([out], [path])
     if out.exists() and not overwrite:
-        raise DataError(f"{out} exists; choose another path, remove it, or pass overwrite")
+        raise exists(out)
     contents = _mapped(path)
     numbers, starts, lengths = find_lines(contents, progress)
     if known is not None:
@@ -105,6 +127,19 @@ def write_index(
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror or error}; choose another folder") from error
     return LineIndex(path, out)
+
+
+def _require_lines(path: Path) -> None:
+    """Raise DataError where lines are looked for in vain: in a compressed file, or one that is not text."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    name = path.name.lower()
+    found = next((what for what in _NOT_LINES if name.endswith(what.endings) or start.startswith(what.magics)), None)
+    if found is not None:
+        raise DataError(f"{path} must hold lines of JSON as plain text; it is {found.name}: {found.remedy}")
 
 
 def _chosen(

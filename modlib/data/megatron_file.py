@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from modlib.data.foreign import ForeignTokens, Numbers, mapped, of_array, read_bytes, written_aside
+from modlib.data.outputs import exists
 from modlib.data.packed_file import PackedFile
 from modlib.data.rewriting import Progress, no_progress, token_batches
 from modlib.runtime.errors import DataError
@@ -115,7 +116,7 @@ def write_megatron(
             f"tokens of document {number} of {packed.path} ({lengths[number]}) must be at most {most} for Megatron-LM"
         )
     if index.exists() and not overwrite:
-        raise DataError(f"{index} exists; choose another path, remove it, or pass overwrite=True")
+        raise exists(index)
     with written_aside(data, overwrite) as file:
         for start, tokens in token_batches(packed):
             file.write(tokens.astype(dtype, copy=False).data)

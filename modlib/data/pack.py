@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -14,24 +13,20 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
-from modlib.data.chat import Chat
-from modlib.data.chat_template import find_chat_template
-from modlib.data.fields import Field
-from modlib.data.pack_engine import SMALL_BYTES, choose_engine, load_tokenizer
+from modlib.data.outputs import exists, pack_record_beside, provenance_beside, skipped_beside
+from modlib.data.pack_engine import choose_engine
 from modlib.data.pack_journal import PackJournal
+from modlib.data.pack_plan import PackPlan, planned
 from modlib.data.pack_record import PackSummary, completed, record_of
 from modlib.data.pack_shards import PackOutput
 from modlib.data.pack_workers import PackWorkers
 from modlib.data.packed_file import TOKEN_DTYPES
 from modlib.data.packed_header import PackedHeader, narrowest_width
 from modlib.data.packed_writer import PackedFileWriter
-from modlib.data.packing import tokenizer_beside
-from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
-from modlib.data.shards import shards_of
-from modlib.data.sources import Block, Source, find_sources, read_blocks
-from modlib.data.tokenizer import TextTokenizer, Tokenizer
+from modlib.data.sources import Block, read_blocks
+from modlib.data.tokenizer import TextTokenizer
 from modlib.runtime import durable
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import DataError
 
 JOURNAL_S = 10.0
 """Seconds between two notes of what is on the disk: what is lost at most when a packing is cut off."""
@@ -89,7 +84,7 @@ def pack(
             "skip" leaves it out and lists it.
         workers: Processes; None takes one per core, or none for little text.
         resume: Go on with what an interrupted call left; start where there is nothing, return where it is complete.
-        overwrite: Whether existing files are replaced.
+        overwrite: Whether existing files are replaced, and unfinished work is thrown away.
         split: Name -> share of the documents, adding up to 1: several outputs, `books.train.packed` for "train". A
             document's output is chosen by the hash of its text.
         shard_tokens: Several files per output, `books-00000-of-00008.packed` and so on, each of the documents that
@@ -101,70 +96,61 @@ def pack(
         progress: Called about once per block.
 
     Raises:
-        ConfigError: A setting is wrong, or the template is.
-        DataError: A row is no document, an input cannot be read, or the output exists or cannot be written.
+        ConfigError: A setting is wrong, the template is, or an output is one of the inputs.
+        DataError: A row is no document, an input cannot be read, the output or unfinished work of it exists, or it
+            cannot be written.
     """
     started = time.perf_counter()
-    path = Path(path)
-    field = field or ("messages" if chat else "text")
-    text_field = Field(field, beside=("tools",) if chat else ())
-    shares = _checked_split(split, shard_tokens)
-    sources = find_sources(inputs)
-    loaded = tokenizer if not isinstance(tokenizer, (str, os.PathLike)) else load_tokenizer(tokenizer)
-    end_id = loaded.end_of_document_id(end_of_document)
-    chats = _chat(loaded, text_field, sources, chat, chat_template)
-    workers = _checked_workers(workers, sources)
-    settings = _decided_by(sources, loaded, field, end_id, shares, shard_tokens, chats)
-    outputs = [path if name is None else path.with_name(f"{path.stem}.{name}{path.suffix}") for name in shares]
-    record, folder = path.with_name(f"{path.stem}.pack.json"), path.with_name(f"{path.name}.partial")
-    if resume and not folder.exists() and (done := completed(record, settings, started)) is not None:
+    plan = planned(inputs, path, tokenizer, field, split, shard_tokens, end_of_document, chat, chat_template, workers)
+    if (done := _done_before(plan, resume, overwrite, started)) is not None:
         return done
-    if not overwrite and not (resume and folder.exists()):
-        _check_free(outputs, shard_tokens is not None)
-    fast, engine_line = choose_engine(engine, loaded, sources, text_field, chat=chat)
-    loaded = _for_processes(loaded, workers)
-    dtype = TOKEN_DTYPES[narrowest_width(loaded.vocab_size)]
-    encoder = BlockEncoder(sources, text_field, loaded, fast, end_id, dtype, list(shares.values()), chats)
-    journal = PackJournal(folder, settings, resume=resume)
+    return _run(plan, engine, on_error, resume, overwrite, progress, started)
+
+
+def _done_before(plan: PackPlan, resume: bool, overwrite: bool, started: float) -> PackSummary | None:
+    """What to return when there is nothing to do; None when there is, and it may be done.
+
+    Raises:
+        DataError: Outputs exist and may not be replaced; the message says why they are not gone on with.
+    """
+    goes_on = resume and plan.folder.exists()
+    done = completed(pack_record_beside(plan.path), plan.decided_by(), started) if resume and not goes_on else None
+    if isinstance(done, PackSummary):
+        return done
+    if not overwrite and not goes_on and (there := plan.existing):
+        raise done or exists(there[0])
+    return None
+
+
+def _run(
+    plan: PackPlan,
+    engine: Literal["auto", "fast", "tokenizer"],
+    on_error: Literal["fail", "skip"],
+    resume: bool,
+    overwrite: bool,
+    progress: Callable[[PackProgress], None] | None,
+    started: float,
+) -> PackSummary:
+    """Do what is planned, or what is left of it."""
+    tokenizer, shares = plan.tokenizer, list(plan.shares.values())
+    fast, engine_line = choose_engine(engine, tokenizer, plan.sources, plan.field, chat=plan.chat is not None)
+    dtype = TOKEN_DTYPES[narrowest_width(tokenizer.vocab_size)]
+    end_id = plan.end_of_document_id
+    encoder = BlockEncoder(plan.sources, plan.field, tokenizer, fast, end_id, dtype, shares, plan.chat)
+    journal = PackJournal(plan.folder, plan.decided_by(), resume=resume, overwrite=overwrite)
     try:
-        packing = _Packing(
-            sources, outputs, list(shares), loaded, end_id, chat, shard_tokens, journal, on_error, progress
-        )
-        packing.read(encoder, workers, text_field)
+        packing = _Packing(plan, journal, on_error, progress)
+        packing.read(encoder)
         headers = packing.finish()
     except BaseException:
         journal.close(keep=journal.state is not None)
         raise
-    told = {"field": field, "on_error": on_error, "workers": workers, "split": split, "shard_tokens": shard_tokens}
-    told |= {"engine": engine, "end_of_document_id": end_id, "tokenizer": str(loaded.path), "chat": chat}
-    if chats is not None:
-        told |= {"chat_template": chats.template.text, "chat_template_from": chats.template.name}
-    for output in outputs:
-        journal.put(*_tokenizer_of(loaded, output))
-    summary = packing.put_record(path, headers, engine_line, told, settings, started)
+    for output in plan.outputs:
+        journal.put(*plan.tokenizer_copy(output))
+    told = {"on_error": on_error, "engine": engine} | plan.told()
+    summary = packing.put_record(headers, engine_line, told, started)
     journal.close(keep=False)
     return summary
-
-
-def _decided_by(
-    sources: Sequence[Source],
-    tokenizer: TextTokenizer,
-    field: str,
-    end_of_document_id: int,
-    shares: Mapping[str | None, float],
-    shard_tokens: int | None,
-    chat: Chat | None,
-) -> dict[str, Any]:
-    """Everything that decides the bytes of the outputs: it may not change before a packing goes on."""
-    template = {} if chat is None else {"chat template": [chat.template.sha256, chat.template.variables]}
-    return template | {
-        "inputs": [[str(one.path), one.num_bytes, one.mtime_ns] for one in sources],
-        "tokenizer": [tokenizer.fingerprint, tokenizer.settings],
-        "field": field,
-        "end of document": end_of_document_id,
-        "split": [list(pair) for pair in shares.items()],
-        "shard tokens": shard_tokens,
-    }
 
 
 class _Packing:
@@ -172,18 +158,12 @@ class _Packing:
 
     def __init__(
         self,
-        sources: Sequence[Source],
-        outputs: Sequence[Path],
-        names: Sequence[str | None],
-        tokenizer: TextTokenizer,
-        end_of_document_id: int,
-        loss_mask: bool,
-        shard_tokens: int | None,
+        plan: PackPlan,
         journal: PackJournal,
         on_error: str,
         progress: Callable[[PackProgress], None] | None,
     ) -> None:
-        self.sources, self.names, self.journal = sources, names, journal
+        self.plan, self.journal = plan, journal
         self.on_error, self.progress = on_error, progress
         self.counts = journal.counts
         self.num_bad = sum(count.bad for count in self.counts.values())
@@ -191,22 +171,22 @@ class _Packing:
         state = journal.state
         new_writer = partial(
             PackedFileWriter,
-            vocab_size=tokenizer.vocab_size,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            end_of_document_id=end_of_document_id,
-            loss_mask=loss_mask,
+            vocab_size=plan.tokenizer.vocab_size,
+            tokenizer_fingerprint=plan.tokenizer.fingerprint,
+            end_of_document_id=plan.end_of_document_id,
+            loss_mask=plan.chat is not None,
         )
         self._outputs = [
             PackOutput(
                 output,
                 journal.folder,
                 number,
-                shard_tokens,
+                plan.shard_tokens,
                 new_writer,
                 None if state is None else state["outputs"][number],
                 state is not None and state["finished"],
             )
-            for number, output in enumerate(outputs)
+            for number, output in enumerate(plan.outputs)
         ]
         self._bad_rows: BinaryIO | None = None
         if state is None or not state["finished"]:
@@ -214,14 +194,14 @@ class _Packing:
             self._bad_rows.truncate(0 if state is None else state["skipped_bytes"])
             self._bad_rows.seek(0, os.SEEK_END)
 
-    def read(self, encoder: BlockEncoder, workers: int, text_field: Field) -> None:
+    def read(self, encoder: BlockEncoder) -> None:
         """Encode and write what is not written yet."""
         if self.journal.state is not None and self.journal.state["finished"]:
             return
-        total = sum(source.num_bytes for source in self.sources)
+        total = sum(source.num_bytes for source in self.plan.sources)
         noted = time.monotonic()
-        with PackWorkers(encoder, workers) as processes:
-            for block, encoded in processes.encode(read_blocks(self.sources, text_field, self.journal.place)):
+        with PackWorkers(encoder, self.plan.workers) as processes:
+            for block, encoded in processes.encode(read_blocks(self.plan.sources, self.plan.field, self.journal.place)):
                 for bad in encoded.bad:
                     self._take_bad(bad)
                 for output, part in zip(self._outputs, encoded.parts, strict=True):
@@ -233,11 +213,11 @@ class _Packing:
                     self._note(block)
                     noted = time.monotonic()
         if not any(count.documents for count in self.counts.values()):
-            raise DataError(f"inputs ({len(self.sources)} files) must hold a document; they have none")
+            raise DataError(f"inputs ({len(self.plan.sources)} files) must hold a document; they have none")
         self._note(None)
 
     def _take_bad(self, bad: BadRow) -> None:
-        file = self.sources[bad.source].path
+        file = self.plan.sources[bad.source].path
         if self.on_error == "fail":
             where = file if bad.row is None else f"{file}:{bad.row}"
             raise DataError(f"{where} {bad.reason}; correct it, or leave such rows out with --on_error skip")
@@ -265,7 +245,7 @@ class _Packing:
         assert self._bad_rows is not None
         self._bad_rows.flush()
         os.fsync(self._bad_rows.fileno())
-        end = replace(self.journal.place, source=len(self.sources)) if block is None else block.end
+        end = replace(self.journal.place, source=len(self.plan.sources)) if block is None else block.end
         touched = {number: self.counts[number] for number in self._touched}
         size = self._bad_rows.tell()
         self.journal.append(end, touched, outputs=outputs, skipped_bytes=size, finished=block is None)
@@ -275,26 +255,27 @@ class _Packing:
         """Put the outputs in their places."""
         headers: dict[Path, PackedHeader] = {}
         fingerprint = hashlib.sha256("".join(self.counts[one].digest for one in sorted(self.counts)).encode())
-        info = {"inputs": len(self.sources), "input_fingerprint": fingerprint.hexdigest()}
-        for name, output in zip(self.names, self._outputs, strict=True):
+        info = {"inputs": len(self.plan.sources), "input_fingerprint": fingerprint.hexdigest()}
+        for name, output in zip(self.plan.shares, self._outputs, strict=True):
             headers |= output.finish(info | {"split": name})
         return headers
 
     def put_record(
         self,
-        path: Path,
         headers: dict[Path, PackedHeader],
         engine: str,
         told: Mapping[str, Any],
-        settings: Mapping[str, Any],
         started: float,
     ) -> PackSummary:
         """Put beside the outputs how they were made, and the list of rows that were left out."""
-        record = path.with_name(f"{path.stem}.pack.json")
-        skipped = self._put_skipped(path.with_name(f"{path.name}.skipped.jsonl"))
+        path = self.plan.path
+        record = pack_record_beside(path)
+        skipped = self._put_skipped(skipped_beside(path))
         summary = PackSummary(headers, record, skipped, self.num_bad, engine, time.perf_counter() - started)
-        text = json.dumps(record_of(summary, told, settings, self.sources, self.counts), indent=1)
+        text = json.dumps(record_of(summary, told, self.plan.decided_by(), self.plan.sources, self.counts), indent=1)
         self.journal.put(record, text.encode())
+        for output in headers:  # what was there before had another maker
+            provenance_beside(output).unlink(missing_ok=True)
         return summary
 
     def _put_skipped(self, path: Path) -> Path | None:
@@ -308,71 +289,3 @@ class _Packing:
         if (source := self.journal.folder / _SKIPPED).exists():  # else it was put there before the work was cut off
             durable.rename(source, path)
         return path
-
-
-def _checked_split(split: Mapping[str, float] | None, shard_tokens: int | None) -> dict[str | None, float]:
-    if shard_tokens is not None and shard_tokens < 1:
-        raise ConfigError(f"shard_tokens ({shard_tokens}) must be at least 1; leave it out for one file")
-    if split is None:
-        return {None: 1.0}
-    for name, share in split.items():
-        if not name.isidentifier() or not 0 < share < 1:
-            raise ConfigError(f"split ('{name}' = {share}) must be a name and a share between 0 and 1")
-    if abs(sum(split.values()) - 1) > 1e-9:
-        raise ConfigError(f"split (shares of {sum(split.values())} together) must add up to 1; correct a share")
-    return {name: share for name, share in split.items()}  # noqa: C416  the keys' type is wider
-
-
-def _chat(
-    tokenizer: TextTokenizer, field: Field, sources: Sequence[Source], chat: bool, path: str | os.PathLike[str] | None
-) -> Chat | None:
-    if not chat:
-        if path is not None:
-            raise ConfigError(f"chat_template ({path}) must go with chat; add --chat")
-        return None
-    if tokenizer.settings:
-        raise ConfigError(
-            f"settings of the tokenizer ({tokenizer.settings}) must be none for chat: the template writes such tokens "
-            "itself; leave them out"
-        )
-    if field.function is None and (text := next((one.path for one in sources if one.kind == "txt"), None)):
-        raise ConfigError(f"input ({text}) must be .jsonl or .parquet for chat; a text file holds no messages")
-    template = find_chat_template(tokenizer, None if path is None else Path(path))
-    return Chat(field, template, tokenizer.special_tokens)
-
-
-def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:
-    if workers is None:
-        return 1 if sum(source.num_bytes for source in sources) < SMALL_BYTES else len(os.sched_getaffinity(0))
-    if workers < 1:
-        raise ConfigError(f"workers ({workers}) must be at least 1; leave it out for one per core")
-    return workers
-
-
-def _for_processes(tokenizer: TextTokenizer, workers: int) -> TextTokenizer:
-    """The tokenizer without threads of its own where there are several processes."""
-    if isinstance(tokenizer, PretrainedSPTokenizer) and workers > 1:
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.num_threads = 1
-    return tokenizer
-
-
-def _check_free(outputs: Sequence[Path], sharded: bool) -> None:
-    for output in outputs:
-        there = shards_of(output)[:1] if sharded else [output] if output.exists() else []
-        if there:
-            raise DataError(f"{there[0]} exists; choose another path, remove it, or pass overwrite")
-
-
-def _tokenizer_of(tokenizer: TextTokenizer, output: Path) -> tuple[Path, bytes | None]:
-    """Where a copy of the tokenizer is kept beside an output, and the copy; None where it lies there."""
-    beside = tokenizer_beside(output)
-    if isinstance(tokenizer, PretrainedSPTokenizer):
-        beside = output.with_name(f"{output.stem}.tokenizer.model")
-    elif not isinstance(tokenizer, Tokenizer):
-        return beside, None
-    if beside.exists() and tokenizer.path.exists() and beside.samefile(tokenizer.path):
-        return beside, None
-    if isinstance(tokenizer, Tokenizer) and not tokenizer.path.is_file():
-        return beside, tokenizer.to_json().encode()
-    return beside, tokenizer.path.read_bytes()

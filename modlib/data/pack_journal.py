@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modlib.data.block_encoder import SourceCount
 from modlib.data.sources import Place
@@ -17,6 +17,21 @@ from modlib.runtime import durable
 from modlib.runtime.errors import DataError
 
 logger = logging.getLogger("modlib")
+
+
+def partial_folder(path: Path) -> Path:
+    """Where a packing is kept until it is finished: `books.packed` -> `books.packed.partial`."""
+    return path.with_name(f"{path.name}.partial")
+
+
+def unfinished_tokens(folder: Path) -> int | None:
+    """How many tokens an interrupted packing brought to the disk; None when there is nothing to go on with."""
+    try:
+        lines = (folder / "journal.jsonl").read_bytes().split(b"\n")[:-1]
+        outputs = json.loads(lines[1:][-1])["outputs"]
+        return sum(int(shard["num_tokens"]) for output in outputs for shard in output)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 class PackJournal:
@@ -28,13 +43,15 @@ class PackJournal:
     Args:
         folder: Made if need be.
         settings: What decides the output's bytes; they must be the same to go on.
-        resume: Whether to go on with what is there; else it is thrown away.
+        resume: Whether to go on with what is there.
+        overwrite: Whether it may be thrown away otherwise.
 
     Raises:
-        DataError: Another process packs here, the settings differ, or the folder cannot be written.
+        DataError: Another process packs here, what is there may not be thrown away, the settings differ, or the folder
+            cannot be written.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
         self.folder = folder
         self.path = folder / "journal.jsonl"
         self.state: dict[str, Any] | None = None
@@ -48,8 +65,13 @@ class PackJournal:
             self._take()
             if resume:
                 self._read(settings)
-            elif self.path.exists():
-                logger.warning("%s, which an interrupted packing left, is thrown away; resume goes on with it", folder)
+            elif (tokens := unfinished_tokens(folder)) is not None:
+                if not overwrite:
+                    raise DataError(
+                        f"{folder} holds unfinished work ({tokens:,} tokens); go on with --resume, or start again with "
+                        "--overwrite"
+                    )
+                logger.warning("%s, which an interrupted packing left, is thrown away", folder)
             if self.state is None:
                 durable.atomic_write_text(self.path, json.dumps({"settings": settings}) + "\n")
         except BaseException:
@@ -72,11 +94,8 @@ class PackJournal:
         except FileNotFoundError:
             return
         before, *states = map(json.loads, lines)
-        now = json.loads(json.dumps(settings))
-        for name in {**before["settings"], **now}:
-            then = before["settings"].get(name)
-            if then != now.get(name):
-                raise DataError(_changed(name, then, now.get(name)))
+        if reason := changed(before["settings"], settings, "interrupted"):
+            raise DataError(reason)
         for state in states:
             self.counts |= {int(number): SourceCount(**count) for number, count in state.pop("counts").items()}
             self.state = state
@@ -108,7 +127,9 @@ class PackJournal:
             durable.rename(aside, path)
             durable.fsync_directory(path.parent)
         except OSError as error:
-            raise DataError(f"{path} cannot be written: {error.strerror}; free space, and go on with resume") from error
+            raise DataError(
+                f"{path} cannot be written: {error.strerror}; free space, then go on with --resume"
+            ) from error
 
     def close(self, *, keep: bool) -> None:
         """Let go of the folder, and remove it unless it is kept."""
@@ -117,11 +138,28 @@ class PackJournal:
         self._lock.close()
 
 
-def _changed(name: str, before: Any, now: Any) -> str:
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], packing: Literal["interrupted", "finished"]) -> str:
+    """Which setting is not as it was in an earlier packing, as an error says it; empty when all are.
+
+    Args:
+        before: What decided the bytes of the earlier packing's outputs, as it was read from JSON.
+        now: What does now.
+        packing: What the earlier one was.
+    """
+    now = json.loads(json.dumps(now))
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            then, its = _different(before.get(name), now.get(name))
+            return (
+                f"{name} ({its}) must be as they were in the {packing} packing ({then}) to go on with it; "
+                "set them back, or start again with --overwrite"
+            )
+    return ""
+
+
+def _different(before: Any, now: Any) -> tuple[Any, Any]:
+    """Of two lists the first entries that differ."""
     if isinstance(before, list) and isinstance(now, list):
         pairs = [pair for pair in zip(before, now, strict=False) if pair[0] != pair[1]]
-        before, now = pairs[0] if pairs else (f"{len(before)} of them", f"{len(now)} of them")
-    return (
-        f"{name} ({now}) must be as they were in the interrupted packing ({before}) to go on with it; "
-        "set them back, or start again without resume"
-    )
+        return pairs[0] if pairs else (f"{len(before)} of them", f"{len(now)} of them")
+    return before, now

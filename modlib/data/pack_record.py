@@ -13,9 +13,11 @@ from typing import Any
 
 import modlib
 from modlib.data.block_encoder import SourceCount
+from modlib.data.pack_journal import changed
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import PackedHeader
 from modlib.data.sources import Source
+from modlib.runtime.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -39,21 +41,29 @@ class PackSummary:
     seconds: float
 
 
-def completed(record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | None:
-    """What an earlier call with the same settings finished; None when it did not."""
+def completed(record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | DataError | None:
+    """What an earlier call with the same settings finished; the reason when something else lies there; else None."""
     try:
         told = json.loads(record.read_text("utf-8"))
-        same = told["decided_by"] == json.loads(json.dumps(settings))
-        outputs = [record.with_name(name) for name in told["outputs"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        decided_by: dict[str, Any] = told["decided_by"]
+        hashes = {record.with_name(name): str(output["sha256"]) for name, output in told["outputs"].items()}
+        skipped = None if told["skipped"] is None else record.with_name(told["skipped"])
+        num_skipped = int(told["num_skipped"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if not same or not all(output.is_file() for output in outputs):
+    if reason := changed(decided_by, settings, "finished"):
+        return DataError(reason)
+    if not all(output.is_file() for output in hashes):
         return None
-    headers = {output: PackedFile(output).header for output in outputs}
-    skipped = None if told["skipped"] is None else record.with_name(told["skipped"])
-    return PackSummary(
-        headers, record, skipped, told["num_skipped"], "none: it was complete", time.perf_counter() - started
-    )
+    headers = {output: PackedFile(output).header for output in hashes}
+    for output, header in headers.items():
+        if header.sha256 != hashes[output]:
+            return DataError(
+                f"SHA-256 of {output} ({header.sha256[:12]}) must be the one that {record.name} tells of "
+                f"({hashes[output][:12]}); it was made by something else: choose another output, or replace it with "
+                "--overwrite"
+            )
+    return PackSummary(headers, record, skipped, num_skipped, "none: it was complete", time.perf_counter() - started)
 
 
 def record_of(

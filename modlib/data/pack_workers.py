@@ -123,7 +123,7 @@ class PackWorkers:
             code = None
         return DataError(
             f"packing process {process.pid} ended by itself (exit code {code}); it may have been killed for memory: "
-            "look at the kernel log, take fewer workers, and go on with resume"
+            "look at the kernel log, take fewer workers, and go on with --resume"
         )
 
     def close(self) -> None:

@@ -115,7 +115,8 @@ class PackedFile:
             DataError: There is no such document, or its offsets are damaged.
         """
         if not 0 <= index < self.num_documents:
-            raise DataError(f"document ({index}) must be below the {self.num_documents} documents of {self.path}")
+            there = f"0 to {self.num_documents - 1}" if self.num_documents else "none: there is no document"
+            raise DataError(f"document ({index}) must be {there} in {self.path}; choose another number")
         start, end = self.document_offsets[index : index + 2].tolist()
         if not 0 <= start <= end <= self.num_tokens:
             raise DataError(self._offsets_message(index, start, end))

@@ -126,7 +126,7 @@ def decode_header(raw: bytes, path: Path, file_bytes: int) -> PackedHeader:
             raise DataError(f"{path} starts with zeros: it was never finished, or its beginning is lost; pack it again")
         raise DataError(
             f"first {len(MAGIC)} bytes of {path} ({raw[: len(MAGIC)]!r}) must be {MAGIC!r}; "
-            "this is not a packed token file: pack text into one with modlib.data.packing.pack_files"
+            "this is not a packed token file: make one from text with modlib data pack"
         )
     if len(raw) < HEADER_BYTES:
         raise DataError(f"size of {path} ({file_bytes} bytes) must be at least {HEADER_BYTES} bytes; {_TRUNCATED}")

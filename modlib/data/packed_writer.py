@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from modlib.data.outputs import exists
 from modlib.data.packed_file import TOKEN_DTYPES
 from modlib.data.packed_header import HEADER_BYTES, PackedHeader, encode_header, layout, narrowest_width
 from modlib.data.waiting_mask import WaitingMask
@@ -74,7 +75,7 @@ class PackedFileWriter:
         if self.token_width not in TOKEN_DTYPES or self.token_width < least:
             raise DataError(f"token_width ({token_width}) must be 1, 2 or 4 and at least {least} for {vocab_size} ids")
         if self.path.exists() and not overwrite:
-            raise DataError(f"{self.path} exists; choose another path, remove it, or pass overwrite=True")
+            raise exists(self.path)
         self.vocab_size = vocab_size
         self.tokenizer_fingerprint = tokenizer_fingerprint
         self.end_of_document_id = end_of_document_id

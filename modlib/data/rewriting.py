@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 import modlib
 from modlib.data import corpus
+from modlib.data.outputs import provenance_beside, remove_pack_record
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
@@ -131,11 +132,6 @@ def gathered(tokens: Ids, starts: Numbers, lengths: Numbers) -> Ids:
     return found
 
 
-def provenance_beside(path: str | os.PathLike[str]) -> Path:
-    """Where it is written what a file was made from: `books.packed` -> `books.packed.provenance.json`."""
-    return Path(path).with_name(f"{Path(path).name}.provenance.json")
-
-
 def described(packed: PackedFile) -> dict[str, Any]:
     """A packed file as one of the inputs of another."""
     return {"path": str(packed.path)} | _of_header(packed.header)
@@ -149,6 +145,8 @@ def write_provenance(
     inputs: Sequence[Mapping[str, Any]],
 ) -> None:
     """Put beside a file what it was made from: the command, its options, and the fingerprints of what went in.
+
+    What told how a file of that name had been packed is removed.
 
     Raises:
         DataError: It cannot be written.
@@ -165,6 +163,7 @@ def write_provenance(
         durable.atomic_write_text(beside, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     except OSError as error:
         raise DataError(f"{beside} cannot be written: {error.strerror}; free space or choose another folder") from error
+    remove_pack_record(path)
 
 
 def _of_header(header: PackedHeader) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _paths(name: str) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         inside = [Path(folder) / file for folder, _, files in os.walk(path) for file in files]
-        paths = [one for one in inside if _ending(one) and not _hidden(one.relative_to(path))]
+        paths = [one for one in inside if ending_of(one) and not _hidden(one.relative_to(path))]
         if not paths:
             raise DataError(f"input ({name}) must hold files of documents; it has none that ends in {_ENDINGS}")
     elif not path.exists() and glob.has_magic(name):
@@ -116,7 +116,8 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _ending(path: Path) -> str | None:
+def ending_of(path: Path) -> str | None:
+    """Which of SUFFIXES a file's name ends in; None when it is no kind of input."""
     return max((end for end in SUFFIXES if path.name.lower().endswith(end)), key=len, default=None)
 
 
@@ -128,7 +129,7 @@ def _source(path: Path) -> Source:
         status = path.stat()
     except OSError as error:
         raise DataError(f"input ({path}) cannot be read: {error.strerror}; check the path") from error
-    ending = _ending(path)
+    ending = ending_of(path)
     if ending is None:
         raise DataError(f"input ({path}) must end in {_ENDINGS}; rename it, or convert it first")
     kind, compression = SUFFIXES[ending]

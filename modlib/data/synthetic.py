@@ -9,7 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from modlib.runtime.errors import ConfigError
+
 _LETTERS = "abcdefghijklmnopqrstuvwxyz "
+_SUM = 12  # characters of a line, at least
+_PAIR = 18
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,12 @@ def _markov_documents(table: npt.NDArray[np.float64], rng: np.random.Generator, 
 
 def arithmetic(seed: int, length: int) -> Synthetic:
     """Sums modulo 97, one a line: `12 + 90 = 5`."""
+    _require_length(length, _SUM, "a sum")
     rng = np.random.default_rng(seed)
 
     def documents() -> Iterator[str]:
         while True:
-            pairs = rng.integers(97, size=(max(1, length // 12), 2)).tolist()
+            pairs = rng.integers(97, size=(length // _SUM, 2)).tolist()
             yield "".join(f"{a} + {b} = {(a + b) % 97}\n" for a, b in pairs)
 
     return Synthetic(documents(), None, "sums modulo 97; what follows the equals sign can be known")
@@ -81,18 +86,22 @@ def arithmetic(seed: int, length: int) -> Synthetic:
 
 def copying(seed: int, length: int) -> Synthetic:
     """Random letters and the same again, one pair a line: `qwe|qwe`."""
+    _require_length(length, _PAIR, "8 letters and the same again")
     rng = np.random.default_rng(seed)
 
     def documents() -> Iterator[str]:
         while True:
-            words = [
-                "".join(map(_LETTERS.__getitem__, row)) for row in rng.integers(26, size=(max(1, length // 18), 8))
-            ]
+            words = ["".join(map(_LETTERS.__getitem__, row)) for row in rng.integers(26, size=(length // _PAIR, 8))]
             yield "".join(f"{word}|{word}\n" for word in words)
 
     # of 18 characters, 8 are random
     return Synthetic(documents(), 8 * math.log2(26) / 18, "8 random letters and the same again")
 
 
+def _require_length(length: int, least: int, of: str) -> None:
+    if length < least:
+        raise ConfigError(f"length ({length}) must be at least {least}, the characters of {of}; set it higher")
+
+
 KINDS: dict[str, Callable[[int, int], Synthetic]] = {"markov": markov, "arithmetic": arithmetic, "copy": copying}
-"""Name -> made of a seed and the characters of a document."""
+"""Name -> made of a seed and the characters of a document, about; a ConfigError when they are too few for one line."""

@@ -7,13 +7,19 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from modlib.cli import data_pack
 from modlib.cli.data import COMMANDS
+from modlib.data import pack, sources
 from modlib.data.line_index import LineIndex
+from modlib.data.pack_journal import partial_folder, unfinished_tokens
 from modlib.data.packed_file import PackedFile
 from modlib.data.tokenizer import Tokenizer, train_byte_level_bpe
 from tests.cli.commands import modlib
@@ -59,10 +65,45 @@ def test_from_a_corpus_to_a_packed_file(tokenizer: Tokenizer, tmp_path: Path) ->
     assert f"with tokenizers: it is little text; details in {tmp_path}/m.pack.json" in done.stderr
     words = ("data", "pack", source, out, "--tokenizer", tokenizer.path)
     done = modlib(*words, code=3)
-    assert done.stderr == f"DataError: {out} exists; choose another path, remove it, or pass overwrite\n"
+    remedy = "choose another path, remove it, or pass --overwrite (overwrite=True in Python)"
+    assert done.stderr == f"DataError: {out} exists; {remedy}\n"
     assert "none: it was complete" in modlib(*words, "--resume").stderr
     modlib(*words, "--overwrite", "--workers", "2", "--engine", "fast")
     assert PackedFile(out).sha256 == packed.sha256
+
+
+def test_ctrl_c_says_what_is_kept(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "a.jsonl", tmp_path / "a.packed"
+    source.write_text('{"text": "one"}\n' * 50)
+    blocks = 0
+
+    @contextmanager
+    def interrupting(title: str) -> Iterator[Callable[[int, int, str], None]]:
+        def update(done: int, total: int, note: str) -> None:
+            nonlocal blocks
+            blocks += 1
+            if blocks % 5 == 0:
+                raise KeyboardInterrupt
+
+        yield update
+
+    monkeypatch.setattr(data_pack, "progress_bar", interrupting)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 50)
+    for seconds in (1000, 0):
+        monkeypatch.setattr(pack, "JOURNAL_S", seconds)
+        with pytest.raises(typer.Exit) as caught:
+            data_pack.command([str(source), str(out)], str(tokenizer.path))
+        assert caught.value.exit_code == 130
+        tokens = unfinished_tokens(partial_folder(out))
+        if seconds:
+            told = "nothing is kept: work is brought to the disk every ten seconds, and nothing was yet"
+            assert not partial_folder(out).exists()
+        else:
+            told = f"{tokens} tokens, brought to the disk before, are kept: go on with --resume"
+            assert tokens
+        assert capsys.readouterr().err == f"interrupted; {told}\n"
 
 
 def test_the_corpus_of_the_standard_library(tmp_path: Path) -> None:
@@ -70,7 +111,18 @@ def test_the_corpus_of_the_standard_library(tmp_path: Path) -> None:
     texts = [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").read_text("utf-8").splitlines()]
     assert any("class JSONDecoder" in text for text in texts)
     done = modlib("data", "corpus", "copy", tmp_path / "s.jsonl", code=3)
-    assert "s.jsonl exists; choose another path, remove it, or pass overwrite" in done.stderr
+    assert "s.jsonl exists; choose another path, remove it, or pass --overwrite" in done.stderr
+
+
+def test_settings_that_cannot_be_meant(tmp_path: Path) -> None:
+    words = ("data", "pack", tmp_path / "a.jsonl", tmp_path / "a.packed", "--tokenizer", "x")
+    done = modlib(*words, "--split", "a=0.5, a =0.5", code=2)
+    assert "split ('a=0.5, a =0.5') must name 'a' once; give one of them another name" in done.stderr
+    done = modlib("data", "corpus", "copy", tmp_path / "c.jsonl", "--length", "3", code=2)
+    assert (
+        "length (3) must be at least 18, the characters of 8 letters and the same again; set it higher" in done.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_rows(tokenizer: Tokenizer, tmp_path: Path) -> None:

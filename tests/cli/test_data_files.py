@@ -93,9 +93,7 @@ def test_inspect_and_decode(file: Path) -> None:
     assert modlib("data", "decode", file, "--document", "2", "--skip_special").stdout == "naïve café\n"
     assert modlib("data", "decode", file, "--range", "0:0").stdout == "\n"
     assert "--range (x) must be two numbers A:B" in modlib("data", "decode", file, "--range", "x", code=2).stderr
-    assert (
-        "document (9) must be below the 4 documents" in modlib("data", "decode", file, "--document", "9", code=3).stderr
-    )
+    assert "document (9) must be 0 to 3 in " in modlib("data", "decode", file, "--document", "9", code=3).stderr
 
 
 def test_merge(file: Path, tmp_path: Path) -> None:
@@ -146,6 +144,8 @@ def test_index_from_modalities(tmp_path: Path) -> None:
     lines = LineIndex(source)
     assert list(lines) == [b'{"text": "one"}', b'{"text": "two"}', b'{"text": "three"}']
     lines.verify()
+    words = ("data", "index", source, source.with_suffix(".idx"), "--from", "modalities", "--overwrite")
+    assert f"output ({source.with_suffix('.idx')}) must not be an input" in modlib(*words, code=2).stderr
     for wrong in ([(0, 14)], [(1, 14)], [(0, 40)], [(0, 15), (16, 16), (44, 16)]):
         source.with_suffix(".idx").write_bytes(pickle.dumps(wrong))
         first, length = wrong[-1]
@@ -262,7 +262,7 @@ def test_batch(file: Path, tmp_path: Path) -> None:
         text = modlib("data", "batch", run.path, "3", "--sequence", "1", "--world_size", "2").stdout
         assert text == record["sequences"][1]["text"] + "\n"
         assert "step (41) must be 1 to 40" in modlib("data", "batch", "one", "41", *runs, code=2).stderr
-        assert "--sequence (2) must be below the 2 sequences" in modlib(
+        assert "--sequence (2) must be 0 to 1, those of the batch" in modlib(
             "data", "batch", "one", "1", *runs, "--sequence", "2", code=2
         ).stderr  # fmt: skip
         assert "--world_size (0) must be at least 1" in modlib(

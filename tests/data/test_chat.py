@@ -85,7 +85,7 @@ LONELY = "\ud800"
             "has a wrong role in message 1 of 'messages' ('asistant'); it must be system, developer, user, assistant, "
             "tool, function, or one that the template names",
         ),
-        ([{"role": "user"}, ANSWER], "has no text as content in message 0 of 'messages' but NoneType"),
+        ([{"role": "user"}, ANSWER], "has no text as content in message 0 of 'messages' but null"),
         ([{"role": "user", "content": 5}, ANSWER], "has no text as content in message 0 of 'messages' but int"),
         ([USER], "has no message of the assistant at 'messages', so that nothing of it would be trained"),
         ([{"role": "user", "content": LONELY}, ANSWER], "has half of a surrogate pair in 'messages'"),

@@ -100,9 +100,24 @@ def test_nothing_is_lost_and_all_is_in_order(
 def test_of_twenty_documents_with_bad_rows_every_good_one_is_kept(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Where Modalities' packer meets one empty document, it loses 14 of 20."""
     texts = [f"document {number}" for number in range(20)]
-    rows = [json.dumps({"text": "" if number == 5 else text}) for number, text in enumerate(texts)]
-    (tmp_path / "in.jsonl").write_text("\n".join(rows))
+    bad = {
+        0: (b'{"text": "caf\xe9"}', "is not UTF-8 (byte 13)"),
+        5: (b'{"text": ""}', "has an empty text at 'text'"),
+        6: (b'{"text": "cut o', "is not JSON (Unterminated string starting at: line 1 column 10 (char 9))"),
+        11: (b'{"body": "x"}', "has no 'text' (there is body)"),
+        14: (b'{"text": 5}', "has no text at 'text' but int"),
+        19: (b'{"text": null}', "has no text at 'text' but null"),
+    }
+    rows = [
+        bad[number][0] if number in bad else json.dumps({"text": text}).encode() for number, text in enumerate(texts)
+    ]
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(rows))
     summary = pack([tmp_path / "in.jsonl"], tmp_path / "a.packed", tokenizer, on_error="skip")
-    assert texts_of(tmp_path / "a.packed", tokenizer) == texts[:5] + texts[6:]
-    assert summary.num_skipped == 1
-    assert PackedFile(tmp_path / "a.packed").num_documents == 19
+    assert texts_of(tmp_path / "a.packed", tokenizer) == [text for n, text in enumerate(texts) if n not in bad]
+    assert PackedFile(tmp_path / "a.packed").num_documents == 14
+    assert summary.num_skipped == 6
+    assert summary.skipped is not None
+    told = [json.loads(line) for line in summary.skipped.read_text().splitlines()]
+    assert [(one["line"], one["reason"]) for one in told] == [
+        (number + 1, reason) for number, (_, reason) in bad.items()
+    ]

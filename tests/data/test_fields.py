@@ -23,7 +23,7 @@ def test_a_path_leads_to_the_text(name: str) -> None:
     [
         ({"other": 1}, "has no 'text' (there is other)"),
         ({"text": 3}, "has no text at 'text' but int"),
-        ({"text": None}, "has no text at 'text' but NoneType"),
+        ({"text": None}, "has no text at 'text' but null"),
         ({"text": ""}, "has an empty text at 'text'"),
         ({"text": "\ud800"}, "has half of a surrogate pair at 'text' (character 0)"),
         ([1], "has no 'text' (a list of 1)"),

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import gzip
 import pickle
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modlib.data import line_index
+from modlib.data import line_index, packed_header
 from modlib.data.line_index import LineIndex, find_lines, write_index
 from modlib.runtime.errors import DataError
 
@@ -52,13 +54,38 @@ def test_lines_are_read_by_number(tmp_path: Path, contents: bytes) -> None:
             one[len(one)]
 
 
+@pytest.mark.parametrize(
+    ("name", "contents", "text"),
+    [
+        ("a.jsonl.GZ", b"{}", "compressed by gzip: unpack it with gunzip, and index that"),
+        ("a.jsonl", gzip.compress(b"{}\n"), "compressed by gzip: unpack it with gunzip, and index that"),
+        ("a.jsonl.zst", b"{}", "compressed by zstd: unpack it with unzstd, and index that"),
+        ("a.jsonl", zstandard.compress(b"{}\n"), "compressed by zstd: unpack it with unzstd, and index that"),
+        ("a.parquet", b"{}", "a Parquet file: modlib data pack reads it as it is"),
+        ("a", b"PAR1\0", "a Parquet file: modlib data pack reads it as it is"),
+        (
+            "a.packed",
+            packed_header.MAGIC,
+            "a packed token file: it has an index of its own: modlib data inspect shows it",
+        ),
+        ("a.index", line_index.MAGIC, "an index of lines: name the file that it was made of"),
+    ],
+)
+def test_what_holds_no_lines_is_refused(tmp_path: Path, name: str, contents: bytes, text: str) -> None:
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(DataError) as caught:
+        write_index(tmp_path / name)
+    assert str(caught.value) == f"{tmp_path / name} must hold lines of JSON as plain text; it is {text}"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     path, out = tmp_path / "a.jsonl", tmp_path / "a.index"
     with pytest.raises(DataError, match=r"a.jsonl cannot be read: No such file or directory; check the path"):
         write_index(path)
     path.write_bytes(b"one\ntwo\n")
     write_index(path, out)
-    with pytest.raises(DataError, match=r"a.index exists; choose another path, remove it, or pass overwrite"):
+    with pytest.raises(DataError, match=r"a.index exists; choose another path, remove it, or pass --overwrite"):
         write_index(path, out)
     whole = out.read_bytes()
     for contents, text in {

@@ -276,7 +276,7 @@ def test_wrong_settings_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"workers \(0\) must be at least 1; leave it out for one per core"):
         pack([source], out, tokenizer, workers=0)
     pack([source], out, tokenizer)
-    with pytest.raises(DataError, match=r"a.packed exists; choose another path, remove it, or pass overwrite"):
+    with pytest.raises(DataError, match=r"a.packed exists; choose another path, remove it, or pass --overwrite"):
         pack([source], out, tokenizer)
 
 

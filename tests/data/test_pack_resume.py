@@ -16,7 +16,9 @@ import pytest
 from modlib.data import pack as packing
 from modlib.data import sources
 from modlib.data.pack import PackProgress, pack
+from modlib.data.pack_journal import partial_folder, unfinished_tokens
 from modlib.data.packed_file import PackedFile
+from modlib.data.packed_shuffle import shuffle
 from modlib.data.tokenizer import Tokenizer
 from modlib.runtime.errors import DataError
 from tests.data.test_pack import sentences, texts_of, write_jsonl
@@ -87,11 +89,11 @@ def bytes_done(journal: Path) -> int:
 
 AT_EACH_STEP = """
 import json, os, sys
-from modlib.data import pack, sources
+from modlib.data import pack, pack_engine, sources
 from modlib.runtime import faults
 pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 900
 source, out, tokenizer, more = sys.argv[1:]
-loaded = pack.load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
+loaded = pack_engine.load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
 
 def packed(kill_at, **settings):
     process = os.fork()
@@ -171,6 +173,86 @@ def test_what_may_not_change_before_a_resume(
     pack([source], out, tokenizer, on_error="skip", resume=True)  # how to go on is not among what must stay
     assert len(texts_of(out, tokenizer)) == 50
     assert not (tmp_path / "a.packed.partial").exists()
+
+
+def test_unfinished_work_is_not_thrown_away_unasked(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(packing, "JOURNAL_S", 0)
+    source, out, other = write_jsonl(tmp_path / "in.jsonl", sentences(50)), tmp_path / "a.packed", tmp_path / "b.packed"
+    whole = pack([source], other, tokenizer).outputs[other].sha256
+
+    def cut(progress: PackProgress) -> None:
+        if progress.documents > 25:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack([source], out, tokenizer, progress=cut)
+    folder = partial_folder(out)
+    journal = (folder / "journal.jsonl").read_bytes()
+    tokens = unfinished_tokens(folder)
+    assert tokens is not None
+    assert 0 < tokens < PackedFile(other).num_tokens
+    text = f"{folder} holds unfinished work ({tokens:,} tokens); go on with --resume, or start again with --overwrite"
+    for field in ("text", "body"):
+        with pytest.raises(DataError) as caught:
+            pack([source], out, tokenizer, field=field)
+        assert str(caught.value) == text
+        assert (folder / "journal.jsonl").read_bytes() == journal
+    assert pack([source], out, tokenizer, resume=True).outputs[out].sha256 == whole
+    with pytest.raises(KeyboardInterrupt):
+        pack([source], out, tokenizer, overwrite=True, progress=cut)
+    assert pack([source], out, tokenizer, overwrite=True).outputs[out].sha256 == whole  # from the start
+    assert unfinished_tokens(folder) is None
+
+
+def test_what_may_not_change_after_the_end(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source, out = write_jsonl(tmp_path / "in.jsonl", ["one", "two"]), tmp_path / "a.packed"
+    pack([source], out, tokenizer)
+    before = out.read_bytes()
+    with pytest.raises(
+        DataError,
+        match=r"^field \(body\) must be as they were in the finished packing \(text\) to go on with it; set them back, "
+        "or start again with --overwrite$",
+    ):
+        pack([source], out, tokenizer, field="body", resume=True)
+    write_jsonl(source, ["one", "two", "three"])
+    with pytest.raises(DataError, match=r"^inputs \(\['.*in.jsonl', 50, \d+\]\) must be as they were in the finished"):
+        pack([source], out, tokenizer, resume=True)
+    assert out.read_bytes() == before
+    pack([source], out, tokenizer, resume=True, overwrite=True)
+    assert texts_of(out, tokenizer) == ["one", "two", "three"]
+
+
+def test_another_file_of_that_name_is_not_complete(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source, out = write_jsonl(tmp_path / "in.jsonl", sentences(5)), tmp_path / "a.packed"
+    ours = pack([source], out, tokenizer).outputs[out].sha256
+    pack([write_jsonl(tmp_path / "other.jsonl", ["x"])], tmp_path / "b.packed", tokenizer)
+    (tmp_path / "b.packed").replace(out)
+    its = PackedFile(out).sha256
+    with pytest.raises(
+        DataError,
+        match=rf"^SHA-256 of {out} \({its[:12]}\) must be the one that a.pack.json tells of \({ours[:12]}\); it was "
+        "made by something else: choose another output, or replace it with --overwrite$",
+    ):
+        pack([source], out, tokenizer, resume=True)
+    assert texts_of(out, tokenizer) == ["x"]
+
+
+def test_no_record_of_another_maker_stays_beside_a_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "a.packed"
+    source.write_text('{"text": "one"}\nbad\n{"text": "two"}\n')
+    pack([source], out, tokenizer, on_error="skip")
+    assert {"a.pack.json", "a.packed.skipped.jsonl"} < {*os.listdir(tmp_path)}
+    shuffle(out, out, seed=1, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["a.packed", "a.packed.provenance.json", "a.tokenizer.json", "in.jsonl"]
+    pack([source], out, tokenizer, on_error="skip", overwrite=True)
+    assert "a.packed.provenance.json" not in os.listdir(tmp_path)
+    pack([source], out, tokenizer, on_error="skip", overwrite=True, split={"x": 0.5, "y": 0.5})
+    record = (tmp_path / "a.pack.json").read_bytes()
+    shuffle(out, out, seed=1, overwrite=True)
+    assert (tmp_path / "a.pack.json").read_bytes() == record  # it tells of a.x.packed and a.y.packed
 
 
 def test_two_processes_cannot_pack_into_one_output(

@@ -94,7 +94,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("once upon a time" * 1000)
     with pytest.raises(
-        DataError, match=r"first 8 bytes of .*text.txt \(b'once upo'\) must be .*not a packed token file"
+        DataError,
+        match=r"first 8 bytes of .*text.txt \(b'once upo'\) must be .*; this is not .*: make .* modlib data pack$",
     ):
         PackedFile(path)
     path.write_bytes(b"")
@@ -151,8 +152,13 @@ def test_document_offsets_past_the_end_are_refused(tmp_path: Path, index: int, v
         PackedFile(path)
 
 
-def test_documents_that_are_not_there(make_packed: MakePacked) -> None:
-    with pytest.raises(DataError, match=r"document \(1\) must be below the 1 documents"):
+def test_documents_that_are_not_there(make_packed: MakePacked, tmp_path: Path) -> None:
+    with PackedFileWriter(tmp_path / "none.packed", vocab_size=300):
+        pass
+    text = rf"^document \(-1\) must be none: there is no document in {tmp_path / 'none.packed'}; choose another number$"
+    with pytest.raises(DataError, match=text):
+        PackedFile(tmp_path / "none.packed").document(-1)
+    with pytest.raises(DataError, match=r"^document \(1\) must be 0 to 0 in .*; choose another number$"):
         PackedFile(make_packed(10)).document(1)
 
 

@@ -153,7 +153,7 @@ def test_files_that_do_not_fit_and_wrong_numbers_are_refused(tmp_path: Path) -> 
         mix([a, b], tmp_path / "out", weights=[1, 1])
     with pytest.raises(DataError, match=r"tokens of .*/empty \(0\) must be at least 1; leave the file out of the "):
         mix([a, write(tmp_path / "empty", [])], tmp_path / "out", weights=[1, 1])
-    with pytest.raises(DataError, match=r"/a exists; choose another path, remove it, or pass overwrite"):
+    with pytest.raises(DataError, match=r"/a exists; choose another path, remove it, or pass --overwrite"):
         mix([a], a, weights=[1])
     with pytest.raises(ConfigError) as caught:
         mix([a], tmp_path / "out", weights=[1, -1], num_tokens=0, epochs=1, seed=-1, unit="lines")  # type: ignore[arg-type]

@@ -49,7 +49,7 @@ def test_where_documents_begin_in_a_part(packed: PackedFile) -> None:
 
 
 def test_what_is_not_there_is_refused(packed: PackedFile) -> None:
-    with pytest.raises(DataError, match=r"document \(4\) must be below the 4 documents"):
+    with pytest.raises(DataError, match=r"document \(4\) must be 0 to 3 in .*; choose another number"):
         part_of(packed, document=4)
     with pytest.raises(DataError, match=r"window \(99\) must be below the \d+ windows of .* with seq_len 4"):
         part_of(packed, window=99, seq_len=4)

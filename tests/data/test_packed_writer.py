@@ -39,7 +39,7 @@ def test_existing_file_is_kept_until_the_rename(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with PackedFileWriter(path, vocab_size=10) as writer:
         writer.write([1, 2, 3])
-    with pytest.raises(DataError, match=r"a exists; choose another path, remove it, or pass overwrite=True"):
+    with pytest.raises(DataError, match=r"a exists; choose another path, remove it, or pass --overwrite"):
         PackedFileWriter(path, vocab_size=10)
     with PackedFileWriter(path, vocab_size=10, overwrite=True) as writer:
         writer.write([4])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from modlib.data.synthetic import KINDS, copying, entropy_rate, markov
+from modlib.runtime.errors import ConfigError
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,6 +33,13 @@ def test_a_markov_text_has_its_entropy() -> None:
     total = sum(pairs.values())
     measured = -sum(count / total * math.log2(count / letters[pair[0]]) for pair, count in pairs.items())
     assert made.bits_per_character == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize(("kind", "least", "of"), [("arithmetic", 12, "a sum"), ("copy", 18, "8 letters and the same")])
+def test_a_document_holds_a_line(kind: str, least: int, of: str) -> None:
+    assert next(KINDS[kind](0, least).documents).count("\n") == 1
+    with pytest.raises(ConfigError, match=rf"^length \({least - 1}\) must be at least {least}, the characters of {of}"):
+        KINDS[kind](0, least - 1)
 
 
 def test_sums_are_right_and_copies_are_equal() -> None:
