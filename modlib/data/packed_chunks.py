@@ -55,7 +55,7 @@ def chunk(
     count = len(borders) - 1
     paths = [Path(f"{os.fspath(prefix)}-{number:05d}-of-{count:05d}.packed") for number in range(count)]
     if not overwrite and (there := [path for path in paths if path.exists()]):
-        raise DataError(f"{there[0]} exists; choose another prefix, remove it, or pass overwrite=True")
+        raise DataError(f"{there[0]} exists; choose another prefix, remove it, or pass --overwrite (overwrite=True in Python)")
     options = {"num_chunks": num_chunks, "max_tokens": max_tokens}
     made = []
     done = 0
