@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from modlib.data.nanogpt_file import read_nanogpt, write_nanogpt
 from modlib.data.packed_header import PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.rewriting import Progress, no_progress
+from modlib.data.tokenizer_files import load_tokenizer, put_beside
 from modlib.runtime.errors import ConfigError, DataError
 
 Readable = Literal["modalities", "megatron", "nanogpt", "huggingface"]
@@ -44,7 +44,7 @@ def convert_from(
         path: The file to make.
         format: What source is.
         vocab_size: Every id must be below it; None takes the tokenizer's, or else the largest id + 1.
-        tokenizer: Made the ids; its fingerprint is written into the header and a tokenizer.json put beside the file.
+        tokenizer: Made the ids; its fingerprint is written into the header and its file put beside the packed one.
         end_of_document_id: Ends each document; None takes the tokenizer's, if there is one. nanoGPT's ids are cut into
             documents at it.
         column: Of a HuggingFace dataset; None takes input_ids or tokens.
@@ -56,11 +56,8 @@ def convert_from(
         ConfigError: nanoGPT's ids without vocab_size or tokenizer.
         DataError: The source is damaged or no such file, or an id is out of vocabulary.
     """
-    reader: Any = None
-    if tokenizer is not None:
-        from modlib.data.packed_text import open_tokenizer
-
-        reader = open_tokenizer(tokenizer)
+    reader = None if tokenizer is None else load_tokenizer(tokenizer)
+    if reader is not None:
         end_of_document_id = reader.end_of_document_id() if end_of_document_id is None else end_of_document_id
         vocab_size = reader.vocab_size if vocab_size is None else vocab_size
     if format == "nanogpt" and vocab_size is None:
@@ -82,12 +79,8 @@ def convert_from(
             writer.write_documents(ids, lengths)
             progress(writer.num_tokens, found.num_tokens)
     assert writer.header is not None
-    if reader is not None and reader.path.suffix == ".json":
-        from modlib.data.packing import tokenizer_beside
-
-        beside = tokenizer_beside(Path(path))
-        if not (beside.exists() and beside.samefile(reader.path)):
-            shutil.copyfile(reader.path, beside)
+    if reader is not None and reader.path.is_file():
+        put_beside(reader.path, path)
     options: dict[str, Any] = {"from": format, "vocab_size": vocab_size, "end_of_document_id": end_of_document_id}
     options |= {"column": column, "trust_lengths": trust_lengths, "tokenizer_fingerprint": fingerprint}
     rewriting.write_provenance(path, writer.header, "convert", options, [*map(foreign.fingerprint, found.files)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from modlib.data import corpus
 from modlib.data.packed_dataset import PackedDataset, check_tokenizer
 from modlib.data.packed_file import PackedFile
-from modlib.data.tokenizer import TextTokenizer, Tokenizer
+from modlib.data.tokenizer import TextTokenizer
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.runtime.errors import ConfigError, DataError
 
 TRAINED_MARKS = ("\u27e6", "\u27e7")
@@ -104,23 +104,10 @@ def tokenizer_for(packed: PackedFile, tokenizer: str | os.PathLike[str] | None =
     """
     if tokenizer is None:
         found = corpus.tokenizer_path(packed.path)
-        return None if found is None else Tokenizer(found)
-    opened = open_tokenizer(tokenizer)
+        return None if found is None else load_tokenizer(found)
+    opened = load_tokenizer(tokenizer)
     check_tokenizer(packed, opened.fingerprint)
     return opened
-
-
-def open_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
-    """A tokenizer.json, a folder with one, or a SentencePiece .model.
-
-    Raises:
-        DataError: There is no such file, or it is not a tokenizer.
-    """
-    if Path(path).suffix == ".model":
-        from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
-
-        return PretrainedSPTokenizer(path=os.fspath(path))
-    return Tokenizer(path)
 
 
 def decode(
@@ -173,8 +160,8 @@ def require_tokenizer(packed: PackedFile, tokenizer: str | os.PathLike[str] | No
     if found is None:
         made = packed.tokenizer_fingerprint[:12] or "not named in the header"
         raise DataError(
-            f"tokenizer of {packed.path} ({made}) must lie beside it, as {packed.path.stem}.tokenizer.json or "
-            "tokenizer.json with that fingerprint; put it there, or name it with --tokenizer"
+            f"tokenizer of {packed.path} ({made}) must lie beside it, as {packed.path.stem}.tokenizer.json (or "
+            ".model) or tokenizer.json with that fingerprint; put it there, or name it with --tokenizer"
         )
     return found
 

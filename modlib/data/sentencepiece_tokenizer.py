@@ -78,7 +78,7 @@ class PretrainedSPTokenizer:
             contents = path.read_bytes()
         except OSError as error:
             raise DataError(f"tokenizer {path} cannot be read: {error.strerror}; check the path") from error
-        self.fingerprint = hashlib.sha256(contents).hexdigest()
+        self.fingerprint = sentencepiece_fingerprint(contents)
         model = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(contents) and model.LoadFromSerializedProto(contents)
@@ -224,3 +224,8 @@ class PretrainedSPTokenizer:
             run = list(group)
             parts.append("".join(map(self._model.id_to_piece, run)) if control else str(self._model.decode(run)))
         return "".join(parts)
+
+
+def sentencepiece_fingerprint(contents: bytes) -> str:
+    """SHA-256, in hex, of a .model file: equal for equal models."""
+    return hashlib.sha256(contents).hexdigest()
