@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
-from modlib.data.tokenizer import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, Ids, Lengths, Spans, no_such_token
+from modlib.data.tokenizer import (
+    BEGIN_OF_TEXT_TOKENS,
+    END_OF_DOCUMENT_TOKENS,
+    Ids,
+    Lengths,
+    Spans,
+    no_such_token,
+    warn_of_ordinary_end,
+)
 from modlib.runtime.errors import ConfigError, DataError
 
 
@@ -113,7 +121,10 @@ class PretrainedSPTokenizer:
         Raises:
             DataError: There is no such piece; the message lists the model's control pieces.
         """
-        return self._chosen("end-of-document token", token, self._model.eos_id(), END_OF_DOCUMENT_TOKENS)
+        found = self._chosen("end-of-document token", token, self._model.eos_id(), END_OF_DOCUMENT_TOKENS)
+        if token is not None:
+            warn_of_ordinary_end(self, token, found)
+        return found
 
     def _begin_id(self, token: str | None) -> int:
         return self._chosen("bos_token", token, self._model.bos_id(), BEGIN_OF_TEXT_TOKENS)
