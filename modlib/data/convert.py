@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import modlib.data.foreign as foreign
 from modlib.data import rewriting
@@ -13,7 +14,7 @@ from modlib.data.huggingface_file import read_huggingface
 from modlib.data.megatron_file import read_megatron, write_megatron
 from modlib.data.modalities_file import read_modalities, write_modalities
 from modlib.data.nanogpt_file import read_nanogpt, write_nanogpt
-from modlib.data.packed_header import PackedHeader
+from modlib.data.packed_header import MAGIC, PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.rewriting import Progress, no_progress
 from modlib.data.tokenizer_files import load_tokenizer, put_beside
@@ -94,6 +95,8 @@ def _open(
         raise ConfigError(f"column ({column}) must go with --from huggingface; leave it out for {format}")
     if trust_lengths and format != "modalities":
         raise ConfigError(f"trust_lengths must go with --from modalities; leave it out for {format}")
+    if format in get_args(Readable):
+        _refuse_packed(source, format)
     if format == "modalities":
         return read_modalities(source, trust_lengths=trust_lengths)
     if format == "megatron":
@@ -103,6 +106,15 @@ def _open(
     if format == "huggingface":
         return read_huggingface(source, column=column)
     raise ConfigError(f"format ({format}) must be modalities, megatron, nanogpt or huggingface; choose one of them")
+
+
+def _refuse_packed(source: str | os.PathLike[str], format: str) -> None:
+    with contextlib.suppress(OSError), open(source, "rb") as file:  # what cannot be read is told by its reader
+        if file.read(len(MAGIC)) == MAGIC:
+            raise DataError(
+                f"{source} must be a file of another library ({format}); it is a packed file already: use it as it is, "
+                "or convert it with --to"
+            )
 
 
 def _largest(found: ForeignTokens) -> int:
