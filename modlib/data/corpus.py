@@ -56,6 +56,18 @@ def prepare(name_or_path: str | os.PathLike[str], progress: Progress | None = No
     return folder / f"{split}.packed"
 
 
+def open_packed(name_or_path: str | os.PathLike[str]) -> PackedFile:
+    """The packed file of a path, or of a corpus, which is made if need be.
+
+    Raises:
+        ConfigError: It begins as a corpus does, and is none.
+        DataError: The file is missing or damaged.
+    """
+    name = os.fspath(name_or_path)
+    named = name.startswith("stdlib:") and not os.path.exists(name)
+    return PackedFile(prepare(name) if named else name_or_path)
+
+
 def resolve(name_or_path: str | os.PathLike[str]) -> Path | None:
     """The packed file if it is there now; None for a corpus that `prepare` would have to make first. Writes nothing.
 

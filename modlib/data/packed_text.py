@@ -38,11 +38,6 @@ class Part:
     trained: npt.NDArray[np.bool_] | None
 
 
-def open_named(name_or_path: str | os.PathLike[str]) -> PackedFile:
-    """The packed file of a path, or of a corpus such as "stdlib:train"."""
-    return PackedFile(corpus.prepare(name_or_path) if os.fspath(name_or_path) in corpus.NAMES else name_or_path)
-
-
 def part_of(
     packed: PackedFile,
     *,
@@ -71,16 +66,14 @@ def part_of(
             "T, and --range A:B; give one of them"
         )
     if document is not None:
-        start = int(packed.document_offsets[document]) if 0 <= document < packed.num_documents else 0
+        _check_number("document", document, packed.num_documents, f"documents of {packed.path}")
+        start = int(packed.document_offsets[document])
         return _part(packed, f"document {document}", start, len(packed.document(document)))
     if window is not None:
         if seq_len is None:
             raise ConfigError(f"seq_len (None) must be given with window ({window}); add --seq_len T")
         dataset = PackedDataset(path=os.fspath(packed.path), seq_len=seq_len)
-        if not 0 <= window < len(dataset):
-            raise DataError(
-                f"window ({window}) must be below the {len(dataset)} windows of {packed.path} with seq_len {seq_len}"
-            )
+        _check_number("window", window, len(dataset), f"windows of {packed.path} with seq_len {seq_len}")
         return _part(packed, f"window {window}, seq_len {seq_len}", window * dataset.stride, seq_len + 1)
     assert span is not None
     first, last = span
@@ -89,6 +82,12 @@ def part_of(
             f"range ({first}:{last}) must lie in order within the {packed.num_tokens} tokens of {packed.path}"
         )
     return _part(packed, f"tokens {first} to {last}", first, last - first)
+
+
+def _check_number(what: str, number: int, count: int, of: str) -> None:
+    if not 0 <= number < count:
+        there = f"0 to {count - 1}, the numbers" if count else "one that there is, and there is none"
+        raise DataError(f"{what} ({number}) must be {there} of the {count} {of}")
 
 
 def _part(packed: PackedFile, name: str, start: int, count: int) -> Part:
@@ -136,7 +135,7 @@ def decode(
     Raises:
         DataError: There is no such part, or the tokenizer is neither given nor beside the file.
     """
-    packed = open_named(path)
+    packed = corpus.open_packed(path)
     part = part_of(packed, document=document, window=window, seq_len=seq_len, span=span)
     reader = require_tokenizer(packed, tokenizer)
     if not mark_trained:

@@ -34,12 +34,12 @@ def no_progress(done: int, total: int) -> None:
 
 
 def open_plain(path: str | os.PathLike[str]) -> PackedFile:
-    """Open a packed file that has nothing but tokens, documents and, perhaps, a loss mask.
+    """Open a packed file, or a corpus, that has nothing but tokens, documents and, perhaps, a loss mask.
 
     Raises:
         DataError: It is damaged, or has sections that a copy of its documents would lose.
     """
-    packed = PackedFile(path)
+    packed = corpus.open_packed(path)
     more = sorted(set(packed.header.sections) - {"tokens", "documents", "loss_mask"})
     if more:
         raise DataError(
