@@ -91,7 +91,7 @@ def _ids(batch: ReplayedBatch) -> Any:
 def _texts(batch: ReplayedBatch) -> list[str]:
     """Each sequence as text; its ids where the data comes without its tokenizer, and its shapes where it has no ids."""
     from modlib.data.dataset import tokenizer_path_of
-    from modlib.data.tokenizer import Tokenizer
+    from modlib.data.tokenizer_files import load_tokenizer
 
     ids = _ids(batch)
     if ids is None:
@@ -100,7 +100,7 @@ def _texts(batch: ReplayedBatch) -> list[str]:
     path = tokenizer_path_of(batch.dataset)
     if path is None:
         return [" ".join(map(str, row)) for row in ids.tolist()]
-    tokenizer = Tokenizer(path)
+    tokenizer = load_tokenizer(path)
     return [tokenizer.decode(row) for row in ids.tolist()]
 
 

@@ -20,7 +20,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Cut a packed file into several at ends of documents; one after the other, they are the file."""
-    with reported("a chunk is complete or not there"), progress_bar(f"chunk {file.name}") as progress:
+    with reported("a chunk is complete or not there"), progress_bar(f"chunk {file.name}", "tokens") as progress:
         from modlib.data.packed_chunks import chunk
 
         made = chunk(file, prefix, num_chunks=num_chunks, max_tokens=max_tokens, overwrite=overwrite, progress=progress)

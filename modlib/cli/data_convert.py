@@ -41,7 +41,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Make a packed file of another library's token file (--from), or the other way (--to)."""
-    with reported(NOT_MADE), progress_bar(f"convert {source.name}") as progress:
+    with reported(NOT_MADE), progress_bar(f"convert {source.name}", "tokens") as progress:
         if (come_from is None) == (go_to is None):
             raise ConfigError(
                 f"--from ({come_from}) and --to ({go_to}) must be one alone; with --from, OUT is a packed file, with "

@@ -31,7 +31,11 @@ def command(
     The function is given a document with .tokens (the ids), .text and .number. Its module is looked for on Python's
     path and in the working directory, and is run: it is a program of yours.
     """
-    with reported(NOT_MADE), progress_bar(f"filter {file.name}") as progress, contextlib.redirect_stdout(sys.stderr):
+    with (
+        reported(NOT_MADE),
+        progress_bar(f"filter {file.name}", "tokens") as progress,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         from modlib.data.packed_file import PackedFile
         from modlib.data.packed_filter import filter_documents
 

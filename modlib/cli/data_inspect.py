@@ -29,9 +29,10 @@ def command(
 ) -> None:
     """Show a packed file's header; or each token of a document, a training window or a range, with its text."""
     with reported():
-        from modlib.data.packed_text import open_named, part_of, tokenizer_for
+        from modlib.data.corpus import open_packed
+        from modlib.data.packed_text import part_of, tokenizer_for
 
-        packed = open_named(file)
+        packed = open_packed(file)
         reader = tokenizer_for(packed, tokenizer)
         if document is None and window is None and seq_len is None and span is None:
             _print_header(packed, reader, as_json)

@@ -17,7 +17,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Write the documents of several packed files into one, in the order given; all must share one tokenizer."""
-    with reported(NOT_MADE), progress_bar("merge") as progress:
+    with reported(NOT_MADE), progress_bar("merge", "tokens") as progress:
         from modlib.data.packed_merge import merge
 
         header = merge(files[:-1], files[-1], overwrite=overwrite, progress=progress)

@@ -38,7 +38,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Mix whole documents of packed files so that each file has its share in every beginning of the result."""
-    with reported(NOT_MADE), progress_bar("mix") as progress:
+    with reported(NOT_MADE), progress_bar("mix", "tokens") as progress:
         from modlib.data.packed_mix import mix
 
         header, mixed = mix(

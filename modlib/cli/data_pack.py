@@ -40,7 +40,10 @@ def command(
         list[str], typer.Argument(metavar="IN... OUT", help="Files, folders or patterns; then the output.")
     ],
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", metavar="FOLDER_OR_MODEL", help="A folder, tokenizer.json or .model file.")
+        str,
+        typer.Option(
+            "--tokenizer", metavar="FOLDER_OR_MODEL", help="A folder, tokenizer.json or .model file; or stdlib:train."
+        ),
     ],
     field: Annotated[
         str | None,
@@ -57,11 +60,9 @@ def command(
     workers: Annotated[int | None, typer.Option("--workers", help="Processes. Default: one per core.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where it was cut off.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
-    split: Annotated[
-        str | None, typer.Option("--split", help='Several outputs, by hash: "train=0.99,validation=0.01".')
-    ] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Several outputs, by hash: train=0.9,test=0.1")] = None,
     shard_tokens: Annotated[
-        int | None, typer.Option("--shard_tokens", help="Several files, OUT-00000-of-00008.packed, of so many tokens.")
+        int | None, typer.Option("--shard_tokens", help="Several files, each of at most so many tokens.")
     ] = None,
     end_of_document: Annotated[str | None, typer.Option("--end_of_document", help="Text of that token.")] = None,
     engine: Annotated[Engine, typer.Option("--engine", help="What tokenizes; the ids are the same.")] = Engine.auto,

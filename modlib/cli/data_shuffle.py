@@ -24,7 +24,7 @@ def command(
     overwrite: Overwrite = False,
 ) -> Path:
     """Shuffle the documents of a packed file, or fixed blocks of tokens; a file may be larger than memory."""
-    with reported(NOT_MADE), progress_bar(f"shuffle {file.name}") as progress:
+    with reported(NOT_MADE), progress_bar(f"shuffle {file.name}", "tokens") as progress:
         from modlib.data.packed_shuffle import shuffle
 
         header = shuffle(

@@ -31,7 +31,7 @@ def command(
     ] = False,
 ) -> None:
     """Count documents, tokens, bytes per token, lengths, the most frequent tokens, and exact duplicates."""
-    with reported(), progress_bar(f"stats {file}") as progress:
+    with reported(), progress_bar(f"stats {file}", "tokens") as progress:
         from modlib.data.packed_stats import plot_lengths, stats
 
         found = stats(

@@ -39,12 +39,20 @@ def command(
 
 
 def _tokenizer(trained: TrainedRun) -> Any:
-    """The training data's; None, with a warning, where it is gone."""
+    """The training data's, of the tokenizers library; None, with a warning, where it is gone or of another kind."""
+    import tokenizers
+
+    from modlib.data.tokenizer import Tokenizer
+
     try:
-        return tokenizer_of(trained)
+        found = tokenizer_of(trained)
     except (DataError, ConfigError) as error:
         logger.warning("exported without a tokenizer: %s", error)
         return None
+    if not isinstance(found, Tokenizer):
+        logger.warning("exported without a tokenizer: %s is not one of the tokenizers library; copy it", found.path)
+        return None
+    return tokenizers.Tokenizer.from_str(found.to_json())
 
 
 def _end_token(tokenizer: Any) -> str | None:

@@ -15,6 +15,7 @@ from modlib.runtime.run_folder import RunFolder
 if TYPE_CHECKING:
     from modlib.checkpointing import LoadedState
     from modlib.config import Config
+    from modlib.data.tokenizer import TextTokenizer
 
 logger = logging.getLogger("modlib")
 
@@ -112,15 +113,14 @@ def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
     raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
 
 
-def tokenizer_of(trained: TrainedRun) -> Any:
+def tokenizer_of(trained: TrainedRun) -> TextTokenizer:
     """The tokenizer that made the training data.
 
     Raises:
         DataError: The training data or its tokenizer is gone.
     """
-    from tokenizers import Tokenizer
-
     from modlib.data.dataset import tokenizer_path_of
+    from modlib.data.tokenizer_files import load_tokenizer
     from modlib.training.plan import build
 
     dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
@@ -133,7 +133,4 @@ def tokenizer_of(trained: TrainedRun) -> Any:
         )
     if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
         logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
-    tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return load_tokenizer(path)

@@ -97,7 +97,7 @@ class SeveralDatasets:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The tokenizer.json of the first source that has one; all have the same."""
+        """The tokenizer file of the first source that has one; all have the same."""
         paths = (
             source.tokenizer_path if hasattr(source, "tokenizer_path") else corpus.tokenizer_path(source.name)
             for source in self.sources

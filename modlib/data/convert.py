@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import modlib.data.foreign as foreign
 from modlib.data import rewriting
@@ -15,9 +15,10 @@ from modlib.data.megatron_file import megatron_paths, read_megatron, write_megat
 from modlib.data.modalities_file import read_modalities, write_modalities
 from modlib.data.nanogpt_file import read_nanogpt, write_nanogpt
 from modlib.data.outputs import require_not_read
-from modlib.data.packed_header import PackedHeader
+from modlib.data.packed_header import MAGIC, PackedHeader
 from modlib.data.packed_writer import PackedFileWriter
 from modlib.data.rewriting import Progress, no_progress
+from modlib.data.tokenizer_files import load_tokenizer, put_beside
 from modlib.runtime.errors import ConfigError, DataError
 
 Readable = Literal["modalities", "megatron", "nanogpt", "huggingface"]
@@ -45,7 +46,7 @@ def convert_from(
         path: The file to make.
         format: What source is.
         vocab_size: Every id must be below it; None takes the tokenizer's, or else the largest id + 1.
-        tokenizer: Made the ids; its fingerprint is written into the header and a tokenizer.json put beside the file.
+        tokenizer: Made the ids; its fingerprint is written into the header and its file put beside the packed one.
         end_of_document_id: Ends each document; None takes the tokenizer's, if there is one. nanoGPT's ids are cut into
             documents at it.
         column: Of a HuggingFace dataset; None takes input_ids or tokens.
@@ -57,11 +58,8 @@ def convert_from(
         ConfigError: nanoGPT's ids without vocab_size or tokenizer, or the output is the source.
         DataError: The source is damaged or no such file, or an id is out of vocabulary.
     """
-    reader: Any = None
-    if tokenizer is not None:
-        from modlib.data.packed_text import open_tokenizer
-
-        reader = open_tokenizer(tokenizer)
+    reader = None if tokenizer is None else load_tokenizer(tokenizer)
+    if reader is not None:
         end_of_document_id = reader.end_of_document_id() if end_of_document_id is None else end_of_document_id
         vocab_size = reader.vocab_size if vocab_size is None else vocab_size
     if format == "nanogpt" and vocab_size is None:
@@ -84,12 +82,8 @@ def convert_from(
             writer.write_documents(ids, lengths)
             progress(writer.num_tokens, found.num_tokens)
     assert writer.header is not None
-    if reader is not None and reader.path.suffix == ".json":
-        from modlib.data.packing import tokenizer_beside
-
-        beside = tokenizer_beside(Path(path))
-        if not (beside.exists() and beside.samefile(reader.path)):
-            shutil.copyfile(reader.path, beside)
+    if reader is not None and reader.path.is_file():
+        put_beside(reader.path, path)
     options: dict[str, Any] = {"from": format, "vocab_size": vocab_size, "end_of_document_id": end_of_document_id}
     options |= {"column": column, "trust_lengths": trust_lengths, "tokenizer_fingerprint": fingerprint}
     rewriting.write_provenance(path, writer.header, "convert", options, [*map(foreign.fingerprint, found.files)])
@@ -103,6 +97,8 @@ def _open(
         raise ConfigError(f"column ({column}) must go with --from huggingface; leave it out for {format}")
     if trust_lengths and format != "modalities":
         raise ConfigError(f"trust_lengths must go with --from modalities; leave it out for {format}")
+    if format in get_args(Readable):
+        _refuse_packed(source, format)
     if format == "modalities":
         return read_modalities(source, trust_lengths=trust_lengths)
     if format == "megatron":
@@ -112,6 +108,15 @@ def _open(
     if format == "huggingface":
         return read_huggingface(source, column=column)
     raise ConfigError(f"format ({format}) must be modalities, megatron, nanogpt or huggingface; choose one of them")
+
+
+def _refuse_packed(source: str | os.PathLike[str], format: str) -> None:
+    with contextlib.suppress(OSError), open(source, "rb") as file:  # what cannot be read is told by its reader
+        if file.read(len(MAGIC)) == MAGIC:
+            raise DataError(
+                f"{source} must be a file of another library ({format}); it is a packed file already: use it as it is, "
+                "or convert it with --to"
+            )
 
 
 def _largest(found: ForeignTokens) -> int:

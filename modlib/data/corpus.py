@@ -56,6 +56,18 @@ def prepare(name_or_path: str | os.PathLike[str], progress: Progress | None = No
     return folder / f"{split}.packed"
 
 
+def open_packed(name_or_path: str | os.PathLike[str]) -> PackedFile:
+    """The packed file of a path, or of a corpus, which is made if need be.
+
+    Raises:
+        ConfigError: It begins as a corpus does, and is none.
+        DataError: The file is missing or damaged.
+    """
+    name = os.fspath(name_or_path)
+    named = name.startswith("stdlib:") and not os.path.exists(name)
+    return PackedFile(prepare(name) if named else name_or_path)
+
+
 def resolve(name_or_path: str | os.PathLike[str]) -> Path | None:
     """The packed file if it is there now; None for a corpus that `prepare` would have to make first. Writes nothing.
 
@@ -79,10 +91,10 @@ def is_prepared(name_or_path: str | os.PathLike[str]) -> bool:
 
 
 def tokenizer_path(name_or_path: str | os.PathLike[str]) -> Path | None:
-    """The tokenizer.json that made a packed file, if it is kept beside it; never another tokenizer.
+    """The file of the tokenizer that made a packed file, if it is kept beside it; never another tokenizer.
 
-    Looked for as `<file name>.tokenizer.json` and `tokenizer.json` in the file's folder, and taken only if its
-    fingerprint is the one in the packed file's header.
+    Looked for as `<file name>.tokenizer.json`, `tokenizer.json` and `<file name>.tokenizer.model` in the file's folder,
+    and taken only if its fingerprint is the one in the packed file's header.
 
     Raises:
         ConfigError: Neither a corpus nor an existing file.
@@ -91,17 +103,9 @@ def tokenizer_path(name_or_path: str | os.PathLike[str]) -> Path | None:
     path = resolve(name_or_path)
     if path is None:
         return None
-    from modlib.data.packing import tokenizer_beside  # needs the tokenizers library
-    from modlib.data.tokenizer import tokenizer_fingerprint
+    from modlib.data.tokenizer_files import find_beside  # needs the tokenizers library
 
-    fingerprint = PackedFile(path).tokenizer_fingerprint
-    for candidate in (tokenizer_beside(path), path.with_name("tokenizer.json")):
-        try:
-            if fingerprint and tokenizer_fingerprint(candidate.read_text(encoding="utf-8")) == fingerprint:
-                return candidate
-        except (OSError, ValueError):
-            continue
-    return None
+    return find_beside(path, PackedFile(path).tokenizer_fingerprint)
 
 
 def describe(name_or_path: str | os.PathLike[str]) -> CorpusSummary | None:

@@ -11,7 +11,7 @@ class Dataset(Protocol):
 
     A dataset may also have `__getitems__(indices)` (many samples at once, much faster), `read_ahead(indices)` (tells
     the system what is read next), `check_unchanged()` (raises DataError when its files were changed since they were
-    opened), `check_tokenizer(fingerprint)`, `tokenizer_path` (its tokenizer.json, or None), `padding` (share of its
+    opened), `check_tokenizer(fingerprint)`, `tokenizer_path` (its tokenizer's file, or None), `padding` (share of its
     tokens that is none) and a parameter `intra_document_masking`, with which it gives windows with document ids. It
     must survive pickling, for loader workers that are spawned.
     """
@@ -60,7 +60,7 @@ class Dataset(Protocol):
 
 
 def tokenizer_path_of(dataset: Any) -> Path | None:
-    """The tokenizer.json of a dataset: what it says itself, else what is kept beside its file; None without one."""
+    """The tokenizer file of a dataset: what it says itself, else what is kept beside its file; None without one."""
     if hasattr(dataset, "tokenizer_path"):
         return None if dataset.tokenizer_path is None else Path(dataset.tokenizer_path)
     from modlib.data.corpus import tokenizer_path

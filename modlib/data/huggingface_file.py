@@ -15,6 +15,10 @@ from modlib.runtime.errors import DataError
 
 _COLUMNS = ("input_ids", "tokens")
 """Tried in this order when no column is named."""
+_TEXT = (
+    "export text with to_parquet('text.parquet') of the dataset and pack that: modlib data pack text.parquet OUT "
+    "--field COLUMN --tokenizer ..."
+)
 
 
 def read_huggingface(path: str | os.PathLike[str], *, column: str | None = None) -> ForeignTokens:
@@ -44,9 +48,13 @@ def read_huggingface(path: str | os.PathLike[str], *, column: str | None = None)
 
 
 def _arrow_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} must be a folder that save_to_disk wrote; there is no such folder: check the path")
     if (folder / "dataset_dict.json").is_file():
         splits = _json(folder / "dataset_dict.json").get("splits", [])
         raise DataError(f"{folder} ({len(splits)} splits) must be one split; name one of them: {', '.join(splits)}")
+    if not (folder / "state.json").is_file():
+        raise DataError(f"{folder} must be a folder that save_to_disk wrote; there is no state.json in it")
     state = _json(folder / "state.json")
     if state.get("_indices_data_files") or state.get("_indices_files"):
         raise DataError(f"{folder} must hold its rows in order; call flatten_indices() on it and save it again")
@@ -57,8 +65,9 @@ def _arrow_files(folder: Path) -> list[Path]:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    contents = read_bytes(path)
     try:
-        found = json.loads(read_bytes(path))
+        found = json.loads(contents)
     except ValueError as error:
         raise DataError(f"{path} must be JSON; {error}") from error
     if not isinstance(found, dict):
@@ -76,7 +85,7 @@ def _columns(file: Path, wanted: str | None) -> Iterator[tuple[Any, str]]:
             if name is None or name not in names:
                 raise DataError(
                     f"column ({wanted or ' or '.join(_COLUMNS)}) must be one of {file}, which has {', '.join(names)}; "
-                    "name one with lists of ids, or pack a column of text with modlib data pack"
+                    f"name one with lists of ids; {_TEXT}"
                 )
             for batch in reader:
                 yield batch.column(names.index(name)), name
@@ -91,7 +100,7 @@ def _checked(array: Any, what: str, row: int) -> tuple[Ids, Numbers]:
     kind = array.type
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     if not is_list or not types.is_integer(kind.value_type):
-        raise DataError(f"{what} ({kind}) must hold lists of integers; pack text with modlib data pack")
+        raise DataError(f"{what} ({kind}) must hold lists of integers; {_TEXT}")
     if array.null_count:
         missing = int(np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))[0])
         raise DataError(f"row {row + missing} of {what} must be a list of ids; it is null")

@@ -223,9 +223,9 @@ class JSONLDataset:
 
     @property
     def tokenizer_path(self) -> Path | None:
-        """The tokenizer.json in use; None for a tokenizer of another kind."""
+        """The file of the tokenizer in use; None for one that was made of a folder's other files."""
         path = self.tokenizer.path
-        return path if isinstance(self.tokenizer, Tokenizer) and path.is_file() else None
+        return path if path.is_file() else None
 
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse texts with ids that the model does not have; every id was seen when the file was first read.

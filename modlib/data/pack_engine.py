@@ -1,11 +1,9 @@
-"""What tokenizes when text is packed: a tokenizer from its path, and the fast engine where it makes the same ids."""
+"""What tokenizes when text is packed: the fast engine where it makes the same ids as the tokenizer."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,25 +13,13 @@ from modlib.data.fast_bpe import FastBPE, NotEquivalentError
 from modlib.data.fields import Field
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
 from modlib.data.sources import Source, read_blocks
-from modlib.data.tokenizer import PretrainedHFTokenizer, TextTokenizer, Tokenizer
+from modlib.data.tokenizer import TextTokenizer, Tokenizer
+from modlib.data.tokenizer_files import load_tokenizer as load_tokenizer
 from modlib.runtime.errors import ConfigError
 
 SMALL_BYTES = 1 << 20
 """Less text is packed by one process with the tokenizer itself: starting anything else would take longer."""
 _SAMPLE_BYTES = 1 << 17  # of a few files, to compare the engines with
-
-
-def load_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
-    """The tokenizer of a folder, a tokenizer.json, a SentencePiece .model, or a corpus such as "stdlib:train".
-
-    Raises:
-        DataError: There is none.
-    """
-    folder = Path(path)
-    models = sorted(folder.glob("*.model")) if folder.is_dir() and not (folder / "tokenizer.json").is_file() else []
-    if folder.suffix == ".model":
-        return PretrainedSPTokenizer(folder)
-    return PretrainedSPTokenizer(models[0]) if len(models) == 1 else PretrainedHFTokenizer(path)
 
 
 def choose_engine(

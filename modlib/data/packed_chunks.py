@@ -31,7 +31,7 @@ def chunk(
         source: A packed file.
         prefix: Chunks are `<prefix>-00000-of-00004.packed` and so on.
         num_chunks: So many chunks, of about equal tokens; each has a document.
-        max_tokens: Or as few chunks as hold at most so many tokens each.
+        max_tokens: Or as few chunks as hold at most so many tokens each; a longer document has a chunk of its own.
         overwrite: Whether existing files are replaced.
         progress: Called with the tokens done, and all of them.
 
@@ -40,7 +40,7 @@ def chunk(
 
     Raises:
         ConfigError: Not one of num_chunks and max_tokens, or a number below 1.
-        DataError: Fewer documents than chunks, a document longer than max_tokens, or a chunk exists.
+        DataError: Fewer documents than chunks, or a chunk exists.
     """
     if (num_chunks is None) == (max_tokens is None):
         raise ConfigError(
@@ -55,7 +55,9 @@ def chunk(
     count = len(borders) - 1
     paths = [Path(f"{os.fspath(prefix)}-{number:05d}-of-{count:05d}.packed") for number in range(count)]
     if not overwrite and (there := [path for path in paths if path.exists()]):
-        raise DataError(f"{there[0]} exists; choose another prefix, remove it, or pass --overwrite (overwrite=True in Python)")
+        raise DataError(
+            f"{there[0]} exists; choose another prefix, remove it, or pass --overwrite (overwrite=True in Python)"
+        )
     options = {"num_chunks": num_chunks, "max_tokens": max_tokens}
     made = []
     done = 0
@@ -95,16 +97,11 @@ def _equal(packed: PackedFile, num_chunks: int) -> list[int]:
 
 
 def _filled(packed: PackedFile, max_tokens: int) -> list[int]:
-    """The first document of each chunk, and the end: each chunk takes what fits."""
+    """The first document of each chunk, and the end: each chunk takes what fits, or one longer document."""
     offsets, count = packed.document_offsets, packed.num_documents
     borders = [0]
     while borders[-1] < count:
         first = borders[-1]
         behind = int(np.searchsorted(offsets, offsets[first] + max_tokens, side="right")) - 1
-        if behind <= first:
-            raise DataError(
-                f"tokens of document {first} of {packed.path} ({offsets[first + 1] - offsets[first]}) must be at most "
-                f"max_tokens ({max_tokens}); a document is not cut: set max_tokens higher"
-            )
-        borders.append(behind)
+        borders.append(max(behind, first + 1))  # a longer document is not cut
     return borders if count else [0, 0]

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from modlib.data import corpus
 from modlib.data.packed_file import PackedFile
-from modlib.data.packed_text import open_named, tokenizer_for
+from modlib.data.packed_text import tokenizer_for
 from modlib.data.rewriting import Progress, document_batches, no_progress, token_batches
 from modlib.data.tokenizer import TextTokenizer
 from modlib.runtime.errors import ConfigError, DataError
@@ -106,7 +107,7 @@ def stats(
     Raises:
         DataError: The file is damaged, or the tokenizer is another.
     """
-    packed = open_named(path)
+    packed = corpus.open_packed(path)
     reader = tokenizer_for(packed, tokenizer)
     lengths = np.diff(packed.document_offsets)
     passes = 2 if find_duplicates else 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ import numpy.typing as npt
 from modlib.data import corpus
 from modlib.data.packed_dataset import PackedDataset, check_tokenizer
 from modlib.data.packed_file import PackedFile
-from modlib.data.tokenizer import TextTokenizer, Tokenizer
+from modlib.data.tokenizer import TextTokenizer
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.runtime.errors import ConfigError, DataError
 
 TRAINED_MARKS = ("\u27e6", "\u27e7")
@@ -36,11 +36,6 @@ class Part:
     start: int
     tokens: npt.NDArray[Any]
     trained: npt.NDArray[np.bool_] | None
-
-
-def open_named(name_or_path: str | os.PathLike[str]) -> PackedFile:
-    """The packed file of a path, or of a corpus such as "stdlib:train"."""
-    return PackedFile(corpus.prepare(name_or_path) if os.fspath(name_or_path) in corpus.NAMES else name_or_path)
 
 
 def part_of(
@@ -71,16 +66,14 @@ def part_of(
             "T, and --range A:B; give one of them"
         )
     if document is not None:
-        start = int(packed.document_offsets[document]) if 0 <= document < packed.num_documents else 0
+        _check_number("document", document, packed.num_documents, f"documents of {packed.path}")
+        start = int(packed.document_offsets[document])
         return _part(packed, f"document {document}", start, len(packed.document(document)))
     if window is not None:
         if seq_len is None:
             raise ConfigError(f"seq_len (None) must be given with window ({window}); add --seq_len T")
         dataset = PackedDataset(path=os.fspath(packed.path), seq_len=seq_len)
-        if not 0 <= window < len(dataset):
-            raise DataError(
-                f"window ({window}) must be below the {len(dataset)} windows of {packed.path} with seq_len {seq_len}"
-            )
+        _check_number("window", window, len(dataset), f"windows of {packed.path} with seq_len {seq_len}")
         return _part(packed, f"window {window}, seq_len {seq_len}", window * dataset.stride, seq_len + 1)
     assert span is not None
     first, last = span
@@ -89,6 +82,12 @@ def part_of(
             f"range ({first}:{last}) must lie in order within the {packed.num_tokens} tokens of {packed.path}"
         )
     return _part(packed, f"tokens {first} to {last}", first, last - first)
+
+
+def _check_number(what: str, number: int, count: int, of: str) -> None:
+    if not 0 <= number < count:
+        there = f"0 to {count - 1}, the numbers" if count else "one that there is, and there is none"
+        raise DataError(f"{what} ({number}) must be {there} of the {count} {of}")
 
 
 def _part(packed: PackedFile, name: str, start: int, count: int) -> Part:
@@ -104,23 +103,10 @@ def tokenizer_for(packed: PackedFile, tokenizer: str | os.PathLike[str] | None =
     """
     if tokenizer is None:
         found = corpus.tokenizer_path(packed.path)
-        return None if found is None else Tokenizer(found)
-    opened = open_tokenizer(tokenizer)
+        return None if found is None else load_tokenizer(found)
+    opened = load_tokenizer(tokenizer)
     check_tokenizer(packed, opened.fingerprint)
     return opened
-
-
-def open_tokenizer(path: str | os.PathLike[str]) -> TextTokenizer:
-    """A tokenizer.json, a folder with one, or a SentencePiece .model.
-
-    Raises:
-        DataError: There is no such file, or it is not a tokenizer.
-    """
-    if Path(path).suffix == ".model":
-        from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
-
-        return PretrainedSPTokenizer(path=os.fspath(path))
-    return Tokenizer(path)
 
 
 def decode(
@@ -149,7 +135,7 @@ def decode(
     Raises:
         DataError: There is no such part, or the tokenizer is neither given nor beside the file.
     """
-    packed = open_named(path)
+    packed = corpus.open_packed(path)
     part = part_of(packed, document=document, window=window, seq_len=seq_len, span=span)
     reader = require_tokenizer(packed, tokenizer)
     if not mark_trained:
@@ -173,8 +159,8 @@ def require_tokenizer(packed: PackedFile, tokenizer: str | os.PathLike[str] | No
     if found is None:
         made = packed.tokenizer_fingerprint[:12] or "not named in the header"
         raise DataError(
-            f"tokenizer of {packed.path} ({made}) must lie beside it, as {packed.path.stem}.tokenizer.json or "
-            "tokenizer.json with that fingerprint; put it there, or name it with --tokenizer"
+            f"tokenizer of {packed.path} ({made}) must lie beside it, as {packed.path.stem}.tokenizer.json (or "
+            ".model) or tokenizer.json with that fingerprint; put it there, or name it with --tokenizer"
         )
     return found
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from modlib.data import corpus
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import ALIGNMENT, HEADER_BYTES, aligned
 from modlib.data.rewriting import Progress, no_progress, token_batches
@@ -39,13 +40,13 @@ def verify(path: str | os.PathLike[str], progress: Progress = no_progress) -> Ve
     Memory does not grow with the file.
 
     Args:
-        path: A packed token file.
+        path: A packed token file, or a corpus.
         progress: Called with the bytes read so far, and all of them.
 
     Raises:
         DataError: Something is wrong; the message lists everything that is, with the place of each.
     """
-    packed = PackedFile(path)  # checks header and sizes
+    packed = corpus.open_packed(path)  # checks header and sizes
     problems = []
     if (problem := _hash_problem(packed, progress)) is not None:
         problems.append(problem)

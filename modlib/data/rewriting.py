@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,12 +35,12 @@ def no_progress(done: int, total: int) -> None:
 
 
 def open_plain(path: str | os.PathLike[str]) -> PackedFile:
-    """Open a packed file that has nothing but tokens, documents and, perhaps, a loss mask.
+    """Open a packed file, or a corpus, that has nothing but tokens, documents and, perhaps, a loss mask.
 
     Raises:
         DataError: It is damaged, or has sections that a copy of its documents would lose.
     """
-    packed = PackedFile(path)
+    packed = corpus.open_packed(path)
     more = sorted(set(packed.header.sections) - {"tokens", "documents", "loss_mask"})
     if more:
         raise DataError(
@@ -177,14 +176,13 @@ def _of_header(header: PackedHeader) -> dict[str, Any]:
 
 
 def take_tokenizer_along(source: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Put the tokenizer of one packed file beside another made from it, if it is there."""
-    from modlib.data.packing import tokenizer_beside  # needs the tokenizers library
+    """Put the tokenizer of one packed file beside another made from it, if it is there.
+
+    Raises:
+        DataError: It cannot be written.
+    """
+    from modlib.data.tokenizer_files import put_beside  # needs the tokenizers library
 
     found = corpus.tokenizer_path(source)
-    beside = tokenizer_beside(Path(path))
-    if found is None or (beside.exists() and beside.samefile(found)):
-        return
-    try:
-        shutil.copyfile(found, beside)
-    except OSError as error:
-        raise DataError(f"{beside} cannot be written: {error.strerror}; free space or choose another folder") from error
+    if found is not None:
+        put_beside(found, path)

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
-from modlib.data.tokenizer import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, Ids, Lengths, Spans, no_such_token
+from modlib.data.tokenizer import (
+    BEGIN_OF_TEXT_TOKENS,
+    END_OF_DOCUMENT_TOKENS,
+    Ids,
+    Lengths,
+    Spans,
+    no_such_token,
+    warn_of_ordinary_end,
+)
 from modlib.runtime.errors import ConfigError, DataError
 
 
@@ -78,7 +86,7 @@ class PretrainedSPTokenizer:
             contents = path.read_bytes()
         except OSError as error:
             raise DataError(f"tokenizer {path} cannot be read: {error.strerror}; check the path") from error
-        self.fingerprint = hashlib.sha256(contents).hexdigest()
+        self.fingerprint = sentencepiece_fingerprint(contents)
         model = sentencepiece.SentencePieceProcessor()
         try:
             loaded = bool(contents) and model.LoadFromSerializedProto(contents)
@@ -113,7 +121,10 @@ class PretrainedSPTokenizer:
         Raises:
             DataError: There is no such piece; the message lists the model's control pieces.
         """
-        return self._chosen("end-of-document token", token, self._model.eos_id(), END_OF_DOCUMENT_TOKENS)
+        found = self._chosen("end-of-document token", token, self._model.eos_id(), END_OF_DOCUMENT_TOKENS)
+        if token is not None:
+            warn_of_ordinary_end(self, token, found)
+        return found
 
     def _begin_id(self, token: str | None) -> int:
         return self._chosen("bos_token", token, self._model.bos_id(), BEGIN_OF_TEXT_TOKENS)
@@ -224,3 +235,8 @@ class PretrainedSPTokenizer:
             run = list(group)
             parts.append("".join(map(self._model.id_to_piece, run)) if control else str(self._model.decode(run)))
         return "".join(parts)
+
+
+def sentencepiece_fingerprint(contents: bytes) -> str:
+    """SHA-256, in hex, of a .model file: equal for equal models."""
+    return hashlib.sha256(contents).hexdigest()

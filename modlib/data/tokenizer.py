@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -23,6 +24,8 @@ import tokenizers
 from modlib.components import component
 from modlib.data import corpus
 from modlib.runtime.errors import ConfigError, DataError
+
+logger = logging.getLogger("modlib")
 
 END_OF_DOCUMENT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 """Tried in this order when no end-of-document token is named."""
@@ -151,7 +154,10 @@ class Tokenizer:
         Raises:
             DataError: The tokenizer has no such token; the message lists its special tokens.
         """
-        return self._first("end-of-document token", END_OF_DOCUMENT_TOKENS if token is None else (token,))
+        found = self._first("end-of-document token", END_OF_DOCUMENT_TOKENS if token is None else (token,))
+        if token is not None:
+            warn_of_ordinary_end(self, token, found)
+        return found
 
     def _first(self, what: str, wanted: Sequence[str]) -> int:
         for candidate in wanted:
@@ -394,6 +400,18 @@ def _converted(folder: Path) -> str:
             "model use PretrainedSPTokenizer"
         )
     return str(backend.to_str())
+
+
+def warn_of_ordinary_end(tokenizer: TextTokenizer, token: str, token_id: int) -> None:
+    """Tell when a token that was chosen to end documents may be made of their text as well."""
+    if not tokenizer.is_special(token_id):
+        logger.warning(
+            "end-of-document token (%r) is an ordinary token of %s, which text can hold: documents will seem to end "
+            "within; its special tokens are %s",
+            token,
+            tokenizer.path,
+            ", ".join(tokenizer.special_tokens[:20]) or "none",
+        )
 
 
 def tokenizer_fingerprint(text: str) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from modlib.components import component
 from modlib.data.batch import map_tensors
-from modlib.inference.generation import Tokenizer
 from modlib.models.coca import greedy_captions
 from modlib.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from modlib.data.tokenizer import TextTokenizer
 
 
 @component("sample", "caption", not_science=("dataset", "num_images"))
@@ -32,7 +35,7 @@ class CaptionSample:
             raise ConfigError(f"num_images ({num_images}) must be at least 1; to show none leave train.sample out")
         self.dataset, self.collate, self.num_images = dataset, collate, num_images
 
-    def __call__(self, model: Any, tokenizer: Tokenizer) -> str:
+    def __call__(self, model: Any, tokenizer: TextTokenizer) -> str:
         """The lines.
 
         Args:
@@ -44,12 +47,13 @@ class CaptionSample:
         device = next(model.parameters()).device
         inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
         written = greedy_captions(model, inputs["images"], inputs["input_ids"][:, 0], targets.shape[1]).cpu()
+        decode = partial(tokenizer.decode, skip_special_tokens=True)
         lines = []
         for caption, target in zip(written, targets, strict=True):
             truth = target[target >= 0].tolist()
-            text = tokenizer.decode(_up_to(caption, truth[-1]))
+            text, true = (decode(tokens) for tokens in (_up_to(caption, truth[-1]), truth))
             right = caption[: len(truth)].tolist() == truth
-            lines.append(f"right: {text}" if right else f"wrong: {text} (it is {tokenizer.decode(truth)})")
+            lines.append(f"right: {text}" if right else f"wrong: {text} (it is {true})")
         return "\n".join(lines)
 
 

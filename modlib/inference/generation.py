@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from modlib.models.gpt2 import KeyValueCache
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from modlib.data.tokenizer import TextTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 COLDEST = 1e-6  # below it the most likely token is certain in float32, and dividing by it could overflow
-
-
-class Tokenizer(Protocol):
-    """What is needed of a tokenizer; tokenizers.Tokenizer has it."""
-
-    def encode(self, sequence: str, *, add_special_tokens: bool) -> Any: ...
-    def decode(self, ids: list[int]) -> str: ...
-    def token_to_id(self, token: str) -> int | None: ...
-    def get_vocab_size(self) -> int: ...
 
 
 def next_tokens(
@@ -195,17 +189,17 @@ def _last_logits(model: Any, tokens: Tensor, cache: KeyValueCache | None) -> Ten
     return model.decode(window[:, cache.length :], cache)
 
 
-def _end_of_document(tokenizer: Tokenizer) -> int | None:
+def _end_of_document(tokenizer: TextTokenizer) -> int | None:
     """The id that ended each document when the training data was packed."""
-    from modlib.data.tokenizer import END_OF_DOCUMENT_TOKENS
-
-    found = (tokenizer.token_to_id(token) for token in END_OF_DOCUMENT_TOKENS)
-    return next((token for token in found if token is not None), None)
+    try:
+        return tokenizer.end_of_document_id()
+    except DataError:
+        return None
 
 
 def sample_text(
     model: Any,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     prompt: str,
     *,
     max_new_tokens: int = 100,
@@ -232,7 +226,7 @@ def sample_text(
         ConfigError: An argument out of its range, or an empty prompt with a tokenizer without end-of-text token.
     """
     stop_token = _end_of_document(tokenizer)
-    ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)  # as the training data was encoded
+    ids = tokenizer.encode(prompt, special_tokens=True)  # a prompt may hold the marks of a conversation
     if not ids and stop_token is not None:
         ids = [stop_token]
     device = next(model.parameters()).device
@@ -245,10 +239,10 @@ def sample_text(
         top_p=top_p,
         seed=seed,
         stop_token=stop_token,
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=tokenizer.vocab_size,
         use_cache=use_cache,
     )
     continuation = tokens[0, len(ids) :].tolist()
     if continuation and continuation[-1] == stop_token:
         continuation.pop()
-    return prompt + tokenizer.decode(continuation)
+    return prompt + tokenizer.decode(continuation, skip_special_tokens=True)

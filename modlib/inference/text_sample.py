@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from modlib.components import component
-from modlib.inference.generation import Tokenizer, check_sampling, sample_text
+from modlib.inference.generation import check_sampling, sample_text
+
+if TYPE_CHECKING:
+    from modlib.data.tokenizer import TextTokenizer
 
 
 @component("sample", "text", not_science=("prompt", "max_new_tokens", "temperature", "top_k"))
@@ -29,7 +32,7 @@ class TextSample:
         self.prompt = prompt
         self.max_new_tokens, self.temperature, self.top_k = max_new_tokens, temperature, top_k
 
-    def __call__(self, model: Any, tokenizer: Tokenizer) -> str:
+    def __call__(self, model: Any, tokenizer: TextTokenizer) -> str:
         """Prompt and continuation.
 
         Args:

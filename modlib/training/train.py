@@ -125,6 +125,6 @@ def _sample(experiment: Experiment, parts: Parts, dataset: Any) -> str | None:
     path = tokenizer_path_of(dataset)
     if path is None:
         return None
-    from tokenizers import Tokenizer
+    from modlib.data.tokenizer_files import load_tokenizer
 
-    return str(experiment.sample()(parts.model, Tokenizer.from_file(str(path))))
+    return str(experiment.sample()(parts.model, load_tokenizer(path)))

@@ -93,7 +93,9 @@ def test_inspect_and_decode(file: Path) -> None:
     assert modlib("data", "decode", file, "--document", "2", "--skip_special").stdout == "naïve café\n"
     assert modlib("data", "decode", file, "--range", "0:0").stdout == "\n"
     assert "--range (x) must be two numbers A:B" in modlib("data", "decode", file, "--range", "x", code=2).stderr
-    assert "document (9) must be 0 to 3 in " in modlib("data", "decode", file, "--document", "9", code=3).stderr
+    assert (
+        "document (9) must be 0 to 3, the numbers" in modlib("data", "decode", file, "--document", "9", code=3).stderr
+    )
 
 
 def test_merge(file: Path, tmp_path: Path) -> None:
@@ -127,7 +129,8 @@ def test_convert_refuses(file: Path, tmp_path: Path) -> None:
         ([file, out, "--from", "nanogpt"], 2, "vocab_size (None) must be given for a nanoGPT .bin"),
         ([file, out, "--to", "modalities", "--vocab_size", "5"], 2, "--vocab_size must go with --from"),
         ([file, out, "--from", "olmo"], 2, "format (olmo) must be modalities, megatron, nanogpt or huggingface"),
-        ([file, out, "--from", "megatron"], 3, "a.packed.idx cannot be read"),
+        ([file, out, "--from", "megatron"], 3, "it is a packed file already: use it as it is"),
+        ([tmp_path / "no", out, "--from", "megatron"], 3, "no.idx cannot be read"),
         ([tmp_path / "no", out, "--to", "modalities"], 3, "cannot be opened: No such file"),
     ):
         assert message in modlib("data", "convert", *words, code=code).stderr
@@ -308,3 +311,24 @@ def test_what_is_shown_of_a_loss_mask(file: Path, tmp_path: Path) -> None:
     assert modlib(*words, "--drop_loss_mask").stdout.startswith(f"{out}: ")
     words = ("data", "convert", out, tmp_path / "b.packed", "--from", "modalities", "--drop_loss_mask")
     assert "--drop_loss_mask must go with --to" in modlib(*words, code=2).stderr
+
+
+def test_a_corpus_has_a_name_in_every_command(tmp_path: Path) -> None:
+    """Where a file is read, and nothing but a mistake begins like one."""
+    assert "stdlib:validation: good" in modlib("data", "verify", "stdlib:validation").stdout
+    modlib("data", "chunk", "stdlib:validation", tmp_path / "part", "--num_chunks", "2")
+    assert len(list(tmp_path.glob("part-*.packed"))) == 2
+    for words in (("verify", "stdlib:foo"), ("decode", "stdlib:foo", "--document", "0"), ("stats", "stdlib:foo")):
+        assert "path ('stdlib:foo') must be a corpus (stdlib:train, stdlib:validation)" in modlib(
+            "data", *words, code=2
+        ).stderr  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_is_cut_off_on_a_narrow_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = modlib("data", name, "--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "\u2026" not in shown
+    if name == "pack":
+        assert "stdlib:train" in shown

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 
 from modlib.data import nanogpt_file, rewriting
 from modlib.data.convert import convert_from, convert_to
+from modlib.data.line_index import LineIndex, write_index
 from modlib.data.megatron_file import megatron_paths
 from modlib.data.modalities_file import read_modalities_index
+from modlib.data.pack import pack
 from modlib.data.packed_file import PackedFile
 from modlib.data.rewriting import provenance_beside
 from modlib.data.tokenizer import Tokenizer
@@ -222,7 +225,7 @@ def test_other_huggingface_folders_are_refused(tmp_path: Path) -> None:
     folder = save_to_disk(tmp_path / "hf", {"text": ["a", "b", "c"], "ids": [[1], [2], None]})
     for column, message in (
         (None, r"column \(input_ids or tokens\) must be one of .*, which has text, ids"),
-        ("text", r"column text of .* \(string\) must hold lists of integers; pack text"),
+        ("text", r"column text of .* \(string\) must hold lists of integers; export text"),
         ("ids", r"row 2 of column ids of .* must be a list of ids; it is null"),
     ):
         with pytest.raises(DataError, match=message):
@@ -272,3 +275,91 @@ def test_a_loss_mask_is_not_lost_unnoticed(tmp_path: Path, format: Any) -> None:
     assert json.loads(provenance_beside(made[0]).read_text())["options"] == {"to": format, "drop_loss_mask": True}
     convert_from(made[0], tmp_path / "b.packed", format, vocab_size=300)
     assert PackedFile(tmp_path / "b.packed").tokens.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("format", ["modalities", "megatron", "nanogpt"])
+def test_a_packed_file_is_no_foreign_one(tmp_path: Path, format: Any) -> None:
+    source = write(tmp_path / "a.packed", [[1, 3]])
+    with pytest.raises(DataError) as caught:
+        convert_from(source, tmp_path / "b.packed", format, vocab_size=300)
+    assert str(caught.value) == (
+        f"{source} must be a file of another library ({format}); it is a packed file already: use it as it is, or "
+        "convert it with --to"
+    )
+
+
+def test_a_folder_that_is_no_dataset_says_what_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    with pytest.raises(DataError, match=r"none must be a folder that save_to_disk wrote; there is no such folder: che"):
+        convert_from(tmp_path / "none", tmp_path / "a.packed", "huggingface")
+    with pytest.raises(DataError, match=r"must be a folder that save_to_disk wrote; there is no state.json in it"):
+        convert_from(tmp_path, tmp_path / "a.packed", "huggingface")
+
+
+def test_text_of_a_dataset_is_packed_as_the_error_says(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """By to_parquet, which writes what pyarrow writes."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = save_to_disk(tmp_path / "hf", {"body": ["the fox", "the dog"]})
+    advice = (
+        r"export text with to_parquet\('text.parquet'\) of the dataset and pack that: modlib data pack "
+        r"text.parquet OUT --field COLUMN --tokenizer"
+    )
+    for column in (None, "body"):
+        with pytest.raises(DataError, match=advice):
+            convert_from(folder, tmp_path / "a.packed", "huggingface", column=column)
+    import pyarrow
+
+    parquet.write_table(pyarrow.table({"body": ["the fox", "the dog"]}), tmp_path / "text.parquet")
+    pack([tmp_path / "text.parquet"], tmp_path / "a.packed", tokenizer, field="body")
+    assert [tokenizer.decode(ids, skip_special_tokens=True) for ids in read(tmp_path / "a.packed")] == [
+        "the fox",
+        "the dog",
+    ]
+
+
+def test_what_datasets_itself_saves_is_read(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    documents = [[1, 2, 0], [], [3, 0], [299], [4]]
+    made = datasets.Dataset.from_dict({"text": ["the fox"] * 5, "input_ids": documents})
+    made.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    convert_from(tmp_path / "one", tmp_path / "one.packed", "huggingface")
+    assert read(tmp_path / "one.packed") == documents
+    made.select([4, 0]).save_to_disk(str(tmp_path / "chosen"))
+    convert_from(tmp_path / "chosen", tmp_path / "chosen.packed", "huggingface")
+    assert read(tmp_path / "chosen.packed") == [[4], [1, 2, 0]]
+    datasets.DatasetDict({"train": made}).save_to_disk(str(tmp_path / "splits"))
+    with pytest.raises(DataError, match=r"\(1 splits\) must be one split; name one of them: train"):
+        convert_from(tmp_path / "splits", tmp_path / "a.packed", "huggingface")
+    convert_from(tmp_path / "splits" / "train", tmp_path / "train.packed", "huggingface")
+    assert read(tmp_path / "train.packed") == documents
+    made.to_parquet(str(tmp_path / "text.parquet"))
+    pack([tmp_path / "text.parquet"], tmp_path / "text.packed", tokenizer)
+    assert PackedFile(tmp_path / "text.packed").num_documents == 5
+
+
+def test_files_of_modalities_go_round(shared_data: Path, tmp_path: Path) -> None:
+    """Its own packed file comes back byte for byte; by way of other formats, with the same tokens and documents."""
+    original = shared_data / "modalities" / "lorem_ipsum.pbin"
+    convert_from(original, tmp_path / "a.packed", "modalities")
+    convert_to(tmp_path / "a.packed", tmp_path / "a.pbin", "modalities")
+    assert (tmp_path / "a.pbin").read_bytes() == original.read_bytes()
+    packed = PackedFile(tmp_path / "a.packed")
+    assert packed.num_documents > 1
+    for format in ("megatron", "nanogpt"):
+        made = convert_to(tmp_path / "a.packed", tmp_path / f"a.{format}.bin", format)  # type: ignore[arg-type]
+        convert_from(made[0], tmp_path / f"{format}.packed", format, vocab_size=packed.vocab_size)  # type: ignore[arg-type]
+        again = PackedFile(tmp_path / f"{format}.packed")
+        assert np.array_equal(again.tokens, packed.tokens)
+        if format == "megatron":
+            assert np.array_equal(again.document_offsets, packed.document_offsets)
+
+
+def test_an_index_of_modalities_finds_the_lines_of_its_file(shared_data: Path, tmp_path: Path) -> None:
+    for end in ("jsonl", "idx"):
+        shutil.copyfile(shared_data / "modalities" / f"lorem_ipsum.{end}", tmp_path / f"lorem_ipsum.{end}")
+    source = tmp_path / "lorem_ipsum.jsonl"
+    write_index(source, known=read_modalities_index(tmp_path / "lorem_ipsum.idx"))
+    lines = LineIndex(source)
+    expected = [line for line in source.read_bytes().splitlines() if line.strip()]
+    assert len(lines) == len(expected)
+    assert [json.loads(lines[number]) for number in range(len(lines))] == [json.loads(line) for line in expected]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modlib.data import rewriting
+from modlib.data.pack import pack
 from modlib.data.packed_chunks import chunk
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_merge import merge
+from modlib.data.tokenizer import Tokenizer
 from modlib.runtime.errors import ConfigError, DataError
 from tests.data.packed_lists import documents_of_ids, read, write
 
@@ -40,7 +43,7 @@ def test_so_many_chunks_are_the_file(
         assert max(sum(map(len, part)) for part in parts) <= sum(map(len, documents)) / num_chunks + longest
 
 
-@given(documents_of_ids, st.integers(7, 30))
+@given(documents_of_ids, st.integers(1, 30))
 @quickly
 def test_as_few_chunks_as_hold_so_many_tokens(tmp_path: Path, documents: list[list[int]], max_tokens: int) -> None:
     shutil.rmtree(tmp_path / "out", ignore_errors=True)
@@ -48,7 +51,7 @@ def test_as_few_chunks_as_hold_so_many_tokens(tmp_path: Path, documents: list[li
     parts = [read(path) for path, _ in made]
     assert [document for part in parts for document in part] == documents
     sizes = [sum(map(len, part)) for part in parts]
-    assert max(sizes) <= max_tokens
+    assert all(size <= max_tokens or len(part) == 1 for part, size in zip(parts, sizes, strict=True))
     for part, following in itertools.pairwise(parts):
         assert sum(map(len, part)) + len(following[0]) > max_tokens  # no chunk that would have taken one more
 
@@ -69,11 +72,22 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
         chunk(source, tmp_path / "b", num_chunks=0)
     with pytest.raises(DataError, match=r"num_chunks \(3\) must be at most the 2 documents of"):
         chunk(source, tmp_path / "b", num_chunks=3)
-    with pytest.raises(DataError, match=r"tokens of document 1 of .*a \(3\) must be at most max_tokens \(2\)"):
-        chunk(source, tmp_path / "b", max_tokens=2)
     chunk(source, tmp_path / "b", num_chunks=2)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(DataError, match=r"b-00000-of-00002.packed exists; choose another prefix"):
         chunk(source, tmp_path / "b", num_chunks=2)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     chunk(source, tmp_path / "b", num_chunks=2, overwrite=True)
+
+
+def test_they_are_the_shards_that_pack_writes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Documents that are longer than a shard included."""
+    texts = ["fox", "the quick brown fox " * 9, "dog", "a", "b", "over the lazy dog " * 7, "the", "end"]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    pack([tmp_path / "in.jsonl"], tmp_path / "one.packed", tokenizer)
+    shards = list(pack([tmp_path / "in.jsonl"], tmp_path / "shard.packed", tokenizer, shard_tokens=12).outputs)
+    chunks = [path for path, _ in chunk(tmp_path / "one.packed", tmp_path / "chunk", max_tokens=12)]
+    assert [read(path) for path in chunks] == [read(path) for path in shards]
+    sizes = [PackedFile(path).num_tokens for path in chunks]
+    assert max(sizes) > 12
+    assert len(chunks) < len(texts)

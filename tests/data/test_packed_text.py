@@ -48,11 +48,23 @@ def test_where_documents_begin_in_a_part(packed: PackedFile) -> None:
     assert (first, begins.tolist()) == (2, [])
 
 
-def test_what_is_not_there_is_refused(packed: PackedFile) -> None:
-    with pytest.raises(DataError, match=r"document \(4\) must be 0 to 3 in .*; choose another number"):
-        part_of(packed, document=4)
-    with pytest.raises(DataError, match=r"window \(99\) must be below the \d+ windows of .* with seq_len 4"):
-        part_of(packed, window=99, seq_len=4)
+def test_what_is_not_there_is_refused(packed: PackedFile, tmp_path: Path) -> None:
+    for number in (4, -1):
+        with pytest.raises(DataError) as caught:
+            part_of(packed, document=number)
+        assert str(caught.value) == (
+            f"document ({number}) must be 0 to 3, the numbers of the 4 documents of {packed.path}"
+        )
+    for number in (99, -1):
+        with pytest.raises(
+            DataError,
+            match=rf"window \({number}\) must be 0 to \d+, the numbers of the \d+ windows of .* with seq_len 4",
+        ):
+            part_of(packed, window=number, seq_len=4)
+    with PackedFileWriter(tmp_path / "none.packed", vocab_size=4):
+        pass
+    with pytest.raises(DataError, match=r"document \(0\) must be one that there is, and there is none of the 0 docu"):
+        part_of(PackedFile(tmp_path / "none.packed"), document=0)
     with pytest.raises(DataError, match=r"range \(5:999\) must lie in order within the \d+ tokens"):
         part_of(packed, span=(5, 999))
     with pytest.raises(ConfigError, match=r"seq_len \(None\) must be given with window \(1\); add --seq_len T"):

@@ -232,3 +232,12 @@ def test_places_of_control_pieces_and_of_bytes(model: Path) -> None:
     assert len(of_the_cat) == 3  # its bytes: the last one has the character, the others stand before it
     assert of_the_cat[-1] == [7, 8]
     assert tokenizer.special_tokens == ["<s>", "</s>", "<pad>"]
+
+
+def test_an_ordinary_piece_that_ends_documents_is_told(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "modlib")
+    tokenizer = PretrainedSPTokenizer(model)
+    tokenizer.end_of_document_id("<pad>")
+    assert not caplog.messages
+    tokenizer.end_of_document_id("<|turn|>")
+    assert caplog.messages[0].startswith(f"end-of-document token ('<|turn|>') is an ordinary token of {model}, which")

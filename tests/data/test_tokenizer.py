@@ -295,3 +295,16 @@ def test_every_character_has_its_tokens(with_turns: Tokenizer, parts: list[list[
 def test_special_tokens_are_listed(with_turns: Tokenizer, tokenizer: Tokenizer) -> None:
     assert tokenizer.special_tokens == ["<|endoftext|>"]
     assert with_turns.special_tokens == ["<|endoftext|>", "<|turn|>", "<|end|>"]
+
+
+def test_an_ordinary_token_that_ends_documents_is_told(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
+    """Text can hold it, so that documents seem to end there."""
+    caplog.set_level("WARNING", "modlib")
+    tokenizer.end_of_document_id()
+    tokenizer.end_of_document_id("<|endoftext|>")
+    assert not caplog.messages
+    assert tokenizer.end_of_document_id("a") == tokenizer.token_id("a")
+    assert caplog.messages == [
+        f"end-of-document token ('a') is an ordinary token of {tokenizer.path}, which text can hold: documents will "
+        "seem to end within; its special tokens are <|endoftext|>"
+    ]

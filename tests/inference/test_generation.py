@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import torch.distributed as dist
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
+from modlib.data.tokenizer import Tokenizer
 from modlib.distributed.fsdp import shard
 from modlib.inference.generation import generate, next_tokens, sample_text
 from modlib.models.gpt2 import GPT2
@@ -275,14 +278,18 @@ def test_sharded_models_write_what_one_process_writes(changes: dict[str, Any]) -
 # ------------------------------------------------------------------------------------------------------ text
 
 
-def byte_tokenizer(*special: str) -> Tokenizer:
+def byte_tokenizer(*special: str, post_processor: Any = None) -> Tokenizer:
     """One token per byte, and special ones after them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token) for token in special])
-    return tokenizer
+    if post_processor is not None:
+        tokenizer.post_processor = post_processor
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(f"{folder}/tokenizer.json")
+        return Tokenizer(folder)
 
 
 class Reciting(nn.Module):
@@ -293,7 +300,7 @@ class Reciting(nn.Module):
     def __init__(self, tokenizer: Tokenizer, text: str, last: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.ids = [*tokenizer.encode(text).ids, last]
+        self.ids = [*tokenizer.encode(text), last]
         self.given: list[int] = []
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -306,7 +313,7 @@ def test_text_is_the_prompt_and_its_continuation_up_to_the_documents_end() -> No
     tokenizer = byte_tokenizer("<|endoftext|>")
     model = Reciting(tokenizer, "né ✓\n", last=256)
     assert sample_text(model, tokenizer, "a  b ", max_new_tokens=100) == "a  b né ✓\n"
-    assert model.given == tokenizer.encode("a  b ").ids
+    assert model.given == tokenizer.encode("a  b ")
     assert sample_text(Reciting(tokenizer, "xyz", last=256), tokenizer, "a", max_new_tokens=2) == "axy"
 
 
@@ -325,10 +332,17 @@ def test_an_empty_prompt_needs_a_token_that_starts_a_document() -> None:
 
 def test_the_prompt_is_encoded_as_the_training_data_was() -> None:
     """A tokenizer.json may ask for a token before each text; packing does not add it."""
-    tokenizer = byte_tokenizer("<s>", "</s>")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)]
-    )
+    ends = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 256), ("</s>", 257)])
+    tokenizer = byte_tokenizer("<s>", "</s>", post_processor=ends)
     model = Reciting(byte_tokenizer(), "yes", last=257)
     assert sample_text(model, tokenizer, "ab") == "abyes"
-    assert model.given == tokenizer.encode("ab", add_special_tokens=False).ids
+    assert model.given == byte_tokenizer().encode("ab")
+
+
+def test_special_tokens_of_a_prompt_are_read_and_none_are_written() -> None:
+    """As a conversation needs it."""
+    tokenizer = byte_tokenizer("<|turn|>", "</s>")
+    model = Reciting(tokenizer, "no", last=257)
+    model.ids.insert(1, 256)
+    assert sample_text(model, tokenizer, "a<|turn|>b") == "a<|turn|>bno"
+    assert model.given == [*tokenizer.encode("a"), 256, *tokenizer.encode("b")]

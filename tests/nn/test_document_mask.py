@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import shutil
 
 import pytest
@@ -59,3 +60,40 @@ def test_compiled_flex_attention_computes_the_same(rotary: bool) -> None:
         compiled = torch.compile(module, dynamic=False)
         found = compiled(x, document_mask(document_ids, torch.float32, flex=True))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_kv_heads", [2, 4])
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("kind", ["mask", "compiled flex"])
+def test_a_gpu_computes_the_same_forward_and_backward(kind: str, rotary: bool, num_kv_heads: int) -> None:
+    """Against the CPU with a mask: outputs, and the gradients of the inputs and of every parameter."""
+    torch.manual_seed(0)
+    table = RotaryTable(seq_len=256, rotary_dim=16, theta=10000.0) if rotary else None
+    module = CausalSelfAttention(
+        dim=64, num_heads=4, num_kv_heads=num_kv_heads, rotary=table, qk_norm=None, bias=True, dropout=0.0
+    )
+    document_ids = (torch.rand(2, 256) < 0.05).cumsum(1).int()
+    x, weight = torch.randn(2, 256, 64), torch.randn(2, 256, 64)
+
+    def computed(module: CausalSelfAttention, device: str, flex: bool) -> dict[str, torch.Tensor]:
+        inputs = x.detach().to(device).requires_grad_()
+        mask = document_mask(document_ids.to(device), torch.float32, flex=flex)
+        run = torch.compile(module, dynamic=False) if flex else module
+        out = run(inputs, mask)
+        (out * weight.to(device)).sum().backward()
+        assert inputs.grad is not None
+        grads = {name: parameter.grad for name, parameter in module.named_parameters()}
+        found = {"out": out.detach(), "inputs": inputs.grad, **grads}
+        return {name: value.cpu() for name, value in found.items() if value is not None}
+
+    on_gpu = copy.deepcopy(module).cuda()
+    expected = computed(module, "cpu", flex=False)
+    found = computed(on_gpu, "cuda", flex=kind == "compiled flex")
+    assert set(found) == set(expected) > {"out", "inputs"}
+    for name, value in expected.items():
+        # Loose enough for multiplications in TF32 (10 bits of mantissa), far below what a wrong mask does.
+        scale = float(value.abs().max())
+        torch.testing.assert_close(
+            found[name], value, rtol=0, atol=2e-3 * scale, msg=lambda text, name=name: f"{name}: {text}"
+        )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from modlib.data.captioned_shapes import CaptionedShapes, tokenizer_json
 from modlib.data.coca_collate import CoCaCollator
+from modlib.data.tokenizer import Tokenizer
 from modlib.distributed.fsdp import shard
 from modlib.distributed.process_group import World
 from modlib.inference.caption import CaptionSample
@@ -145,8 +146,9 @@ def test_wrong_numbers_are_refused_together() -> None:
     ]
 
 
-def test_sample_shows_captions_beside_the_truth() -> None:
-    tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json())
+def test_sample_shows_captions_beside_the_truth(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokenizer_json())
+    tokenizer = Tokenizer(tmp_path)
     text = CaptionSample(dataset=DATA, collate=lambda: COLLATE, num_images=3)(Knows({0, 1}, set()), tokenizer)
     truths = [DATA()[index]["caption"] for index in range(3)]
     lines = text.splitlines()
