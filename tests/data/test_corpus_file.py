@@ -36,8 +36,8 @@ def test_what_is_refused_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_corpus("copy", out, progress=stop)
     assert not list(tmp_path.iterdir())
-    write_corpus("copy", out, documents=1, length=10)
+    write_corpus("copy", out, documents=1, length=18)
     before = out.read_bytes()
-    with pytest.raises(DataError, match=r"a.jsonl exists; choose another path, remove it, or pass overwrite"):
+    with pytest.raises(DataError, match=r"a.jsonl exists; choose another path, remove it, or pass --overwrite"):
         write_corpus("copy", out, seed=2)
     assert out.read_bytes() == before

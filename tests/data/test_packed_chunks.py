@@ -74,7 +74,7 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
         chunk(source, tmp_path / "b", num_chunks=3)
     chunk(source, tmp_path / "b", num_chunks=2)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(DataError, match=r"b-00000-of-00002.packed exists; choose another prefix"):
+    with pytest.raises(DataError, match=r"b-00000-of-00002.packed exists; choose another path"):
         chunk(source, tmp_path / "b", num_chunks=2)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     chunk(source, tmp_path / "b", num_chunks=2, overwrite=True)
