@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from modlib.data import rewriting
+from modlib.data.outputs import exists
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_header import PackedHeader
 from modlib.data.rewriting import Progress, no_progress
@@ -55,9 +56,7 @@ def chunk(
     count = len(borders) - 1
     paths = [Path(f"{os.fspath(prefix)}-{number:05d}-of-{count:05d}.packed") for number in range(count)]
     if not overwrite and (there := [path for path in paths if path.exists()]):
-        raise DataError(
-            f"{there[0]} exists; choose another prefix, remove it, or pass --overwrite (overwrite=True in Python)"
-        )
+        raise exists(there[0])
     options = {"num_chunks": num_chunks, "max_tokens": max_tokens}
     made = []
     done = 0
