@@ -115,7 +115,8 @@ def _export(repository: Path, commit: str, target: Path) -> None:
             f"commit ({commit}) must be readable in {repository}, but git archive failed; try it there"
         )
     with tarfile.open(archive) as file:
-        file.extractall(target, filter="data")
+        # Python 3.11 knows filters from 3.11.4 on; what git made of its own commit has nothing to be filtered
+        file.extractall(target, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))  # type: ignore[arg-type]
     archive.unlink()
 
 

@@ -158,7 +158,8 @@ def test_hosts_that_an_error_blames_are_kept_off(run: RunFolder, capsys: pytest.
 def test_ports_differ_and_lie_below_the_ephemeral_range() -> None:
     ports = [free_port(str(job), restart) for job in range(1000, 1200) for restart in (0, 1)]
     assert all(port >= FIRST_PORT and port + PORTS_PER_JOB - 1 <= LAST_PORT for port in ports)
-    assert len({free_port(str(job), 0) for job in range(1000, 1200)}) == 200
+    # one that another process has taken just now is passed over, and may then be the next job's
+    assert len({free_port(str(job), 0) for job in range(1000, 1200)}) >= 195
 
 
 def test_a_port_that_is_taken_is_passed_over() -> None:

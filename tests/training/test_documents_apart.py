@@ -113,7 +113,7 @@ def test_compiled_equals_eager(position: str) -> None:
 
 
 def test_a_batch_of_documents_is_replayed(tmp_path: Path) -> None:
-    config = load(["debug/tiny.gin", "data/intra_document_masking.gin"], ["SEQ_LEN=4096"])
+    config = load(["debug/tiny.gin", "data/intra_document_masking.gin"], ["SEQ_LEN=4096", "MICRO_BATCH_SIZE=16"])
     config.activate()
     experiment: Experiment = build(config, gin.get_configurable("train"))
     run = RunFolder(tmp_path / "one")
