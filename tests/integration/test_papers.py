@@ -24,6 +24,7 @@ def last(run: Path, name: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_grokking_knows_the_training_pairs_first_and_repeats_to_the_bit(tmp_path: Path) -> None:
     first, second = (run(GROKKING, tmp_path / name, "NUM_STEPS=400") for name in ("first", "second"))
     assert last(first, "val/train/accuracy") >= 0.99
@@ -44,6 +45,7 @@ def test_nanogpt_learns_another_text_and_repeats_to_the_bit(tmp_path: Path) -> N
 if SHAKESPEARE.is_file():
 
     @pytest.mark.slow
+    @pytest.mark.timeout(1500)
     def test_nanogpt_in_full(tmp_path: Path) -> None:
         done = run(NANOGPT, tmp_path, f"TEXT='{SHAKESPEARE}'")
         assert last(done, "val/validation/loss") == pytest.approx(1.88, abs=0.06)
