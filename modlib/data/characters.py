@@ -14,6 +14,7 @@ import numpy.typing as npt
 from modlib.components import component
 from modlib.data.cache import writable_cache
 from modlib.data.packing import read_text
+from modlib.data.windows import window_numbers
 from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError, DataError
 
@@ -107,8 +108,12 @@ class CharacterDataset:
         return self._windows[index]
 
     def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
-        """Many windows at once, (B, seq_len + 1), in the narrowest type that holds the vocabulary."""
-        return self._windows[np.asarray(indices, np.int64)]
+        """Many windows at once, (B, seq_len + 1), in the narrowest type that holds the vocabulary.
+
+        Raises:
+            IndexError: An index is negative or beyond the last window.
+        """
+        return self._windows[window_numbers(indices, self)]
 
     @property
     def fingerprint(self) -> str:

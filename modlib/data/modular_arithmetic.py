@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from modlib.components import component
 from modlib.data.permutation import KeyedPermutation
-from modlib.data.windows import Windows
+from modlib.data.windows import Windows, window_numbers
 from modlib.runtime.errors import ConfigError, DataError
 
 Numbers = npt.NDArray[np.int64]
@@ -97,13 +97,15 @@ class ModularArithmetic:
 
     def __getitem__(self, index: int) -> Windows:
         """One equation."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"equation ({index}) must be 0 to {len(self) - 1} of {self.name}")
         return self.__getitems__([index]).row(0)
 
     def __getitems__(self, indices: Sequence[int] | npt.NDArray[np.integer[Any]]) -> Windows:
-        """Many equations at once, (B, 5), with the answer alone as target."""
-        wanted = np.asarray(indices, np.int64)
+        """Many equations at once, (B, 5), with the answer alone as target.
+
+        Raises:
+            IndexError: An index is negative or beyond the last equation.
+        """
+        wanted = window_numbers(indices, self)
         ids = self.equations[wanted]
         trained = np.zeros(ids.shape, np.bool_)
         trained[:, -1] = True

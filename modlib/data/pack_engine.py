@@ -14,7 +14,6 @@ from modlib.data.fields import Field
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
 from modlib.data.sources import Source, read_blocks
 from modlib.data.tokenizer import TextTokenizer, Tokenizer
-from modlib.data.tokenizer_files import load_tokenizer as load_tokenizer
 from modlib.runtime.errors import ConfigError
 
 SMALL_BYTES = 1 << 20

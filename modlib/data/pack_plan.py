@@ -13,13 +13,14 @@ from modlib.data.chat import Chat
 from modlib.data.chat_template import find_chat_template
 from modlib.data.fields import Field
 from modlib.data.outputs import pack_record_beside, require_not_read, skipped_beside
-from modlib.data.pack_engine import SMALL_BYTES, load_tokenizer
+from modlib.data.pack_engine import SMALL_BYTES
 from modlib.data.pack_journal import partial_folder
 from modlib.data.packing import tokenizer_beside
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
 from modlib.data.shards import shards_of
 from modlib.data.sources import Source, ending_of, find_sources
 from modlib.data.tokenizer import TextTokenizer, Tokenizer
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.runtime.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ from modlib.components import component
 from modlib.data import corpus
 from modlib.data.document_ids import ids_of_slices, num_documents_begun
 from modlib.data.packed_file import PackedFile
-from modlib.data.windows import Windows, count_targets, plain, separated
+from modlib.data.windows import Windows, count_targets, plain, separated, window_numbers
 from modlib.runtime.errors import ConfigError, DataError
 
 _VERIFIED_ON_OPEN_BYTES = 1 << 26  # below 0.1 s to hash; larger files are hashed by PackedFile.verify() when asked
@@ -98,9 +98,7 @@ class PackedDataset:
         Raises:
             IndexError: An index is negative or beyond the last window.
         """
-        rows = np.asarray(indices, dtype=np.int64)
-        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"windows ({rows.min()} to {rows.max()}) must be 0 to {len(self) - 1} of {self.name}")
+        rows = window_numbers(indices, self)
         return self._windows[rows] if self._is_plain else self._marked(rows)
 
     @property

@@ -18,7 +18,7 @@ from modlib.components import component
 from modlib.data.document_ids import ids_of_pieces, ids_of_slices
 from modlib.data.packed_dataset import bytes_per_token, check_tokenizer, check_vocabulary, open_packed
 from modlib.data.packed_file import PackedFile
-from modlib.data.windows import Windows, count_targets, padded, separated
+from modlib.data.windows import Windows, count_targets, padded, separated, window_numbers
 from modlib.runtime.errors import ConfigError, DataError
 
 logger = logging.getLogger("modlib")
@@ -114,9 +114,7 @@ class PackedDocuments:
         Raises:
             IndexError: An index is negative or beyond the last window.
         """
-        wanted = np.asarray(indices, dtype=np.int64)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"windows ({wanted.min()} to {wanted.max()}) must be 0 to {len(self) - 1} of {self.name}")
+        wanted = window_numbers(indices, self)
         pad_id = self.packed.header.end_of_document_id or 0
         windows = padded([self._row(number) for number in wanted.tolist()], self.seq_len + 1, pad_id, wanted)
         if self.packed.has_loss_mask:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,37 +61,6 @@ def pack_documents(
             writer.write_documents(ids, lengths + 1, sum(len(text.encode("utf-8")) for text in batch))
     assert writer.header is not None
     return writer.header
-
-
-def pack_files(
-    inputs: Sequence[str | os.PathLike[str]],
-    path: str | os.PathLike[str],
-    tokenizer: str | os.PathLike[str],
-    *,
-    end_of_document: str | None = None,
-    overwrite: bool = False,
-) -> PackedHeader:
-    """Pack UTF-8 text files, one document per file, and put the tokenizer beside the result.
-
-    Args:
-        inputs: The files, in the order they are written.
-        path: The file to make, e.g. `books.packed`; the tokenizer is copied to `books.tokenizer.json`.
-        tokenizer: A tokenizer.json, or a folder with one.
-        end_of_document: Text of the token that ends a document; None takes a well-known one the tokenizer has.
-        overwrite: Whether existing files are replaced.
-
-    Raises:
-        DataError: No input, an input that cannot be read or is not UTF-8, or the output cannot be written.
-    """
-    if not inputs:
-        raise DataError("inputs (0 files) must be at least one text file; name the files to pack")
-    loaded = Tokenizer(tokenizer)
-    texts = (read_text(Path(name)) for name in inputs)
-    header = pack_documents(texts, path, loaded, end_of_document=end_of_document, overwrite=overwrite)
-    beside = tokenizer_beside(Path(path))
-    if not (beside.exists() and beside.samefile(loaded.path)):
-        shutil.copyfile(loaded.path, beside)
-    return header
 
 
 def tokenizer_beside(path: Path) -> Path:

@@ -102,6 +102,20 @@ def plain(ids: Ids) -> Windows:
     return Windows(ids, whole, whole)
 
 
+def window_numbers(indices: Sequence[int] | npt.NDArray[np.integer[Any]], dataset: Any) -> npt.NDArray[np.int64]:
+    """The numbers of windows of a dataset, as an array.
+
+    Raises:
+        IndexError: One is negative or beyond the last window.
+    """
+    wanted = np.asarray(indices, dtype=np.int64)
+    if wanted.size and (wanted.min() < 0 or wanted.max() >= len(dataset)):
+        raise IndexError(
+            f"windows ({wanted.min()} to {wanted.max()}) must be 0 to {len(dataset) - 1} of {dataset.name}"
+        )
+    return wanted
+
+
 def count_targets(dataset: Any, at_once: int = 1024) -> int:
     """Targets in one epoch of a dataset that gives Windows, by looking at each of them.
 

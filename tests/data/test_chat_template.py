@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modlib.data.chat_template import ChatTemplate, Conversation, find_chat_template
-from modlib.data.pack_engine import load_tokenizer
 from modlib.data.tokenizer import Tokenizer, train_byte_level_bpe
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.runtime.errors import EXIT_CONFIG, ConfigError
 
 PLAIN = """{% for message in messages %}

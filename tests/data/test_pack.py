@@ -23,6 +23,7 @@ from modlib.data import corpus, pack_engine, sources
 from modlib.data.pack import PackProgress, pack
 from modlib.data.packed_file import PackedFile
 from modlib.data.tokenizer import Tokenizer
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.runtime.errors import ConfigError, DataError
 from tests.data.conftest import SENTENCES
 
@@ -220,7 +221,7 @@ def test_a_sentencepiece_model(tmp_path: Path) -> None:
         assert summary.engine.startswith("sentencepiece: the fast engine knows byte-level BPE alone")
     assert written[0] == written[1]
     assert (tmp_path / "1.tokenizer.model").read_bytes() == (tmp_path / "sp.model").read_bytes()
-    model = pack_engine.load_tokenizer(tmp_path / "1.tokenizer.model")
+    model = load_tokenizer(tmp_path / "1.tokenizer.model")
     packed = PackedFile(tmp_path / "1.packed")
     assert [model.decode(packed.document(n)[:-1]) for n in range(2)] == texts
 

@@ -6,9 +6,7 @@ import functools
 import json
 import os
 import random
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +22,21 @@ from modlib.data import pack as packing
 from modlib.data import sources
 from modlib.data.collate import LMCollator
 from modlib.data.pack import pack
-from modlib.data.pack_engine import load_tokenizer
 from modlib.data.packed_dataset import PackedDataset
 from modlib.data.packed_documents import PackedDocuments
 from modlib.data.packed_file import PackedFile
 from modlib.data.packed_text import decode
 from modlib.data.packed_verify import verify
 from modlib.data.tokenizer import PretrainedHFTokenizer, Tokenizer
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.models.gpt2 import GPT2
 from modlib.models.initialization import ComposedInitializer
 from modlib.nn.losses import CLMCrossEntropyLoss
 from modlib.runtime.errors import ConfigError, DataError
 from tests.data.conftest import SENTENCES
+from tests.data.cut_off import CHAT_TEMPLATE as TEMPLATE
+from tests.data.cut_off import kill_midway
 from tests.data.test_datasets_in_common import train_two_steps
-
-TEMPLATE = """{% for message in messages %}
-<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor %}
-{% if add_generation_prompt %}
-<|im_start|>assistant
-{% endif %}"""
 
 
 @pytest.fixture(scope="module")
@@ -281,20 +273,9 @@ def test_kill_and_resume_equals_one_run(folder: Path, tmp_path: Path, monkeypatc
     put(path=one)
     journal = out.with_name("x.packed.partial") / "journal.jsonl"
     command = [sys.executable, "-c", KILLED, str(source), str(out), str(folder)]
-    lines = 0
     for _ in range(2):
-        process = subprocess.Popen(command)
-        try:
-            deadline = time.monotonic() + 60
-            while not journal.exists() or journal.read_bytes().count(b"\n") < lines + 4:
-                assert process.poll() is None, "it ended before it could be killed"
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-        finally:
-            process.kill()
-            process.wait()
+        kill_midway(command, journal)
         assert os.listdir(out.parent) == ["x.packed.partial"]
-        lines = journal.read_bytes().count(b"\n")
         command[2] = KILLED.replace("chat=True", "chat=True, resume=True")
     masks = [path.stat().st_size for path in sorted(journal.parent.glob("*.loss_mask"))]
     assert len(masks) == 2

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from modlib.data.packed_file import PackedFile
 from modlib.data.packed_shuffle import shuffle
 from modlib.data.tokenizer import Tokenizer
 from modlib.runtime.errors import DataError
+from tests.data.cut_off import kill_midway
 from tests.data.test_pack import sentences, texts_of, write_jsonl
 
 KILLED = """
@@ -44,19 +44,8 @@ def test_kill_and_resume_equals_one_run(
     whole = pack([source], one, tokenizer, on_error="skip", shard_tokens=shard_tokens)
     journal = out.with_name("a.packed.partial") / "journal.jsonl"
     command = [sys.executable, "-c", KILLED, str(source), str(out), str(tokenizer.path), json.dumps(shard_tokens)]
-    lines = 0
     for _ in range(2):
-        process = subprocess.Popen(command)
-        try:
-            deadline = time.monotonic() + 60
-            while not journal.exists() or journal.read_bytes().count(b"\n") < lines + 4:
-                assert process.poll() is None, "it ended before it could be killed"
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            children = psutil.Process(process.pid).children()
-        finally:
-            process.kill()
-            process.wait()
+        children = kill_midway(command, journal)
         assert len(children) == 2
         _, alive = psutil.wait_procs(children, timeout=20)
         assert not alive  # workers end with the one that started them
@@ -64,7 +53,6 @@ def test_kill_and_resume_equals_one_run(
         for unfinished in out.with_name("a.packed.partial").glob("*.tokens"):
             with pytest.raises(DataError, match="it was never finished"):
                 PackedFile(unfinished)
-        lines = journal.read_bytes().count(b"\n")
         command[2] = KILLED.replace('"workers": 2', '"workers": 2, "resume": True')
     started_with = bytes_done(journal)
     settings: dict[str, Any] = {"on_error": "skip", "shard_tokens": shard_tokens, "resume": True}
@@ -89,11 +77,12 @@ def bytes_done(journal: Path) -> int:
 
 AT_EACH_STEP = """
 import json, os, sys
-from modlib.data import pack, pack_engine, sources
+from modlib.data import pack, sources
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.runtime import faults
 pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 900
 source, out, tokenizer, more = sys.argv[1:]
-loaded = pack_engine.load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
+loaded = load_tokenizer(tokenizer)  # nothing is encoded here: the children may use threads
 
 def packed(kill_at, **settings):
     process = os.fork()

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from modlib.data import corpus, packing
 from modlib.data.packed_file import PackedFile
-from modlib.data.packing import pack_documents, pack_files
+from modlib.data.packing import pack_documents, read_text
 from modlib.data.tokenizer import Tokenizer
+from modlib.data.tokenizer_files import put_beside
 from modlib.runtime.errors import DataError
 
 
@@ -31,32 +32,21 @@ def test_no_document_is_lost(
     assert header.end_of_document_id == tokenizer.end_of_document_id()
 
 
-def test_files_are_packed_with_their_tokenizer_beside(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    inputs = []
-    for number, text in enumerate(["one\r\ntwo", "", "\ufeffthree"]):
-        inputs.append(tmp_path / f"{number}.txt")
-        inputs[-1].write_bytes(text.encode())
-    out = tmp_path / "out" / "books.packed"
-    header = pack_files(inputs, out, tokenizer.path)
-    assert header.num_documents == 3
-    packed = PackedFile(out)
-    assert [tokenizer.decode(packed.document(i)[:-1]) for i in range(3)] == ["one\r\ntwo", "", "three"]
-    beside = out.parent / "books.tokenizer.json"
+def test_the_tokenizer_beside_is_found_and_never_another(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    out, beside = tmp_path / "books.packed", tmp_path / "books.tokenizer.json"
+    pack_documents(["one", ""], out, tokenizer)
+    put_beside(tokenizer.path, out)
     assert corpus.tokenizer_path(out) == beside
-    pack_files(inputs, out, beside, overwrite=True)
     beside.write_text(beside.read_text().replace("<|endoftext|>", "<|other|>"))
-    assert corpus.tokenizer_path(out) is None  # never another tokenizer
+    assert corpus.tokenizer_path(out) is None
 
 
-def test_bad_inputs_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    out = tmp_path / "out.packed"
-    with pytest.raises(DataError, match=r"inputs \(0 files\) must be at least one text file"):
-        pack_files([], out, tokenizer.path)
+def test_text_is_read_without_its_mark_and_only_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffthree\r\n".encode())
+    assert read_text(path) == "three\r\n"
+    path.write_bytes(b"caf\xe9!")
+    with pytest.raises(DataError, match=r"a.txt must be UTF-8 text; byte 3 is not \(.*\): convert it first"):
+        read_text(path)
     with pytest.raises(DataError, match=r"missing.txt cannot be read: No such file"):
-        pack_files([tmp_path / "missing.txt"], out, tokenizer.path)
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9!")
-    with pytest.raises(DataError, match=r"latin.txt must be UTF-8 text; byte 3 is not \(.*\): convert it first"):
-        pack_files([tmp_path / "latin.txt"], out, tokenizer.path)
-    with pytest.raises(DataError, match=r"end-of-document token \(</doc>\) must be a token"):
-        pack_files([tmp_path / "latin.txt"], out, tokenizer.path, end_of_document="</doc>")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.txt"]
+        read_text(tmp_path / "missing.txt")

@@ -15,15 +15,8 @@ from modlib.cli.trained_run import load_run
 from modlib.data.packed_file import PackedFile
 from modlib.data.tokenizer import train_byte_level_bpe
 from tests.cli.commands import modlib
+from tests.data.cut_off import CHAT_TEMPLATE as TEMPLATE
 from tests.launching_command import launch, metrics
-
-TEMPLATE = """{% for message in messages %}
-<|im_start|>{{ message.role }}
-{{ message.content }}<|im_end|>
-{% endfor %}
-{% if add_generation_prompt %}
-<|im_start|>assistant
-{% endif %}"""
 
 
 @pytest.fixture
