@@ -73,7 +73,7 @@ def command(
 def told(found: Comparison) -> str:
     """The comparison in a sentence."""
     if found.first_difference is None:
-        return f"{found.steps} steps of {found.metrics} metrics are equal, bit for bit"
+        return f"{found.steps} logged steps of {found.metrics} metrics are equal, bit for bit"
     return f"the first difference is at {found.first_difference}"
 
 

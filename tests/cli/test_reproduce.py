@@ -77,7 +77,7 @@ def lrs(run: Path) -> list[float]:
 def test_a_run_of_an_older_commit_is_repeated_to_the_bit_with_its_own_code(older: Older) -> None:
     done = older.reproduce()
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{STEPS} steps of 6 metrics are equal, bit for bit\n"
+    assert done.stdout == f"{STEPS} logged steps of 6 metrics are equal, bit for bit\n"
     again = older.runs / "run-again"
     assert lrs(again) == lrs(older.runs / "run")
     assert lrs(again)[0] == LR * 2 / (WARMUP + 2)
