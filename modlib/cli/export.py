@@ -33,31 +33,29 @@ def command(
 
         require_free(out)
         trained = load_run(run, checkpoint, "--checkpoint")
-        tokenizer = _tokenizer(trained)
-        export_huggingface(trained.model, out, tokenizer, _end_token(tokenizer))
+        export_huggingface(trained.model, out, *_tokenizer(trained))
     print(f"{out}: {type(trained.model).__name__} of step {trained.loaded.step}, read by transformers' from_pretrained")
 
 
-def _tokenizer(trained: TrainedRun) -> Any:
-    """The training data's, of the tokenizers library; None, with a warning, where it is gone or of another kind."""
+def _tokenizer(trained: TrainedRun) -> tuple[Any, str | None]:
+    """The training data's, of the tokenizers library, and the text of the token that ends a document.
+
+    None and None, with a warning, where it is gone or of another kind.
+    """
     import tokenizers
 
-    from modlib.data.tokenizer import Tokenizer
+    from modlib.data.tokenizer import END_OF_DOCUMENT_TOKENS, Tokenizer
 
     try:
-        found = tokenizer_of(trained)
+        found, end = tokenizer_of(trained)
     except (DataError, ConfigError) as error:
         logger.warning("exported without a tokenizer: %s", error)
-        return None
+        return None, None
     if not isinstance(found, Tokenizer):
         logger.warning("exported without a tokenizer: %s is not one of the tokenizers library; copy it", found.path)
-        return None
-    return tokenizers.Tokenizer.from_str(found.to_json())
-
-
-def _end_token(tokenizer: Any) -> str | None:
-    from modlib.data.tokenizer import END_OF_DOCUMENT_TOKENS
-
-    if tokenizer is None:
-        return None
-    return next((token for token in END_OF_DOCUMENT_TOKENS if tokenizer.token_to_id(token) is not None), None)
+        return None, None
+    tokenizer = tokenizers.Tokenizer.from_str(found.to_json())
+    if end is not None:
+        return tokenizer, tokenizer.id_to_token(end)
+    known = (token for token in END_OF_DOCUMENT_TOKENS if tokenizer.token_to_id(token) is not None)
+    return tokenizer, next(known, None)

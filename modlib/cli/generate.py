@@ -29,6 +29,10 @@ def command(
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the first sample; the next one's is one higher.")] = 0,
     num_samples: Annotated[int, typer.Option("--num_samples", help="Texts to write, a blank line between two.")] = 1,
+    stop: Annotated[
+        str | None,
+        typer.Option("--stop", help="Token that ends a text, such as '<|im_end|>'. Default: the end of a document."),
+    ] = None,
     step: Annotated[
         int | None, typer.Option("--step", help="Step of the checkpoint. Default: the newest undamaged one.")
     ] = None,
@@ -38,14 +42,15 @@ def command(
         _check(max_new_tokens, temperature, top_k, top_p, seed, num_samples)
         with contextlib.redirect_stdout(sys.stderr):  # a user's module may print while it is imported
             trained = load_run(run, step)
-            model, tokenizer = trained.model, tokenizer_of(trained)
+            tokenizer, end_of_document = tokenizer_of(trained)
+            stop_token = None if stop is None else tokenizer.token_id(stop)
         from modlib.inference.generation import sample_text
 
         for number in range(num_samples):
             if num_samples > 1:
                 print(f"sample {number + 1} of {num_samples}, seed {seed + number}", file=sys.stderr, flush=True)
             text = sample_text(
-                model,
+                trained.model,
                 tokenizer,
                 prompt,
                 max_new_tokens=max_new_tokens,
@@ -53,6 +58,8 @@ def command(
                 top_k=top_k or None,
                 top_p=top_p,
                 seed=seed + number,
+                end_of_document=end_of_document,
+                stop_token=stop_token,
             )
             print(("\n" if number else "") + text, flush=True)
 

@@ -113,8 +113,8 @@ def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
     raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
 
 
-def tokenizer_of(trained: TrainedRun) -> TextTokenizer:
-    """The tokenizer that made the training data.
+def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
+    """The tokenizer that made the training data, and the token that ends each document there, if any does.
 
     Raises:
         DataError: The training data or its tokenizer is gone.
@@ -129,8 +129,8 @@ def tokenizer_of(trained: TrainedRun) -> TextTokenizer:
     if path is None:
         raise DataError(
             f"training data ({name or type(dataset).__name__}) must have its tokenizer beside it, as tokenizer.json "
-            "with the fingerprint in the data's header; put it there"
+            "or NAME.tokenizer.model, with the fingerprint in the data's header; put it there"
         )
     if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
         logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
-    return load_tokenizer(path)
+    return load_tokenizer(path), getattr(dataset, "end_of_document_id", None)

@@ -45,6 +45,7 @@ class SeveralDatasets:
                 f"intra_document_masking of the datasets of {kind} ({apart}) must be equal; set it in all or in none"
             )
         self.intra_document_masking: bool = apart[0]
+        self.end_of_document_id: int | None = getattr(self.sources[0], "end_of_document_id", None)
         made_by = {source.tokenizer_fingerprint: source.name for source in self.sources if source.tokenizer_fingerprint}
         if len(made_by) > 1:
             listed = ", ".join(f"{name}: {fingerprint[:12]}" for fingerprint, name in made_by.items())

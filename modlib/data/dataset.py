@@ -11,9 +11,10 @@ class Dataset(Protocol):
 
     A dataset may also have `__getitems__(indices)` (many samples at once, much faster), `read_ahead(indices)` (tells
     the system what is read next), `check_unchanged()` (raises DataError when its files were changed since they were
-    opened), `check_tokenizer(fingerprint)`, `tokenizer_path` (its tokenizer's file, or None), `padding` (share of its
-    tokens that is none) and a parameter `intra_document_masking`, with which it gives windows with document ids. It
-    must survive pickling, for loader workers that are spawned.
+    opened), `check_tokenizer(fingerprint)`, `tokenizer_path` (its tokenizer's file, or None), `end_of_document_id` (the
+    token that ends each document, or None), `padding` (share of its tokens that is none) and a parameter
+    `intra_document_masking`, with which it gives windows with document ids. It must survive pickling, for loader
+    workers that are spawned.
     """
 
     name: str

@@ -199,6 +199,11 @@ class PackedDocuments:
         return self.packed.num_documents
 
     @property
+    def end_of_document_id(self) -> int | None:
+        """The token that ends each document; None where there is none."""
+        return self.packed.header.end_of_document_id
+
+    @property
     def tokenizer_fingerprint(self) -> str:
         """Of the tokenizer that made the file; empty when the file does not say."""
         return self.packed.tokenizer_fingerprint

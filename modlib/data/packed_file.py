@@ -41,7 +41,7 @@ class PackedFile:
         try:
             self._file = open(self.path, "rb")  # noqa: SIM115  kept open: its size is watched during the run
         except OSError as error:
-            raise DataError(f"{self.path} cannot be opened: {error.strerror}; check the path (DATA)") from error
+            raise DataError(f"{self.path} cannot be opened: {error.strerror}; check the path") from error
         try:
             status = os.fstat(self._file.fileno())
             self._seen = (status.st_size, status.st_mtime_ns)

@@ -190,7 +190,7 @@ def _last_logits(model: Any, tokens: Tensor, cache: KeyValueCache | None) -> Ten
 
 
 def _end_of_document(tokenizer: TextTokenizer) -> int | None:
-    """The id that ended each document when the training data was packed."""
+    """The id that ends a document where nothing else is said."""
     try:
         return tokenizer.end_of_document_id()
     except DataError:
@@ -207,6 +207,8 @@ def sample_text(
     top_k: int | None = 50,
     top_p: float | None = None,
     seed: int = 0,
+    end_of_document: int | None = None,
+    stop_token: int | None = None,
     use_cache: bool = True,
 ) -> str:
     """Prompt and continuation as text, up to the end of the document if the model ends it.
@@ -220,15 +222,18 @@ def sample_text(
         top_k: Sample among the top_k most likely tokens.
         top_p: Sample among the most likely tokens that together have probability top_p.
         seed: Of the samples.
+        end_of_document: The token that ends each document of the training data; None is the tokenizer's, if any.
+        stop_token: Ends the text, and is no part of it; None is the end of a document.
         use_cache: As for generate.
 
     Raises:
         ConfigError: An argument out of its range, or an empty prompt with a tokenizer without end-of-text token.
     """
-    stop_token = _end_of_document(tokenizer)
+    end_of_document = _end_of_document(tokenizer) if end_of_document is None else end_of_document
+    stop_token = end_of_document if stop_token is None else stop_token
     ids = tokenizer.encode(prompt, special_tokens=True)  # a prompt may hold the marks of a conversation
-    if not ids and stop_token is not None:
-        ids = [stop_token]
+    if not ids and end_of_document is not None:
+        ids = [end_of_document]
     device = next(model.parameters()).device
     tokens = generate(
         model,

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 from typer.testing import CliRunner
 
 from modlib.cli.main import app
 from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.runtime.logs import stop_logging
 from tests.launching_command import launch
 
@@ -91,6 +93,29 @@ def test_sampling_options_reach_the_sampler(trained: Path) -> None:
     assert text("--seed", "1") == text("--seed", "1") != text("--seed", "2")
     assert text("--top_k", "0") != text("--top_k", "50")
     assert generate(trained, "--prompt", PROMPT, "--max_new_tokens", "0").stdout == PROMPT + "\n"
+
+
+def test_a_text_ends_with_the_token_named_or_that_of_the_datas_documents(run_copy: Path, tmp_path: Path) -> None:
+    words = "--prompt", PROMPT, "--temperature", "0", "--max_new_tokens", "12"
+    tokenizer = load_tokenizer("stdlib:train")
+    first = generate(run_copy, *words, "--max_new_tokens", "1").stdout.removesuffix("\n").removeprefix(PROMPT)
+    (stop,) = (number for number in range(tokenizer.vocab_size) if tokenizer.decode([number]) == first)
+    begin = PROMPT + "\n"
+    assert generate(run_copy, *words).stdout != begin
+    token = tokenizers.Tokenizer.from_file(str(tokenizer.path)).id_to_token(stop)
+    assert generate(run_copy, *words, "--stop", token).stdout == begin
+
+    data = tmp_path / "data.packed"
+    fingerprint = tokenizer.fingerprint
+    with PackedFileWriter(data, vocab_size=4096, tokenizer_fingerprint=fingerprint, end_of_document_id=stop) as writer:
+        writer.write(np.arange(200))
+    shutil.copyfile(tokenizer.path, tmp_path / "data.tokenizer.json")
+    config = run_copy / "config.gin"
+    config.write_text(config.read_text().replace("'stdlib:train'", f"'{data}'"))
+    assert generate(run_copy, *words).stdout == begin
+    assert (
+        "token ('<|im_end|>') must be one token of" in generate(run_copy, *words, "--stop", "<|im_end|>", code=3).stderr
+    )
 
 
 def test_several_samples_are_those_of_following_seeds(trained: Path) -> None:
@@ -173,8 +198,8 @@ def test_data_without_its_tokenizer(run_copy: Path, tmp_path: Path) -> None:
     config = run_copy / "config.gin"
     config.write_text(config.read_text().replace("'stdlib:train'", f"'{data}'"))
     assert generate(run_copy, code=3).stderr == (
-        f"DataError: training data ({data}) must have its tokenizer beside it, as tokenizer.json with the fingerprint "
-        "in the data's header; put it there\n"
+        f"DataError: training data ({data}) must have its tokenizer beside it, as tokenizer.json "
+        "or NAME.tokenizer.model, with the fingerprint in the data's header; put it there\n"
     )
     data.unlink()
     assert f"path ('{data}') must be a corpus" in generate(run_copy, code=2).stderr
