@@ -21,7 +21,7 @@ from modlib.data.permutation import KeyedPermutation
 from modlib.data.rewriting import Ids, Numbers, Progress, document_batches, gathered, no_progress
 from modlib.runtime.errors import ConfigError, DataError
 
-_GATHERED_AT_ONCE = 1 << 19  # tokens, at 8 bytes of index each
+_GATHERED_AT_ONCE = 1 << 20  # tokens, at 8 bytes of index each
 _BYTES_PER_PIECE = 32  # what is kept of a piece beside its tokens: place, start, length, and room to sort them
 
 
@@ -145,12 +145,13 @@ class _Pieces:
         order = KeyedPermutation(len(self), f"modlib shuffle of a packed file {seed}")
         return order(np.arange(first, last))
 
-    def batches(self, batch_tokens: int) -> Iterator[tuple[int, int]]:
+    def batches(self, most_tokens: int, most: int) -> Iterator[tuple[int, int]]:
         """Pieces in batches of at most so many tokens and pieces, or one longer piece."""
         if self.block_tokens is None:
-            yield from document_batches(self.packed.document_offsets, batch_tokens=batch_tokens)
+            offsets = self.packed.document_offsets
+            yield from document_batches(offsets, batch_tokens=most_tokens, batch_documents=most)
             return
-        step = max(1, batch_tokens // self.block_tokens)
+        step = min(max(1, most_tokens // self.block_tokens), most)
         for first in range(0, len(self), step):
             yield first, min(first + step, len(self))
 
@@ -189,9 +190,9 @@ def _in_parts(
 def _deal_out(folder: Path, pieces: _Pieces, seed: int, num_parts: int, budget: int, passes: _Passes) -> None:
     """Append each piece to the part that its place belongs to."""
     packed = pieces.packed
-    width = packed.header.token_width
-    # A batch's tokens and those sorted by part are in memory at once, and 24 bytes per piece.
-    for first, last in pieces.batches(max(1, budget // (8 * (width + 8)))):
+    bytes_per_token = packed.header.token_width + packed.has_loss_mask
+    # An eighth of the limit for a batch's tokens, again for those of a part, and as much for 64 bytes of each piece.
+    for first, last in pieces.batches(max(1, budget // (8 * bytes_per_token)), max(1, budget // 512)):
         starts, lengths = pieces.extents(first, last)
         places = pieces.places(seed, first, last)
         parts = places // -(-len(pieces) // num_parts)

@@ -8,6 +8,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -25,6 +26,39 @@ from modlib.runtime.errors import DataError
 _COUNTED = ("num_tokens", "num_documents", "num_bytes_of_text", "max_token_id")
 _LENGTH = np.dtype("<i8")
 _CHUNK_BYTES = 1 << 22
+_HASHED_BESIDE_BYTES = 1 << 17  # handing less to the thread takes longer than it saves
+
+
+class _HashBeside:
+    """SHA-256 of what is passed one after the other, computed by a thread while the caller goes on."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256()
+        self._thread = ThreadPoolExecutor(1, "modlib-hash")
+        self._waiting: Future[None] | None = None
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Take in bytes, which must stay as they are until the next call of anything here."""
+        self.wait()
+        if len(data) < _HASHED_BESIDE_BYTES:
+            self._hash.update(data)
+        else:
+            self._waiting = self._thread.submit(self._hash.update, data)
+
+    def wait(self) -> None:
+        """Return when everything was taken in."""
+        if self._waiting is not None:
+            self._waiting.result()
+            self._waiting = None
+
+    def hexdigest(self) -> str:
+        """The hash of all that was passed, in hex."""
+        self.wait()
+        return self._hash.hexdigest()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown()
 
 
 class PackedFileWriter:
@@ -85,7 +119,7 @@ class PackedFileWriter:
         self.num_tokens, self.num_documents = counts["num_tokens"], counts["num_documents"]
         self.num_bytes_of_text, self.max_token_id = counts["num_bytes_of_text"], counts["max_token_id"]
         self.header: PackedHeader | None = None
-        self._hash = hashlib.sha256()
+        self._hash = _HashBeside()
         self._stays = partial is not None
         self._aside = partial or self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
         self._waiting = self._aside.with_name(f"{self._aside.name}.lengths")
@@ -164,8 +198,7 @@ class PackedFileWriter:
             raise DataError(f"lengths (sum {counts.sum()}) must add up to the number of tokens ({ids.size})")
         mask = self._checked_mask(trained, ids.size)
         if ids.size:
-            self._check_range(ids, counts)
-            self.max_token_id = max(self.max_token_id, int(ids.max()))
+            self.max_token_id = max(self.max_token_id, self._largest(ids, counts))
             self._append(np.ascontiguousarray(ids, dtype=TOKEN_DTYPES[self.token_width]))
         try:
             self._lengths.write(counts.astype(_LENGTH).tobytes())
@@ -188,11 +221,13 @@ class PackedFileWriter:
             )
         return mask
 
-    def _check_range(self, ids: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> None:
+    def _largest(self, ids: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> int:
+        """The largest id; all are in the vocabulary."""
         if ids.dtype.kind not in "iu":
             raise DataError(f"dtype of the tokens ({ids.dtype}) must be an integer type; pass token ids")
-        if ids.min() >= 0 and ids.max() < self.vocab_size:
-            return
+        largest = int(ids.max())
+        if largest < self.vocab_size and (ids.dtype.kind == "u" or ids.min() >= 0):
+            return largest
         place = int(np.flatnonzero((ids < 0) | (ids >= self.vocab_size))[0])
         document = self.num_documents + int(np.searchsorted(np.cumsum(counts), place, side="right"))
         raise DataError(
@@ -202,11 +237,13 @@ class PackedFileWriter:
 
     def _append(self, array: npt.NDArray[Any]) -> None:
         data = array.view(np.uint8).data
+        self._hash.update(data)
         try:
             self._file.write(data)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        self._hash.update(data)
+        if array.flags.writeable:
+            self._hash.wait()  # the caller may change it afterwards
 
     def commit(self) -> None:
         """Write offsets and header, wait for the disk, and rename to the final path."""
@@ -237,6 +274,7 @@ class PackedFileWriter:
             sections=sections,
             info=self.info,
         )
+        self._hash.close()
         try:
             self._file.flush()
             durable.fsync_file(self._file.fileno(), self._aside)  # tokens first: a header never describes lost bytes
@@ -256,6 +294,7 @@ class PackedFileWriter:
 
     def abort(self) -> None:
         """Throw away what was written, unless it can be continued; the final path is untouched."""
+        self._hash.close()
         for file in (self._file, self._lengths, self._mask):
             with contextlib.suppress(OSError):  # the disk may be full: the buffered rest is not needed
                 if file is not None:

@@ -72,7 +72,11 @@ def token_batches(packed: PackedFile) -> Iterator[tuple[int, Ids]]:
 
 
 def document_batches(
-    offsets: npt.NDArray[Any], first: int = 0, last: int | None = None, batch_tokens: int | None = None
+    offsets: npt.NDArray[Any],
+    first: int = 0,
+    last: int | None = None,
+    batch_tokens: int | None = None,
+    batch_documents: int | None = None,
 ) -> Iterator[tuple[int, int]]:
     """Documents first..last-1 in batches (first, behind the last) of at most batch_tokens, or one longer document.
 
@@ -80,12 +84,13 @@ def document_batches(
         offsets: Of every document, and of the end.
         first: The first document.
         last: Behind the last document; None is all of them.
-        batch_tokens: None is BATCH_TOKENS, and at most so many documents.
+        batch_tokens: None is BATCH_TOKENS.
+        batch_documents: At most so many of them; None is batch_tokens.
     """
     most = BATCH_TOKENS if batch_tokens is None else batch_tokens
     last = len(offsets) - 1 if last is None else last
     while first < last:
-        upper = min(last, first + most)
+        upper = min(last, first + (most if batch_documents is None else batch_documents))
         room = int(offsets[first]) + most
         behind = first + int(np.searchsorted(offsets[first : upper + 1], room, side="right")) - 1
         behind = max(behind, first + 1)
@@ -120,11 +125,13 @@ def copy_documents(
 
 
 def gathered(tokens: Ids, starts: Numbers, lengths: Numbers) -> Ids:
-    """The stretches of an array, back to back."""
+    """The stretches of a contiguous array, back to back."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     if total > _COPIED_ONE_BY_ONE * len(lengths):
-        return np.concatenate([tokens[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)])
+        flat, width = tokens.view(np.uint8).data, tokens.itemsize
+        places = zip((width * starts).tolist(), (width * (starts + lengths)).tolist(), strict=True)
+        return np.frombuffer(b"".join([flat[a:b] for a, b in places]), tokens.dtype)  # twice as fast as numpy's way
     places = np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
     found: Ids = tokens[places]
     return found
