@@ -44,6 +44,11 @@ def document_mask(document_ids: Tensor, dtype: torch.dtype, *, flex: bool = Fals
     return DocumentMask(positions, allowed)
 
 
+def document_mask_bytes(batch: int, steps: int, bytes_per_value: int) -> int:
+    """Memory of the mask of one batch, which all layers share, where it is a number for each query and key."""
+    return batch * steps * steps * bytes_per_value
+
+
 def _block_mask(document_ids: Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 

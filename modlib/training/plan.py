@@ -21,6 +21,7 @@ from modlib.data import corpus
 from modlib.data.batch_sampler import require_one_batch
 from modlib.distributed.fsdp import COMPUTE_DTYPES
 from modlib.models.weights import check_initialization
+from modlib.nn.document_mask import document_mask_bytes
 from modlib.runtime.errors import ConfigError, ModlibError
 from modlib.runtime.hardware import Peak, peak_flops
 from modlib.runtime.run_folder import versions
@@ -131,11 +132,10 @@ def make_plan(
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     state_bytes = probe.state_bytes()
     bytes_per_value = COMPUTE_DTYPES[experiment.precision].itemsize
-    activations = (
-        model.activation_bytes(layout.micro_batch_size, seq_len, bytes_per_value)
-        if hasattr(model, "activation_bytes")
-        else 0
-    )
+    sizes = (layout.micro_batch_size, seq_len, bytes_per_value)
+    activations = model.activation_bytes(*sizes) if hasattr(model, "activation_bytes") else 0
+    if _documents_apart(config) and not (torch.cuda.is_available() and experiment.compile):
+        activations += document_mask_bytes(*sizes)  # compiled on a GPU, the mask is one of blocks
     return Plan(
         config_hash=config.hash,
         resolved=config.resolved,
@@ -235,13 +235,17 @@ def check_takes_documents(config: Config, part: Any, attribute: str) -> None:
     """
     if getattr(part, attribute, False):
         return
-    for setting in config.settings:
-        if setting.parameter == "intra_document_masking" and setting.value is True:
-            text = (
-                f"{setting.name} (True) must be False with {type(part).__name__}, which takes no document_ids; leave "
-                "it out, or use a model and a collator that do: GPT2, LMCollator"
-            )
-            raise ConfigError(config.explain(setting.instance.name, text))
+    for setting in _documents_apart(config):
+        text = (
+            f"{setting.name} (True) must be False with {type(part).__name__}, which takes no document_ids; leave "
+            "it out, or use a model and a collator that do: GPT2, LMCollator"
+        )
+        raise ConfigError(config.explain(setting.instance.name, text))
+
+
+def _documents_apart(config: Config) -> list[Setting]:
+    """What makes datasets of the run keep their documents apart."""
+    return [one for one in config.settings if one.parameter == "intra_document_masking" and one.value is True]
 
 
 def require_run_path(config: Config, subscriber: Any) -> None:

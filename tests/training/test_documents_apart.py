@@ -31,7 +31,7 @@ from modlib.runtime.run_folder import RunFolder
 from modlib.training.experiment import Experiment
 from modlib.training.loading import build_loader
 from modlib.training.parts import assemble
-from modlib.training.plan import build
+from modlib.training.plan import build, make_plan
 from modlib.training.replay import replay
 from modlib.training.step import update
 from tests.workers import run_ranks
@@ -123,6 +123,16 @@ def test_a_batch_of_documents_is_replayed(tmp_path: Path) -> None:
     assert int(found.inputs["document_ids"].max()) > 0
     with build_loader(experiment, found.dataset, experiment.collate(), found.layout, 0) as loader:
         assert found.fingerprint == batch_fingerprint(next(loader.iterate(2)))
+
+
+def test_the_plan_counts_the_mask() -> None:
+    def memory(*files: str) -> dict[str, int]:
+        config = load(["debug/tiny.gin", *files], ["SEQ_LEN=256", "MICRO_BATCH_SIZE=4", "train.compile=False"])
+        config.activate()
+        return make_plan(build(config, gin.get_configurable("train")), config, 1).memory_per_rank_bytes
+
+    plain, apart = memory(), memory("data/intra_document_masking.gin")
+    assert apart == plain | {"activations": plain["activations"] + 4 * 256 * 256 * 4}
 
 
 @pytest.mark.parametrize(
