@@ -182,7 +182,7 @@ class BlockEncoder:
     def _chat_part(self, conversations: list[Conversation], num_bytes: list[int]) -> EncodedPart:
         tokens: list[npt.NDArray[Any]] = [np.zeros(0, self.dtype)]
         trained = [np.zeros(0, np.bool_)]
-        encoded = self.tokenizer.encode_with_spans([one.text for one in conversations])
+        encoded = (self.fast or self.tokenizer).encode_with_spans([one.text for one in conversations])
         for conversation, (ids, spans) in zip(conversations, encoded, strict=True):
             mask = trained_tokens(conversation, spans[:, 0], spans[:, 1])
             if not len(ids) or ids[-1] != self.end_of_document_id:

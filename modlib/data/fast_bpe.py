@@ -22,13 +22,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from modlib.data.tokenizer import Ids, Lengths, Tokenizer
+from modlib.data.tokenizer import Ids, Lengths, Spans, Tokenizer
 
 _GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
@@ -61,18 +62,26 @@ class FastBPE:
 
     Args:
         tokenizer: The tokenizer whose ids are wanted.
+        special_tokens: Whether they are wanted of texts in which special tokens are read, too.
 
     Raises:
         NotEquivalentError: tiktoken is not installed, or the ids are not known to be the same.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, special_tokens: bool = False) -> None:
         self.tokenizer = tokenizer
         content = json.loads(tokenizer.to_json())
         self.pattern = _with_classes(PATTERNS[_split_pattern(content)])
         _check_text_is_untouched(content)
         tokens, self.ids = _ranked(content, tokenizer)
         self.ranks = {token: rank for rank, token in enumerate(tokens)}
+        self._special = _special_tokens(content) if special_tokens else {}
+        # Where several begin, the longest is read, as by the tokenizers library.
+        longest_first = "|".join(map(re.escape, sorted(self._special, key=len, reverse=True)))
+        self._between = re.compile(f"({longest_first})") if longest_first else None
+        self._num_bytes = np.zeros(tokenizer.vocab_size, np.int64)  # of each id's text
+        self._num_bytes[self.ids] = [len(token) for token in tokens]
+        self._num_bytes[list(self._special.values())] = [len(token.encode()) for token in self._special]
         self._core = self._load()
 
     def _load(self) -> Any:
@@ -95,6 +104,22 @@ class FastBPE:
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         return np.concatenate([*rows, np.zeros(0, np.uint32)]), lengths
 
+    def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
+        """Of each text its ids, special tokens read, nothing added; and where each token begins and ends in it."""
+        return [self._with_spans(text) for text in texts]
+
+    def _with_spans(self, text: str) -> tuple[Ids, Spans]:
+        pieces = [text] if self._between is None else self._between.split(text)
+        rows = [self._encode(piece) for piece in pieces[::2]]
+        read = [np.array([self._special[piece]], np.uint32) for piece in pieces[1::2]]
+        ids = np.concatenate([row for pair in zip_longest(rows, read, fillvalue=rows[0][:0]) for row in pair])
+        ends = np.cumsum(self._num_bytes[ids])
+        begins = ends - self._num_bytes[ids]
+        if not text.isascii():
+            of_byte = np.cumsum((np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80)  # its character, from 1
+            begins, ends = of_byte[begins] - 1, of_byte[ends - 1]
+        return ids, np.stack([begins, ends], axis=1)
+
     def _encode(self, text: str) -> Ids:
         if len(text) > _LONG_TEXT and _RUN.search(text[::_STRIDE]):
             return np.array(self.tokenizer.encode(text), np.uint32)
@@ -112,6 +137,15 @@ def first_difference(fast: FastBPE, texts: Iterable[str]) -> str | None:
         if fast.encode_batch([text])[0].tolist() != fast.tokenizer.encode(text):
             return text[:80]
     return None
+
+
+def _special_tokens(content: dict[str, Any]) -> dict[str, int]:
+    """Text and id of each special token, all of which are read wherever they stand."""
+    found = [added for added in content.get("added_tokens", []) if added["special"] and added["content"]]
+    for added in found:
+        if any(added.get(flag) for flag in ("single_word", "lstrip", "rstrip")):
+            raise NotEquivalentError(f"it reads {added['content']!r} only as a word, or spaces with it")
+    return {added["content"]: added["id"] for added in found}
 
 
 def _split_pattern(content: dict[str, Any]) -> str:

@@ -133,7 +133,7 @@ def _run(
 ) -> PackSummary:
     """Do what is planned, or what is left of it."""
     tokenizer, shares = plan.tokenizer, list(plan.shares.values())
-    fast, engine_line = choose_engine(engine, tokenizer, plan.sources, plan.field, chat=plan.chat is not None)
+    fast, engine_line = choose_engine(engine, tokenizer, plan.sources, plan.field, plan.chat)
     dtype = TOKEN_DTYPES[narrowest_width(tokenizer.vocab_size)]
     end_id = plan.end_of_document_id
     encoder = BlockEncoder(plan.sources, plan.field, tokenizer, fast, end_id, dtype, shares, plan.chat)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from modlib.data.block_encoder import BlockEncoder
+from modlib.data.chat import Chat
 from modlib.data.fast_bpe import FastBPE, NotEquivalentError
 from modlib.data.fields import Field
 from modlib.data.sentencepiece_tokenizer import PretrainedSPTokenizer
@@ -22,22 +23,20 @@ _SAMPLE_BYTES = 1 << 17  # of a few files, to compare the engines with
 
 
 def choose_engine(
-    wanted: str, tokenizer: TextTokenizer, sources: Sequence[Source], text_field: Field, *, chat: bool = False
+    wanted: str, tokenizer: TextTokenizer, sources: Sequence[Source], text_field: Field, chat: Chat | None = None
 ) -> tuple[FastBPE | None, str]:
     """The fast engine where it can be used, and a line that says what tokenizes, and why."""
     own = "sentencepiece" if isinstance(tokenizer, PretrainedSPTokenizer) else "tokenizers"
     if wanted == "tokenizer":
         return None, f"{own}, as asked for"
-    if chat:
-        why = "chat needs to know where tokens lie in the text, which the fast engine does not tell"
-    elif not isinstance(tokenizer, Tokenizer) or tokenizer.settings:
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.settings:
         why = f"the fast engine knows byte-level BPE alone, not {type(tokenizer).__name__}"
     elif wanted == "auto" and sum(source.num_bytes for source in sources) < SMALL_BYTES:
         return None, f"{own}: it is little text"
     else:
         try:
-            fast = FastBPE(tokenizer)
-            _compare(fast, sources, text_field)
+            fast = FastBPE(tokenizer, special_tokens=chat is not None)
+            _compare(fast, sources, text_field, chat)
             return fast, "tiktoken, with the same ids: pre-tokenizer, merges and a sample were compared"
         except NotEquivalentError as error:
             why = f"{tokenizer.path} is not run by the fast engine, because {error}"
@@ -46,16 +45,17 @@ def choose_engine(
     return None, f"{own}: {why}"
 
 
-def _compare(fast: FastBPE, sources: Sequence[Source], text_field: Field) -> None:
+def _compare(fast: FastBPE, sources: Sequence[Source], text_field: Field, chat: Chat | None) -> None:
     """Encode the beginnings of the first, middle and last file both ways."""
-    kinds = [BlockEncoder(sources, text_field, fast.tokenizer, one, 0, np.dtype("<u4")) for one in (fast, None)]
+    dtype = np.dtype("<u4")
+    kinds = [BlockEncoder(sources, text_field, fast.tokenizer, one, 0, dtype, chat=chat) for one in (fast, None)]
     for number in sorted({0, len(sources) // 2, len(sources) - 1}):
         block = next(read_blocks(sources[number : number + 1], text_field), None)
         if block is None:
             continue
         block = replace(block, start=replace(block.start, source=number), data=_beginning(block.data))
-        one, other = (kind(block).parts[0].tokens for kind in kinds)
-        if not np.array_equal(one, other):
+        one, other = (kind(block).parts[0] for kind in kinds)
+        if not all(np.array_equal(getattr(one, what), getattr(other, what)) for what in ("tokens", "trained")):
             raise NotEquivalentError(f"its ids differ at the beginning of {sources[number].path}")
 
 

@@ -124,6 +124,38 @@ def test_whole_words_are_looked_up_first(tokenizer: Tokenizer, tmp_path: Path) -
     assert first_difference(FastBPE(other), ["qzj", "aqzj qzj", *SENTENCES]) is None
 
 
+@pytest.fixture(scope="module")
+def with_turns(fast: FastBPE, tmp_path_factory: pytest.TempPathFactory) -> FastBPE:
+    """With special tokens of which one is the beginning of another, and one more that is empty of letters."""
+    path = tmp_path_factory.mktemp("turns") / "tokenizer.json"
+    library = tokenizers.Tokenizer.from_str(fast.tokenizer.to_json())
+    library.add_special_tokens(["<|t", "<|t|>", "<|t|>é", " \n"])
+    library.save(str(path))
+    return FastBPE(Tokenizer(path), special_tokens=True)
+
+
+TURNS = st.lists(ANY | AWKWARD | st.sampled_from(["<|t", "<|t|>", "<|t|>é", "é", " \n", "\n", "|>"]), max_size=8)
+
+
+@given(texts=st.lists(TURNS.map("".join), max_size=4))
+@settings(deadline=None, max_examples=300)
+def test_special_tokens_and_the_places_of_all_are_the_tokenizers_own(with_turns: FastBPE, texts: list[str]) -> None:
+    expected = with_turns.tokenizer.encode_with_spans(texts)
+    for (ids, spans), (its_ids, its_spans) in zip(with_turns.encode_with_spans(texts), expected, strict=True):
+        assert ids.tolist() == its_ids.tolist()
+        assert spans.tolist() == its_spans.tolist()
+
+
+@pytest.mark.parametrize("flag", ["single_word", "lstrip", "rstrip"])
+def test_special_tokens_that_are_not_read_everywhere_are_refused(
+    tokenizer: Tokenizer, tmp_path: Path, flag: str
+) -> None:
+    found = edited(tokenizer, tmp_path / "t.json", lambda c: c["added_tokens"][0].update({flag: True}))
+    FastBPE(found)
+    with pytest.raises(NotEquivalentError, match=r"it reads '<\|endoftext\|>' only as a word, or spaces with it"):
+        FastBPE(found, special_tokens=True)
+
+
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [

@@ -258,8 +258,8 @@ def test_an_engine_that_differs_on_the_corpus_is_not_taken(
     monkeypatch.setattr(pack_engine, "SMALL_BYTES", 0)
     made = pack_engine.FastBPE.__init__
 
-    def damaged(self: Any, of: Tokenizer) -> None:
-        made(self, of)
+    def damaged(self: Any, of: Tokenizer, **settings: bool) -> None:
+        made(self, of, **settings)
         self.ids = self.ids[::-1].copy()
 
     monkeypatch.setattr(pack_engine.FastBPE, "__init__", damaged)

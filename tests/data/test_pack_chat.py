@@ -8,7 +8,7 @@ import os
 import random
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow
 import pyarrow.parquet
@@ -90,7 +90,8 @@ def shown(path: Path) -> list[str]:
 CONTENT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
-@given(st.lists(st.lists(CONTENT, min_size=2, max_size=6), min_size=1, max_size=6), st.integers(1, 300), st.booleans())
+@given(st.lists(st.lists(CONTENT, min_size=2, max_size=6), min_size=1, max_size=6), st.integers(1, 300), st.booleans(),
+       st.sampled_from(["fast", "tokenizer"]))  # fmt: skip
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_conversation_comes_back_with_its_answers_trained(
     folder: Path,
@@ -99,12 +100,13 @@ def test_every_conversation_comes_back_with_its_answers_trained(
     contents: list[list[str]],
     block_bytes: int,
     splits: bool,
+    engine: Literal["fast", "tokenizer"],
 ) -> None:
     monkeypatch.setattr(sources, "BLOCK_BYTES", block_bytes)
     chats = [turns(*some) for some in contents]
     source = write_chats(tmp_path / "in.jsonl", chats)
     split = {"train": 0.5, "test": 0.5} if splits else None
-    summary = pack([source], tmp_path / "a.packed", folder, chat=True, split=split, overwrite=True)
+    summary = pack([source], tmp_path / "a.packed", folder, chat=True, split=split, engine=engine, overwrite=True)
     loaded = Tokenizer(folder)
     whole: list[list[int]] = []
     for path, header in summary.outputs.items():
@@ -144,7 +146,7 @@ def test_inputs_of_every_kind_and_the_record(folder: Path, tmp_path: Path) -> No
     out = tmp_path / "all.packed"
     summary = pack([tmp_path / "in"], out, folder, chat=True, workers=2)
     assert shown(out) == [marked(chat) for chat in [*chats[:5], system]]
-    assert summary.engine.startswith("tokenizers: chat needs to know where tokens lie in the text")
+    assert summary.engine == "tokenizers: it is little text"
     told = json.loads(summary.record.read_text())
     assert told["settings"]["chat_template"] == TEMPLATE
     assert told["settings"]["chat_template_from"] == str(folder / "tokenizer_config.json")
@@ -247,7 +249,6 @@ def test_settings_that_do_not_go_together(folder: Path, tokenizer: Tokenizer, tm
     for inputs, kind, wrong, message in (
         ([source], folder, {"chat_template": "x"}, r"chat_template \(x\) must go with chat; add --chat"),
         ([source], tokenizer, {"chat": True}, r"chat template \(None\) must be given: .* has none in"),
-        ([source], folder, {"chat": True, "engine": "fast"}, r"^engine \('fast'\) must be able to run"),
         (
             [source, tmp_path / "a.txt"], folder, {"chat": True},
             r"input \(.*a.txt\) must be .jsonl or .parquet for chat; a text file holds no messages",
@@ -381,7 +382,7 @@ def test_a_sentencepiece_model(tmp_path: Path) -> None:
     chats = [turns("東京 dog?", "a 🙂 fox", "and", "naïve"), turns("the", "lazy dog")]
     source, out = write_chats(tmp_path / "in.jsonl", chats), tmp_path / "a.packed"
     summary = pack([source], out, tmp_path / "sp.model", chat=True, chat_template=tmp_path / "t.jinja")
-    assert summary.engine.startswith("sentencepiece: chat needs")
+    assert summary.engine.startswith("sentencepiece: the fast engine knows byte-level BPE alone")
     packed = verify(out).packed
     whole, loaded = packed.tokens.tolist(), load_tokenizer(tmp_path / "sp.model")
     text = "".join("".join(f"<s>[INST] {a['content']} [/INST] {b['content']} </s>" for a, b in pairs(c)) for c in chats)
