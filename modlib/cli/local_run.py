@@ -18,7 +18,7 @@ from modlib.cli.worker import work
 from modlib.config import Config
 from modlib.launching.local import Local, run_local
 from modlib.launching.prepare import Resume, prepare
-from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED
+from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED, HangError
 from modlib.runtime.logs import report_error, start_logging
 from modlib.runtime.run_folder import Attempt, RunFolder
 from modlib.tracking.banner import start_banner
@@ -60,8 +60,14 @@ def _train(config: Config, local: Local, run: RunFolder, attempt: Attempt) -> in
         return run_local(WORKER, local, run, attempt)
     if config.resolved["Local.threads_per_process"] is not None:
         torch.set_num_threads(local.threads_per_process)
+
+    def hung(error: HangError) -> None:
+        code = report_error(error)
+        run.update(status="failed", exit_code=code)
+        attempt.finish("failed", run.read().get("step"), code)
+
     try:
-        outcome = work(config, run, attempt)
+        outcome = work(config, run, attempt, hung=hung)
     except BaseException as error:
         return report_error(error)
     finally:

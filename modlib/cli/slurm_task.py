@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from modlib.runtime.errors import EXIT_OK
@@ -37,6 +38,7 @@ def run_task(run_path: str) -> None:
     # before torch is imported, since a signal in these seconds counts too; and to the process's end, since submitit's
     # own handlers would come back
     stop = _stop_request(attempt.stacks_path(rank)).install()
+    report = partial(report_error, record_path=attempt.error_path(rank), rank=rank)
     try:
         from modlib.cli.worker import work
         from modlib.config import load
@@ -44,11 +46,11 @@ def run_task(run_path: str) -> None:
         with run.lock() if rank == 0 else nullcontext():
             if rank == 0:
                 run.update(pid=os.getpid(), host=_hosts()[0])
-            outcome = work(load([run.config_path]), run, attempt, stop)
+            outcome = work(load([run.config_path]), run, attempt, stop=stop, hung=report)
             if rank == 0:
                 run.update(status=outcome.reason)
     except BaseException as error:
-        code = report_error(error, record_path=attempt.error_path(rank), rank=rank)
+        code = report(error)
         if code != EXIT_OK:
             sys.exit(code)
 

@@ -16,6 +16,7 @@ from modlib.distributed.rendezvous import open_store
 from modlib.runtime.errors import ClusterError, HangError, ModlibError
 
 MEET_TIMEOUT_S = 600.0
+COLLECTIVE_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class World:
 
 
 @contextmanager
-def process_group(timeout_s: float = 600.0, meet_timeout_s: float | None = None) -> Iterator[World]:
+def process_group(timeout_s: float = COLLECTIVE_TIMEOUT_S, meet_timeout_s: float | None = None) -> Iterator[World]:
     """Join the ranks that the environment names; leave at the end. A world of one needs no group.
 
     After an error this process stays joined until it ends, so that it can report before the other ranks notice.

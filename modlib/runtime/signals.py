@@ -22,6 +22,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED
+from modlib.runtime.watchdog import write_stacks
 
 logger = logging.getLogger("modlib")
 
@@ -208,10 +209,7 @@ class StopRequest:
         if self.stacks_path is None:
             faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
             return
-        self.stacks_path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.stacks_path, "a") as file:
-            faulthandler.dump_traceback(file=file, all_threads=True)
-            os.fsync(file.fileno())
+        write_stacks(self.stacks_path)
         logger.error("stacks of all threads: %s", self.stacks_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +11,9 @@ from modlib.components import component
 from modlib.runtime.errors import ConfigError
 
 
-@component("run", "train", name="train", not_science=("log_every", "checkpointing", "subscribers", "sample"))
+@component(
+    "run", "train", name="train", not_science=("log_every", "checkpointing", "subscribers", "sample", "hang_limit_s")
+)
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One whole training run: the components it is made of and its few numbers.
@@ -46,6 +49,9 @@ class Experiment:
         precision: "bfloat16" computes in bfloat16 over float32 weights and optimizer state.
         compile: torch.compile of the blocks and the loss. "auto": on a GPU; on a CPU when a C++ compiler is there and
             the run is long enough to earn back the compilation.
+        hang_limit_s: Seconds that a step may take, and loading its data; a start, an evaluation or a checkpoint six
+            times as many. Then every rank writes its stacks into the run folder and ends, with exit code 6. None: no
+            limit.
         sample: Returns a callable (model, tokenizer) -> text, called after the last step; the text is logged. None: no
             sample.
     """
@@ -73,6 +79,7 @@ class Experiment:
     log_every: int = 10
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: bool | Literal["auto"] = "auto"
+    hang_limit_s: float | None = 600.0
     sample: Callable[[], Any] | None = None
 
     def __post_init__(self) -> None:
@@ -87,5 +94,9 @@ class Experiment:
             )
             if getattr(self, name) < least
         ]
+        if self.hang_limit_s is not None and not 0 < self.hang_limit_s < math.inf:
+            problems.append(
+                f"hang_limit_s ({self.hang_limit_s}) must be above 0; set it to seconds, or to None for no limit"
+            )
         if problems:
             raise ConfigError(problems)

@@ -8,6 +8,7 @@ from modlib.config import Config
 from modlib.distributed.process_group import World
 from modlib.runtime.run_folder import Attempt, RunFolder
 from modlib.runtime.signals import StopRequest
+from modlib.runtime.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Job:
         attempt: This attempt's number and folder.
         world: This rank's place.
         stop: Set by a signal or the time limit.
+        watchdog: Told what begins, so that it can end what does not come to its end.
     """
 
     config: Config
@@ -27,3 +29,4 @@ class Job:
     attempt: Attempt
     world: World
     stop: StopRequest
+    watchdog: Watchdog

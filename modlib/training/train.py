@@ -11,6 +11,7 @@ from modlib.distributed.vote import Vote
 from modlib.runtime.allocator import keep_freed_memory
 from modlib.runtime.errors import CheckpointError
 from modlib.runtime.seeds import derive, seed_everything
+from modlib.runtime.watchdog import UNHURRIED
 from modlib.training.evaluation import build_evaluators
 from modlib.training.experiment import Experiment
 from modlib.training.job import Job
@@ -58,7 +59,7 @@ def train(experiment: Experiment, job: Job) -> Outcome:
     loader = build_loader(experiment, dataset, collate, progress.layout, job.world.rank)
     require_steps(loader, experiment.num_steps)
     vote = Vote(job.world.control_group)
-    stopped = False
+    stopped, first = False, progress.step + 1
 
     with RunLog(experiment, job, plan, progress) as log, loader:
         batches = loader.iterate(progress.step)
@@ -66,7 +67,10 @@ def train(experiment: Experiment, job: Job) -> Outcome:
             step = progress.step + 1
             vote.cast(job.stop.signal is not None)
             lr = parts.learning_rate
-            result = update(parts, next(batches), step)
+            job.watchdog.doing(f"loading the data of step {step}")
+            batch = next(batches)
+            job.watchdog.doing(f"computing step {step}", UNHURRIED if step == first else 1)  # the first may compile
+            result = update(parts, batch, step)
             progress.advance(step)
             log.step_done(step)
 
@@ -80,12 +84,14 @@ def train(experiment: Experiment, job: Job) -> Outcome:
                     _save(checkpointing, parts, progress, job, log, needed=True)
             for evaluator in evaluators:
                 if evaluator.due(step, experiment.num_steps):
+                    job.watchdog.doing(f"evaluating after step {step}", UNHURRIED)
                     with log.pause():
                         log.metrics(step, evaluator.evaluate(parts, collate, experiment.micro_batch_size))
             if not stopped and (checkpointing.due(step) or last):
                 with log.pause():
                     _save(checkpointing, parts, progress, job, log, needed=last)
 
+        job.watchdog.doing("ending", UNHURRIED)
         finished = progress.step == experiment.num_steps
         sample = _sample(experiment, parts, dataset) if finished else None
         if sample is not None:
@@ -97,6 +103,7 @@ def train(experiment: Experiment, job: Job) -> Outcome:
 def _save(checkpointing: Any, parts: Parts, progress: Progress, job: Job, log: RunLog, *, needed: bool) -> None:
     """Save a checkpoint; one that fails costs a warning, unless it is the one this attempt ends with."""
     require_finite(parts, progress.step)
+    job.watchdog.doing(f"saving step {progress.step}", UNHURRIED)
     try:
         saved = checkpointing.save(
             job.run.checkpoints_path,
