@@ -103,5 +103,5 @@ def rank_pid(launcher: int, rank: int) -> int:
 def test_a_limit_that_is_none(tmp_path: Path) -> None:
     done = launch("debug/tiny.gin", ["train.hang_limit_s=0"], "--runs_dir", str(tmp_path))
     assert done.returncode == 2
-    assert "hang_limit_s (0) must be above 0; set it to seconds, or to None for no limit" in done.stderr
+    assert "hang_limit_s (0.0) must be above 0; set it to seconds, or to None for no limit" in done.stderr
     assert list(tmp_path.iterdir()) == []
