@@ -20,6 +20,7 @@ Packing = Literal["in_order", "best_fit"]
 Numbers = npt.NDArray[np.int64]
 Lengths = npt.NDArray[np.int32]
 
+ROW = np.dtype([("start", "<i8"), ("length", "<i4")])
 MAX_SEQ_LEN = (1 << 31) - 2  # lengths are kept in 32 bits
 _CHUNK = 1 << 20
 
@@ -29,8 +30,7 @@ class WindowTable:
     """Windows as pieces of a packed file. Memory: 12 bytes per piece, and 8 per window where `first` is needed.
 
     Args:
-        starts: First token of each piece.
-        lengths: Tokens of each piece.
+        rows: Of type ROW, one for each piece: its first token, and how many it has.
         first: The first piece of each window, and the number of pieces; None when every window is one piece.
         room: Tokens that a window holds.
         end: Tokens of the file.
@@ -40,8 +40,7 @@ class WindowTable:
         path: The file that the table is mapped from, if it is.
     """
 
-    starts: Numbers
-    lengths: Lengths
+    rows: npt.NDArray[np.void]
     first: Numbers | None
     room: int
     end: int
@@ -51,7 +50,7 @@ class WindowTable:
     path: Path | None = None
 
     def __len__(self) -> int:
-        return len(self.starts if self.first is None else self.first[1:])
+        return len(self.rows) if self.first is None else len(self.first) - 1
 
     def pieces(self, windows: Numbers) -> tuple[Numbers, Numbers, Numbers]:
         """Start and length of all pieces of some windows, one window after the other, and how many each window has.
@@ -64,10 +63,11 @@ class WindowTable:
         else:
             begins = self.first[windows]
             counts = self.first[windows + 1] - begins
-            in_file = (begins >= 0) & (counts >= 1) & (counts <= self.room) & (begins <= len(self.starts) - counts)
+            in_file = (begins >= 0) & (counts >= 1) & (counts <= self.room) & (begins <= len(self.rows) - counts)
             self._check(windows, in_file)
             numbers = np.arange(int(counts.sum())) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
-        starts, lengths = self.starts[numbers], self.lengths[numbers].astype(np.int64)
+        rows = self.rows[numbers]
+        starts, lengths = rows["start"].astype(np.int64), rows["length"].astype(np.int64)
         of_window = np.repeat(np.arange(len(windows)), counts)
         sound = (starts >= 0) & (lengths >= 1) & (lengths <= self.room) & (starts <= self.end - lengths)
         filled = np.bincount(of_window, np.where(sound, lengths, self.room + 1), len(windows))
@@ -93,14 +93,15 @@ def make_table(packed: PackedFile, seq_len: int, long_documents: LongDocuments, 
     if packing == "best_fit":
         starts, lengths, left_out = _pieces(packed, seq_len, long_documents)
         order, first = _best_fit(lengths, seq_len + 1)
-        starts, lengths = starts[order], lengths[order]
     else:
         starts, lengths, left_out = _windows(packed, seq_len, long_documents)
     if not len(starts):
         raise DataError(f"documents in {packed.path} ({packed.num_documents}) must have tokens; check it")
+    rows = np.empty(len(starts), ROW)
+    rows["start"] = starts if first is None else starts[order]
+    rows["length"] = lengths if first is None else lengths[order]
     return WindowTable(
-        starts,
-        lengths,
+        rows,
         first,
         room=seq_len + 1,
         end=packed.num_tokens,

@@ -1,7 +1,7 @@
 """The table of a packed file's windows of whole documents: made once, kept in the cache, mapped by every reader.
 
-A kept table is a file of 4,096 bytes of header (a hash, a blank, JSON, blanks) and the arrays, little-endian: starts
-(int64), the first piece of each window (int64; not there when every window is one piece), lengths (int32).
+A kept table is a file of 4,096 bytes of header (a hash, a blank, JSON, blanks) and the arrays, little-endian: the first
+piece of each window (int64; not there when every window is one piece), then the pieces (12 bytes each: ROW).
 
 It is found by what it follows from: the document offsets and the settings. Opening compares the header with its hash
 and with what is asked for, and the size; a file that does not fit is made again. The arrays are not read then: whoever
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from modlib.data.cache import CacheError, kept, remembered_hash
-from modlib.data.document_windows import LongDocuments, Packing, WindowTable, make_table
+from modlib.data.document_windows import ROW, LongDocuments, Packing, WindowTable, make_table
 from modlib.data.packed_file import PackedFile
 from modlib.runtime import durable
 
@@ -34,7 +34,7 @@ _VERSION = 1  # raise when the same offsets and settings would give another tabl
 _KEPT_FROM = 1 << 16  # documents: tables of fewer are made in milliseconds, as quickly as one is found
 _HEADER_BYTES = 4096
 _KIND = "windows"
-_ARRAYS: dict[str, np.dtype[Any]] = {"starts": np.dtype("<i8"), "first": np.dtype("<i8"), "lengths": np.dtype("<i4")}
+_ARRAYS: dict[str, np.dtype[Any]] = {"first": np.dtype("<i8"), "rows": ROW}
 _NUMBERS = ("room", "end", "num_tokens", "num_documents", "num_truncated_tokens")
 
 
@@ -99,10 +99,9 @@ def _write(path: Path, asked: dict[str, Any], table: WindowTable) -> None:
             text = f"{hashlib.sha256(header.encode()).hexdigest()} {header}"
             durable.write_all(descriptor, memoryview(text.encode().ljust(_HEADER_BYTES)), 0, aside)
             offset = _HEADER_BYTES
-            for name, array in arrays.items():
-                content = np.ascontiguousarray(array, _ARRAYS[name]).data.cast("B")
-                durable.write_all(descriptor, content, offset, aside)
-                offset += len(content)
+            for array in arrays.values():
+                durable.write_all(descriptor, array.view(np.uint8).data, offset, aside)
+                offset += array.nbytes
             durable.fsync_file(descriptor, aside)
         finally:
             os.close(descriptor)
