@@ -115,20 +115,17 @@ def _num_documents(packed: PackedFile, seq_len: int, long_documents: LongDocumen
     """Documents with tokens, each piece of one that is cut by itself."""
     total = 0
     for start in range(0, packed.num_documents, _CHUNK):
-        offsets = packed.document_offsets[start : start + _CHUNK + 1]
+        lengths = np.diff(packed.document_offsets[start : start + _CHUNK + 1])
+        total += int(np.count_nonzero(lengths))
         if long_documents == "cut":
-            total += int(_num_pieces(np.diff(offsets), seq_len).sum())
-        else:
-            total += int(np.count_nonzero(offsets[1:] != offsets[:-1]))
+            long = lengths[lengths > seq_len + 1]
+            total += int((_num_pieces(long, seq_len) - 1).sum())
     return total
 
 
 def _num_pieces(lengths: Numbers, seq_len: int) -> Numbers:
-    """Into how many pieces documents are cut; none has none."""
-    pieces = np.minimum(lengths, 1)
-    long = lengths > seq_len + 1
-    pieces[long] = -(-(lengths[long] - 1) // seq_len)
-    return pieces
+    """Into how many pieces documents that are too long are cut."""
+    return -(-(lengths - 1) // seq_len)
 
 
 def _windows(packed: PackedFile, seq_len: int, long_documents: LongDocuments) -> tuple[Numbers, Lengths, int]:
@@ -140,14 +137,15 @@ def _windows(packed: PackedFile, seq_len: int, long_documents: LongDocuments) ->
     # Python's bisect over a plain buffer is several times faster than numpy's search for one number.
     offsets: Sequence[int] = memoryview(packed.document_offsets)  # type: ignore[arg-type, assignment]
     starts, lengths = array("q"), array("i")
-    count, left_out = packed.num_documents, 0
+    count, left_out, room = packed.num_documents, 0, seq_len + 1
     document, start, in_window = 0, 0, 0
+    look, add_start, add_length = bisect.bisect_right, starts.append, lengths.append
     while document < count:
-        behind = start + seq_len + 1
+        behind = start + room
         until = document + 2 * in_window + 2  # windows hold about as many as the one before: far fewer to look through
         if until > count or offsets[until] <= behind:
             until = count + 1
-        following = bisect.bisect_right(offsets, behind, document, until) - 1  # the first document that is left out
+        following = look(offsets, behind, document, until) - 1  # the first document that is left out
         in_window = following - document
         if following > document:
             end = offsets[following]
@@ -164,8 +162,8 @@ def _windows(packed: PackedFile, seq_len: int, long_documents: LongDocuments) ->
                 step = offsets[document]
                 left_out += step - behind
         if end > start:
-            starts.append(start)
-            lengths.append(end - start)
+            add_start(start)
+            add_length(end - start)
         start = step
     return np.frombuffer(starts, np.int64), np.frombuffer(lengths, np.int32), left_out
 
@@ -184,7 +182,9 @@ def _pieces(packed: PackedFile, seq_len: int, long_documents: LongDocuments) -> 
         if long_documents == "truncate":
             left_out = int((lengths[lengths > seq_len + 1] - seq_len - 1).sum())
         else:
-            pieces = _num_pieces(lengths, seq_len)
+            long = lengths > seq_len + 1
+            pieces = np.ones_like(lengths)
+            pieces[long] = _num_pieces(lengths[long], seq_len)
             number = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)  # within a document
             number *= seq_len
             starts = np.repeat(starts, pieces) + number
