@@ -59,18 +59,18 @@ class WindowTable:
             DataError: A row is not what any table has: the file of the table is damaged.
         """
         if self.first is None:
-            numbers, counts = windows, np.ones(len(windows), np.int64)
+            rows, counts = self.rows[windows], np.ones(len(windows), np.int64)
+            places = np.arange(len(windows))
         else:
             begins = self.first[windows]
             counts = self.first[windows + 1] - begins
             in_file = (begins >= 0) & (counts >= 1) & (counts <= self.room) & (begins <= len(self.rows) - counts)
             self._check(windows, in_file)
-            numbers = np.arange(int(counts.sum())) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
-        rows = self.rows[numbers]
+            places = np.cumsum(counts) - counts  # of each window's first piece in what is returned
+            rows = self.rows[np.arange(int(counts.sum())) + np.repeat(begins - places, counts)]
         starts, lengths = rows["start"].astype(np.int64), rows["length"].astype(np.int64)
-        of_window = np.repeat(np.arange(len(windows)), counts)
         sound = (starts >= 0) & (lengths >= 1) & (lengths <= self.room) & (starts <= self.end - lengths)
-        filled = np.bincount(of_window, np.where(sound, lengths, self.room + 1), len(windows))
+        filled = np.add.reduceat(np.where(sound, lengths, self.room + 1), places)
         self._check(windows, filled <= self.room)
         return starts, lengths, counts
 
