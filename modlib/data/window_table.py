@@ -3,8 +3,8 @@
 A kept table is a file of 4,096 bytes of header (a hash, a blank, JSON, blanks) and the arrays, little-endian: the first
 piece of each window (int64; not there when every window is one piece), then the pieces (12 bytes each: ROW).
 
-It is found by what it follows from: the document offsets and the settings. (Not by the hash in the packed file's header,
-which nobody compares when a large file is opened: damaged offsets must not leave their table to the sound ones.)
+It is found by what it follows from: the document offsets and the settings. (Not by the hash in the packed file's
+header, which nobody compares when a large file is opened: damaged offsets must not leave their table to sound ones.)
 Opening compares the header with its hash and with what is asked for, and the size; a file that does not fit is made
 again. The arrays are not read then: whoever takes windows from them looks at each row (`WindowTable.pieces`), so that
 no damage reaches beyond the packed file or makes a window too long: that is an error. Damage within these bounds, which
