@@ -40,21 +40,20 @@ def ids_of_slices(packed: PackedFile, starts: Numbers, lengths: Numbers, width: 
     return _numbered(np.append(rows, padded), np.append(places, lengths[padded]), (len(starts), width))
 
 
-def ids_of_pieces(first: Numbers, counts: Numbers, lengths: Numbers, width: int) -> DocumentIds:
+def ids_of_pieces(lengths: Numbers, counts: Numbers, width: int) -> DocumentIds:
     """Document numbers (B, width) of B windows made of pieces, each a document; padding is one more.
 
     Args:
-        first: The first piece of each window.
+        lengths: Of the pieces of all windows, one window after the other.
         counts: Pieces in each window, at least 1.
-        lengths: Of all pieces.
         width: T + 1.
     """
-    rows, pieces = _flat(first, counts)
-    ends = np.cumsum(lengths[pieces])
+    rows = np.repeat(np.arange(len(counts)), counts)
+    ends = np.cumsum(lengths)
     before = np.concatenate([[0], ends])[np.cumsum(counts) - counts]
     places = ends - before[rows]
     inside = places < width
-    return _numbered(rows[inside], places[inside], (len(first), width))
+    return _numbered(rows[inside], places[inside], (len(counts), width))
 
 
 def num_documents_begun(packed: PackedFile, end: int, stride: int | None = None) -> int:

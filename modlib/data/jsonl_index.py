@@ -7,7 +7,6 @@ import json
 import logging
 import mmap
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +14,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from modlib.data.cache import cache_folders, one_at_a_time, trusted, writable_cache
+from modlib.data.cache import kept, remembered_hash
 from modlib.data.fields import text_of
 from modlib.data.line_index import find_lines
 from modlib.data.tokenizer import TextTokenizer
-from modlib.runtime import durable
 from modlib.runtime.errors import DataError
 
 logger = logging.getLogger("modlib")
@@ -129,23 +127,16 @@ def load_or_build(
     Raises:
         DataError: A line is no document and on_bad_line is "raise", or the cache cannot be written.
     """
-    sha256 = _remembered_hash(file)
+    sha256 = remembered_hash("jsonl", file.path, file.seen, file.sha256)
     settings = [_VERSION, sha256, tokenizer.fingerprint, tokenizer.settings, key, special_tokens, on_bad_line]
     name = f"{hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]}.npz"
-    for cache in cache_folders():
-        if trusted(cache) and (found := _read(cache / "jsonl" / name)) is not None:
-            return found, sha256
-    folder = writable_cache() / "jsonl"
-    folder.mkdir(exist_ok=True)
-    with one_at_a_time(
-        folder / f"{name}.lock", lambda: logger.info("waiting for another process that reads %s", file.path)
-    ):
-        found = _read(folder / name)
-        if found is None:
-            found = build(file, tokenizer, key=key, special_tokens=special_tokens, on_bad_line=on_bad_line)
-            _write(folder / name, found)
-    (folder / f"{name}.lock").unlink(missing_ok=True)
-    return found, sha256
+
+    def make(path: Path) -> JSONLIndex:
+        made = build(file, tokenizer, key=key, special_tokens=special_tokens, on_bad_line=on_bad_line)
+        _write(path, made)
+        return made
+
+    return kept("jsonl", name, _read, make, f"reads {file.path}"), sha256
 
 
 def build(
@@ -196,24 +187,6 @@ def build(
         largest,
         num_skipped,
     )
-
-
-def _remembered_hash(file: JSONLFile) -> str:
-    """The hash of the contents; read only when path, size or time stamp are new."""
-    place = re.sub(r"\W+", "-", str(file.path.resolve()))[-60:]
-    key = hashlib.sha256(json.dumps([str(file.path.resolve()), *file.seen]).encode()).hexdigest()[:16]
-    name = f"{place}-{key}.json"
-    for cache in cache_folders():
-        try:
-            if trusted(cache):
-                return str(json.loads((cache / "jsonl" / name).read_text(encoding="utf-8"))["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    found = file.sha256()
-    folder = writable_cache() / "jsonl"
-    folder.mkdir(exist_ok=True)
-    durable.atomic_write_text(folder / name, json.dumps({"path": str(file.path.resolve()), "sha256": found}))
-    return found
 
 
 def _read(path: Path) -> JSONLIndex | None:

@@ -17,6 +17,7 @@ from modlib.runtime.errors import DataError
 
 TOKEN_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHUNK_BYTES = 1 << 24
+_PIECE_BYTES = 1 << 20  # stays in the processor's cache
 _BITS_AT_ONCE = 1 << 20  # of the loss mask, at 8 bytes of count each
 _READ_WHOLE_BYTES = 1 << 26
 _TOLD_AFTER_A_FAULT = 64  # calls: of a file that is not in memory, so few go without
@@ -65,7 +66,7 @@ class PackedFile:
             self._mask = self._section("loss_mask", np.dtype(np.uint8))
         self._check_ends()
         if self.num_documents <= _OFFSETS_CHECKED_ON_OPEN:
-            self._check_order()
+            self.check_order()
 
     def _section(self, name: str, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
         offset, length = self.header.sections[name]
@@ -107,6 +108,26 @@ class PackedFile:
     def sha256(self) -> str:
         """Hash of everything after the header: equal on every machine for equal contents."""
         return self.header.sha256
+
+    @property
+    def identity(self) -> tuple[int, ...]:
+        """What tells this file, as it is now, from any other at the same path."""
+        status = os.fstat(self._file.fileno())
+        return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+    def documents_sha256(self) -> str:
+        """Hash of the document offsets, read now, without mapping them."""
+        digest = hashlib.sha256()
+        offset, length = self.header.sections["documents"]
+        buffer = memoryview(bytearray(_PIECE_BYTES))
+        end = offset + length
+        while offset < end:
+            count = os.preadv(self._file.fileno(), [buffer[: min(_PIECE_BYTES, end - offset)]], offset)
+            if not count:
+                raise DataError(f"{self.path} ends within its document offsets; it was cut off: copy it again")
+            digest.update(buffer[:count])
+            offset += count
+        return digest.hexdigest()
 
     def document(self, index: int) -> np.ndarray[Any, Any]:
         """The tokens of one document, its end-of-document token included.
@@ -193,7 +214,7 @@ class PackedFile:
                 f"SHA-256 of the contents of {self.path} ({digest.hexdigest()}) must equal the one in its header "
                 f"({self.sha256}); the file was changed or damaged: copy it again or pack it again"
             )
-        self._check_order()
+        self.check_order()
         per_chunk = _CHUNK_BYTES // self.header.token_width
         chunks = (self.tokens[start : start + per_chunk] for start in range(0, self.num_tokens, per_chunk))
         largest = max((int(chunk.max()) for chunk in chunks), default=0)
@@ -202,6 +223,20 @@ class PackedFile:
                 f"max_token_id of {self.path} ({self.max_token_id}) must equal the largest id in it ({largest}); "
                 "pack it again"
             )
+
+    def check_order(self) -> None:
+        """Read all document offsets; opening does it for a million or less.
+
+        Raises:
+            DataError: They are not in order.
+        """
+        per_chunk = _CHUNK_BYTES // 8
+        for start in range(0, self.num_documents, per_chunk):
+            part = self.document_offsets[start : start + per_chunk + 1]
+            falls = np.flatnonzero(part[1:] < part[:-1])
+            if falls.size:
+                index = start + int(falls[0])
+                raise DataError(self._offsets_message(index, *self.document_offsets[index : index + 2].tolist()))
 
     def check_unchanged(self) -> None:
         """Refuse to go on with a file that was changed in place since it was opened; costs microseconds.
@@ -236,15 +271,6 @@ class PackedFile:
                 f"document offsets of {self.path} ({first} to {last}) must run from 0 to its number of tokens "
                 f"({self.num_tokens}); the file is damaged: copy it again or pack it again"
             )
-
-    def _check_order(self) -> None:
-        per_chunk = _CHUNK_BYTES // 8
-        for start in range(0, self.num_documents, per_chunk):
-            part = self.document_offsets[start : start + per_chunk + 1]
-            falls = np.flatnonzero(part[1:] < part[:-1])
-            if falls.size:
-                index = start + int(falls[0])
-                raise DataError(self._offsets_message(index, *self.document_offsets[index : index + 2].tolist()))
 
     def _offsets_message(self, index: int, start: int, end: int) -> str:
         return (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modlib.data.cache import cache_folders, one_at_a_time, trusted, writable_cache
+from modlib.data.cache import cache_folders, kept, one_at_a_time, remembered_hash, trusted, writable_cache
 from modlib.runtime.errors import DataError
 
 
@@ -93,3 +93,31 @@ def test_lock_is_held_by_one_process_and_dies_with_it(tmp_path: Path) -> None:
             assert waited == [True]
     with one_at_a_time(lock, waiting):
         assert waited == [True]
+
+
+def test_a_hash_is_read_once_for_each_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODLIB_CACHE", str(tmp_path / "cache"))
+    path, read = tmp_path / "file", iter(["first", "second", "third"])
+
+    def hash_of(path: Path, *identity: int) -> str:
+        return remembered_hash("kind", path, identity, lambda: next(read))
+
+    assert [hash_of(path, 1, 2), hash_of(path, 1, 2), hash_of(path, 1, 3)] == ["first", "first", "second"]
+    assert hash_of(tmp_path / "other", 1, 2) == "third"
+    for remembered in (tmp_path / "cache" / "kind").iterdir():
+        remembered.write_text("{")
+    read = iter(["again"])
+    assert [hash_of(path, 1, 2), hash_of(path, 1, 2)] == ["again", "again"]
+
+
+def test_what_could_not_be_made_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODLIB_CACHE", str(tmp_path / "cache"))
+
+    def make(path: Path) -> str:
+        assert [lock.name for lock in path.parent.iterdir()] == ["name.lock"]
+        raise DataError("bad data")
+
+    with pytest.raises(DataError, match="bad data"):
+        kept("kind", "name", lambda path: None, make, "makes it")
+    assert list((tmp_path / "cache" / "kind").iterdir()) == []
+    assert kept("kind", "name", lambda path: None, lambda path: path.name, "makes it") == "name"

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modlib.data.document_windows import MAX_SEQ_LEN, _sorted, make_table
+from modlib.data.packed_documents import PackedDocuments
+from modlib.data.packed_file import PackedFile
+from modlib.data.packed_writer import PackedFileWriter
+from modlib.runtime.errors import ConfigError
+
+
+@given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, (1 << 33) - 1)), max_size=50), st.sampled_from([8, 20, 33]))
+@settings(deadline=None, max_examples=200)
+def test_sorted_keys_of_any_width_stay_in_order_where_they_are_equal(keys: list[int], bits: int) -> None:
+    limit = (1 << bits) - 1
+    numbers = np.array(keys, np.int64) & limit
+    assert _sorted(numbers, limit).tolist() == np.argsort(numbers, kind="stable").tolist()
+
+
+@pytest.mark.parametrize("packing", ["in_order", "best_fit"])
+def test_windows_beyond_sixteen_bits(tmp_path: Path, packing: str) -> None:
+    """150,000 windows: pieces in the order of their windows, windows in the order of their first pieces."""
+    lengths = np.tile([5, 3, 2, 4, 1], 60_000)
+    path = tmp_path / "many.packed"
+    with PackedFileWriter(path, vocab_size=256) as writer:
+        writer.write_documents(np.zeros(lengths.sum(), np.uint8), lengths)
+    table = make_table(PackedFile(path), 5, "refuse", packing)  # type: ignore[arg-type]
+    starts, sizes, counts = table.pieces(np.arange(len(table)))
+    assert (len(starts) if packing == "best_fit" else table.num_documents) == len(lengths)
+    assert sizes.sum() == lengths.sum() == table.num_tokens
+    firsts = starts[np.cumsum(counts) - counts]
+    assert (np.diff(firsts) > 0).all()
+    of_window = np.repeat(np.arange(len(table)), counts)
+    assert (np.diff(starts)[np.diff(of_window) == 0] > 0).all()
+    filled = np.bincount(of_window, sizes)
+    assert filled.max() <= 6
+    if packing == "best_fit":  # 5 + 1, 4 + 2, 3 + 3
+        assert filled.min() == 6
+        assert sorted(starts.tolist()) == (np.cumsum(lengths) - lengths).tolist()
+
+
+def test_a_window_s_length_is_kept_in_32_bits(tmp_path: Path) -> None:
+    path = tmp_path / "one.packed"
+    with PackedFileWriter(path, vocab_size=256) as writer:
+        writer.write(np.zeros(9, np.uint8))
+    assert make_table(PackedFile(path), MAX_SEQ_LEN, "refuse", "in_order").rows.tolist() == [(0, 9)]
+    with pytest.raises(ConfigError) as caught:
+        PackedDocuments(path=str(path), seq_len=MAX_SEQ_LEN + 1)
+    assert str(caught.value) == "seq_len (2147483647) must be at most 2147483646; set SEQ_LEN"
