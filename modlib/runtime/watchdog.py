@@ -148,7 +148,7 @@ def hang_error(found: Mapping[int, str], hosts: Sequence[str], limit_s: float, f
     if missing:
         parts.insert(0, f"{_who(missing, hosts)} wrote no stacks, as if frozen or gone")
     blamed = {hosts[rank] for rank in missing} - {hosts[rank] for rank in found} - {""}
-    if len(blamed) >= len({hosts[rank] for rank in found}):  # then it is more likely what all have in common
+    if len(blamed) > len({hosts[rank] for rank in found}):  # then it is more likely what all have in common
         blamed = set()
     return HangError(
         f"no progress for {limit_s:g} s: {'; '.join(parts)}. Stacks: {folder}. If this may take so long, raise "

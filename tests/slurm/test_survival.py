@@ -102,12 +102,33 @@ def test_a_host_that_hangs_is_named_and_kept_off_the_next_attempt(undisturbed: P
     assert numbers(run.path) == numbers(undisturbed)
 
 
+def test_a_host_that_freezes_in_training_is_kept_off_the_next_attempt(undisturbed: Path, tmp_path: Path) -> None:
+    run = submit(PACED, [*paced(0.3), "train.hang_limit_s=20"], runs_dir=tmp_path, name="run")
+    run.wait_for_step(9)
+    host = run.state["job"]["hosts"][1]
+    ask("kill", "-STOP", rank_pid(run, 2), rank_pid(run, 3))
+    assert run.wait_until_over(timeout_s=240) == "COMPLETED", run.log()
+    assert f"no progress for 20 s: rank 2, 3 ({host}) wrote no stacks, as if frozen or gone; rank 0, 1 (" in run.log()
+    assert f"the next attempt keeps off {host}" in run.log()
+    assert sorted(path.name for path in (run.path / "attempts" / "0001" / "stacks").iterdir()) == [
+        "rank-0.txt", "rank-1.txt"
+    ]  # fmt: skip
+    assert json.loads((run.path / "attempts" / "0001" / "exit.json").read_text())["exit_code"] == 6
+    assert run.attempts == 2
+    assert numbers(run.path) == numbers(undisturbed)
+
+
+def rank_pid(run: Submitted, rank: int) -> str:
+    """The process of a rank."""
+    pids = ask("pgrep", "-f", f"submitit.core._submit {run.path}/submitit").split()
+    wanted = f"SLURM_PROCID={rank}\0".encode()
+    return next(pid for pid in pids if wanted in Path(f"/proc/{pid}/environ").read_bytes())
+
+
 def test_a_killed_rank_is_a_crash_that_continues(undisturbed: Path, tmp_path: Path) -> None:
     run = submit(PACED, paced(0.3), runs_dir=tmp_path, name="run")
     run.wait_for_step(9)
-    pids = ask("pgrep", "-f", f"submitit.core._submit {run.path}/submitit").split()
-    victim = next(pid for pid in pids if b"SLURM_PROCID=3\0" in Path(f"/proc/{pid}/environ").read_bytes())
-    ask("kill", "-9", victim)
+    ask("kill", "-9", rank_pid(run, 3))
     assert run.wait_until_over(timeout_s=240) == "COMPLETED", run.log()
     assert run.attempts == 2
     assert numbers(run.path) == numbers(undisturbed)
