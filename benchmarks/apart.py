@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -11,6 +12,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Apart:
@@ -70,6 +73,7 @@ def _serve(
     number = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(number, 1)
     os.dup2(number, 2)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # who is stopped does not see that its parent is gone
     multiprocessing.set_start_method(None, force=True)  # the system's own again, not spawn
     try:
         run = prepare(*arguments)
