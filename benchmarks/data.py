@@ -59,13 +59,12 @@ def write_tokens(path: Path, num_tokens: int, document: int | None = None) -> No
                 writer.write_documents(ids, np.full(len(ids) // document, document), 0)
 
 
-def nanogpt(path: Path, num_tokens: int, batch_size: int, seq_len: int, batches: int) -> None:
+def nanogpt(path: Path, num_tokens: int, batch_size: int, seq_len: int) -> tuple[torch.Tensor, torch.Tensor]:
     """In the manner of nanoGPT's get_batch: a memmap per batch, then a Python loop of slices made int64 one by one."""
-    for _ in range(batches):
-        data = np.memmap(path, dtype=np.uint16, mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
-        ix = torch.randint(len(data) - seq_len, (batch_size,))
-        torch.stack([torch.from_numpy(data[i : i + seq_len].astype(np.int64)) for i in ix])
-        torch.stack([torch.from_numpy(data[i + 1 : i + 1 + seq_len].astype(np.int64)) for i in ix])
+    data = np.memmap(path, dtype=np.uint16, mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
+    ix = torch.randint(len(data) - seq_len, (batch_size,))
+    inputs = torch.stack([torch.from_numpy(data[i : i + seq_len].astype(np.int64)) for i in ix])
+    return inputs, torch.stack([torch.from_numpy(data[i + 1 : i + 1 + seq_len].astype(np.int64)) for i in ix])
 
 
 def endless(make: Callable[[], Iterator[object]], batches: int) -> Callable[[], None]:
@@ -122,7 +121,7 @@ def measure_windows(options: argparse.Namespace) -> None:
                 yield dataset.__getitems__(sampler.indices(step * batch_size, batch_size))
 
         variants: dict[str, Callable[[], object]] = {
-            "nanoGPT get_batch": lambda: nanogpt(path, options.tokens, batch_size, seq_len, batches),
+            "nanoGPT get_batch": lambda: [nanogpt(path, options.tokens, batch_size, seq_len) for _ in range(batches)],
             "dataset + sampler + collator": endless(in_parts, batches),
             "DataLoader, inline": endless(loader(prefetch=0).iterate, batches),
             "DataLoader, thread ahead": endless(loader().iterate, batches),
