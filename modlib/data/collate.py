@@ -56,8 +56,7 @@ class LMCollator:
         if ids.dtype.kind not in "iu":
             raise DataError(f"type of the token ids ({ids.dtype}) must be an integer type; check the dataset")
         inputs, targets = _int64(ids[:, :-1]), _int64(ids[:, 1:])
-        masked = ~windows.trained[:, 1:]
-        if masked.any():
+        if not windows.is_plain and (masked := ~windows.trained[:, 1:]).any():
             targets[torch.from_numpy(masked)] = self.ignore_index
         named = {}
         if self.attention_mask:
