@@ -189,7 +189,7 @@ def _ranked(content: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[bytes],
     missing = [byte for character, byte in to_byte.items() if character not in vocab]
     if missing:
         raise NotEquivalentError(f"its vocabulary lacks {len(missing)} of the 256 bytes")
-    made = [_joined(merge) for merge in content["model"]["merges"]]
+    made = ["".join(_pair(merge)) for merge in content["model"]["merges"]]
     merged = dict.fromkeys(made)  # in order, each once
     runs = sum(1 for before, after in zip([None, *made], made, strict=False) if before != after)
     if runs != len(merged):
@@ -216,13 +216,13 @@ def _ranked(content: dict[str, Any], tokenizer: Tokenizer) -> tuple[list[bytes],
 
 def _plain_model(content: dict[str, Any]) -> Any:
     """The merges alone, without the look-up of whole words."""
-    alone = {**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    alone["model"] = {**content["model"], "ignore_merges": False}
-    return tokenizers.Tokenizer.from_str(json.dumps(alone)).model
+    merges = [_pair(merge) for merge in content["model"]["merges"]]
+    return tokenizers.models.BPE(vocab=content["model"]["vocab"], merges=merges)
 
 
-def _joined(merge: str | Sequence[str]) -> str:
-    return "".join(merge.split(" ") if isinstance(merge, str) else merge)
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    one, other = merge.split(" ") if isinstance(merge, str) else merge
+    return one, other
 
 
 @cache

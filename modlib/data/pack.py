@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from modlib.data.block_encoder import BadRow, BlockEncoder, SourceCount
+from modlib.data.block_encoder import BadRow, BlockEncoder, EncodedBlock, SourceCount
 from modlib.data.outputs import exists, pack_record_beside, provenance_beside, skipped_beside
 from modlib.data.pack_engine import choose_engine
 from modlib.data.pack_journal import PackJournal
@@ -133,18 +133,19 @@ def _run(
 ) -> PackSummary:
     """Do what is planned, or what is left of it."""
     tokenizer, shares = plan.tokenizer, list(plan.shares.values())
-    fast, engine_line = choose_engine(engine, tokenizer, plan.sources, plan.field, plan.chat)
-    dtype = TOKEN_DTYPES[narrowest_width(tokenizer.vocab_size)]
-    end_id = plan.end_of_document_id
-    encoder = BlockEncoder(plan.sources, plan.field, tokenizer, fast, end_id, dtype, shares, plan.chat)
-    journal = PackJournal(plan.folder, plan.decided_by(), resume=resume, overwrite=overwrite)
-    try:
-        packing = _Packing(plan, journal, on_error, progress)
-        packing.read(encoder)
-        headers = packing.finish()
-    except BaseException:
-        journal.close(keep=journal.state is not None)
-        raise
+    with PackWorkers(plan.workers) as workers:  # which start while this process compares the engines
+        fast, engine_line = choose_engine(engine, tokenizer, plan.sources, plan.field, plan.chat)
+        dtype = TOKEN_DTYPES[narrowest_width(tokenizer.vocab_size)]
+        end_id = plan.end_of_document_id
+        encoder = BlockEncoder(plan.sources, plan.field, tokenizer, fast, end_id, dtype, shares, plan.chat)
+        journal = PackJournal(plan.folder, plan.decided_by(), resume=resume, overwrite=overwrite)
+        try:
+            packing = _Packing(plan, journal, on_error, progress)
+            packing.read(partial(workers.encode, encoder))
+            headers = packing.finish()
+        except BaseException:
+            journal.close(keep=journal.state is not None)
+            raise
     for output in plan.outputs:
         journal.put(*plan.tokenizer_copy(output))
     told = {"on_error": on_error, "engine": engine} | plan.told()
@@ -194,24 +195,23 @@ class _Packing:
             self._bad_rows.truncate(0 if state is None else state["skipped_bytes"])
             self._bad_rows.seek(0, os.SEEK_END)
 
-    def read(self, encoder: BlockEncoder) -> None:
+    def read(self, encode: Callable[[Iterable[Block]], Iterator[tuple[Block, EncodedBlock]]]) -> None:
         """Encode and write what is not written yet."""
         if self.journal.state is not None and self.journal.state["finished"]:
             return
         total = sum(source.num_bytes for source in self.plan.sources)
         noted = time.monotonic()
-        with PackWorkers(encoder, self.plan.workers) as processes:
-            for block, encoded in processes.encode(read_blocks(self.plan.sources, self.plan.field, self.journal.place)):
-                for bad in encoded.bad:
-                    self._take_bad(bad)
-                for output, part in zip(self._outputs, encoded.parts, strict=True):
-                    output.write(part)
-                self._count(encoded.counts)
-                if self.progress is not None:
-                    self.progress(self._progress(block, total))
-                if time.monotonic() - noted >= JOURNAL_S:
-                    self._note(block)
-                    noted = time.monotonic()
+        for block, encoded in encode(read_blocks(self.plan.sources, self.plan.field, self.journal.place)):
+            for bad in encoded.bad:
+                self._take_bad(bad)
+            for output, part in zip(self._outputs, encoded.parts, strict=True):
+                output.write(part)
+            self._count(encoded.counts)
+            if self.progress is not None:
+                self.progress(self._progress(block, total))
+            if time.monotonic() - noted >= JOURNAL_S:
+                self._note(block)
+                noted = time.monotonic()
         if not any(count.documents for count in self.counts.values()):
             raise DataError(f"inputs ({len(self.plan.sources)} files) must hold a document; they have none")
         self._note(None)

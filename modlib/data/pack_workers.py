@@ -38,19 +38,15 @@ class PackWorkers:
     the connection to this process ends, however that happens.
 
     Args:
-        encoder: What they run.
-        num_workers: Processes; with 1, this process does the work itself.
+        num_workers: Processes, which begin to start; with 1, this process does the work itself.
     """
 
-    def __init__(self, encoder: BlockEncoder, num_workers: int) -> None:
-        self._encoder = encoder
+    def __init__(self, num_workers: int) -> None:
         self._workers: dict[Connection, subprocess.Popen[bytes]] = {}
         if num_workers > 1:
             try:
                 for _ in range(num_workers):
                     self._start()
-                for connection in self._workers:  # all are starting: they read it at once
-                    self._talk(connection, "send_bytes", pickle.dumps(encoder))
             except BaseException:
                 self.close()
                 raise
@@ -66,16 +62,19 @@ class PackWorkers:
             )
         self._workers[Connection(ours.detach())] = process
 
-    def encode(self, blocks: Iterable[Block]) -> Iterator[tuple[Block, EncodedBlock]]:
-        """Each block, without its data, and what came of it; in the order of the blocks.
+    def encode(self, encoder: BlockEncoder, blocks: Iterable[Block]) -> Iterator[tuple[Block, EncodedBlock]]:
+        """Each block, without its data, and what the encoder made of it, in the order of the blocks; called once.
 
         Raises:
             DataError: A process ended by itself.
         """
         if not self._workers:
             for block in blocks:
-                yield replace(block, data=b""), self._encoder(block)
+                yield replace(block, data=b""), encoder(block)
             return
+        written = pickle.dumps(encoder)
+        for connection in self._workers:
+            self._talk(connection, "send_bytes", written)
         waiting: dict[int, Any] = {}
         under_way: dict[Connection, deque[int]] = {connection: deque() for connection in self._workers}
         sent: dict[int, Block] = {}
@@ -152,7 +151,10 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the parent decides
     connection = Connection(int(sys.argv[1]))
     os.set_inheritable(connection.fileno(), False)
-    encoder: BlockEncoder = pickle.loads(connection.recv_bytes())
+    try:
+        encoder: BlockEncoder = pickle.loads(connection.recv_bytes())
+    except (EOFError, OSError):
+        return  # there is nothing to do
     blocks: queue.SimpleQueue[Block] = queue.SimpleQueue()
     # A thread takes blocks in while this one works: else both sides could wait for each other to read.
     threading.Thread(target=_receive, args=(connection, blocks), daemon=True).start()

@@ -111,11 +111,14 @@ class Tokenizer:
     def _read(self, text: str) -> None:
         try:
             self.fingerprint = tokenizer_fingerprint(text)
-            self._tokenizer = _lossless(text)
+            self._load(text)
         except Exception as error:  # the library raises plain Exception for a file it does not understand
             raise DataError(
                 f"tokenizer {self.path} must be a tokenizer.json of the tokenizers library; {error}"
             ) from error
+
+    def _load(self, text: str) -> None:
+        self._tokenizer = _lossless(text)
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" written in a text is text, not the end of it
         self._reading_special: tokenizers.Tokenizer | None = None  # the same without that, made when it is needed
 
@@ -126,8 +129,7 @@ class Tokenizer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         text = state.pop("_text")
         self.__dict__.update(state)
-        self._read(text)
-        self.fingerprint = state["fingerprint"]
+        self._load(text)
 
     @property
     def vocab_size(self) -> int:
