@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 from modlib.data.fields import Field
 from modlib.runtime.errors import ConfigError, DataError
 
-BLOCK_BYTES = 1 << 21
+BLOCK_BYTES = 1 << 19
 """Text that is read, and tokenized by one process, at a time; a longer line is a block of its own."""
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
