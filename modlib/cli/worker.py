@@ -55,7 +55,8 @@ def work(
     config.activate()
     experiment: Experiment = build(config, gin.get_configurable("train"))
     limit_s = experiment.hang_limit_s
-    with process_group(timeout_s=COLLECTIVE_TIMEOUT_S if limit_s is None else 2 * UNHURRIED * limit_s) as world:
+    # Collectives outlast the watchdog, which knows more of a hang than they do.
+    with process_group(timeout_s=max(COLLECTIVE_TIMEOUT_S, 2 * UNHURRIED * (limit_s or 0.0))) as world:
         start_logging(rank=world.rank, world_size=world.size, log_file=attempt.log_path(world.rank))
         _check_hosts(world, run)
         installed = StopRequest(stacks_path=attempt.stacks_path(world.rank)) if stop is None else nullcontext(stop)

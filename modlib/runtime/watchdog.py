@@ -10,6 +10,7 @@ import faulthandler
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ class Watchdog:
     nearly together, so each waits up to a tenth of the limit for the others' files before it ends, and the error says
     who was doing what. A host of which no rank wrote anything is blamed.
 
-    Time during which this process was stopped, as a suspended job is, does not count.
+    Time during which this process was stopped, as a suspended job is, or was looked at in a debugger does not count.
 
     Args:
         limit_s: Seconds that a step may take; everything else UNHURRIED times as many. None: there is no limit.
@@ -98,7 +99,7 @@ class Watchdog:
                 seen, taken = self._doing, 0.0
                 continue
             taken += min(passed, 2 * look_s)  # longer only when this process was stopped
-            if taken >= seen.limit_s:
+            if taken >= seen.limit_s and not _is_debugged():
                 self._end(seen)
 
     def _end(self, doing: _Doing) -> None:
@@ -117,6 +118,16 @@ class Watchdog:
         error = hang_error(found, self._hosts, doing.limit_s, self._stacks_path(self._rank).parent)
         if self._ended is not None:
             self._ended(error)
+
+
+def _is_debugged() -> bool:
+    """Whether the main thread is in a debugger, where somebody thinks."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None:
+        if Path(frame.f_code.co_filename).name in ("bdb.py", "pdb.py", "pydevd.py"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def write_stacks(path: Path, header: str = "") -> None:

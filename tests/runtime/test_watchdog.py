@@ -101,6 +101,24 @@ def test_time_during_which_the_process_was_stopped_does_not_count(tmp_path: Path
         started.communicate()
 
 
+def test_time_in_a_debugger_does_not_count(tmp_path: Path) -> None:
+    body = "watchdog.doing('a step')\nbreakpoint()\nprint('went on')"
+    code = SCRIPT.format(limit=0.5, body="".join(f"    {line}\n" for line in body.splitlines()))
+    started = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert started.stdout is not None
+        assert started.stdout.read(6) == "> <str"
+        time.sleep(1.5)  # longer than the limit
+        out, _ = started.communicate("c\n", timeout=60)
+        assert out.endswith("went on\n")
+        assert started.returncode == 0
+    finally:
+        started.kill()
+        started.communicate()
+
+
 def test_an_error_within_the_block_is_raised_and_ends_the_watching(tmp_path: Path) -> None:
     watchdog = Watchdog(60.0, stacks_path=lambda rank: tmp_path / str(rank))
     with pytest.raises(ValueError, match="wrong"), watchdog:
