@@ -31,7 +31,7 @@ def command(
     num_samples: Annotated[int, typer.Option("--num_samples", help="Texts to write, a blank line between two.")] = 1,
     stop: Annotated[
         str | None,
-        typer.Option("--stop", help="Token that ends a text, such as '<|im_end|>'. Default: the end of a document."),
+        typer.Option("--stop", help="Token that ends a text, such as '<|im_end|>'; the end of a document always does."),
     ] = None,
     step: Annotated[
         int | None, typer.Option("--step", help="Step of the checkpoint. Default: the newest undamaged one.")

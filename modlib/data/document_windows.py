@@ -189,7 +189,7 @@ def _pieces(packed: PackedFile, seq_len: int, long_documents: LongDocuments) -> 
             number *= seq_len
             starts = np.repeat(starts, pieces) + number
             lengths = np.repeat(lengths, pieces) - number
-    return starts, np.minimum(lengths, seq_len + 1, dtype=np.int32, casting="unsafe"), left_out
+    return starts, np.minimum(lengths, seq_len + 1).astype(np.int32), left_out
 
 
 def _best_fit(lengths: Lengths, room: int) -> tuple[npt.NDArray[np.integer[Any]], Numbers]:

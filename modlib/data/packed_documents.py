@@ -164,9 +164,10 @@ class PackedDocuments:
             return table.num_tokens - (table.num_documents if self.intra_document_masking else len(self))
         if self.intra_document_masking:
             return count_targets(self)
-        begins = np.zeros(len(table.rows), np.int64)
-        begins[slice(None) if table.first is None else table.first[:-1]] = 1  # a window's first token is no target
-        return self.packed.count_trained(table.rows["start"] + begins, table.rows["length"] - begins)
+        starts, lengths, counts = table.pieces(np.arange(len(table)))
+        begins = np.zeros_like(starts)
+        begins[np.cumsum(counts) - counts] = 1  # a window's first token is no target
+        return self.packed.count_trained(starts + begins, lengths - begins)
 
     @property
     def num_documents(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import secrets
 import tempfile
@@ -242,7 +243,7 @@ class PackedFileWriter:
             self._file.write(data)
         except OSError as error:
             raise _cannot_write(self.path, error) from error
-        if array.flags.writeable:
+        if not _stays_as_it_is(array):
             self._hash.wait()  # the caller may change it afterwards
 
     def commit(self) -> None:
@@ -316,6 +317,18 @@ class PackedFileWriter:
         except BaseException:
             self.abort()
             raise
+
+
+def _stays_as_it_is(array: npt.NDArray[Any]) -> bool:
+    """Whether nobody can change an array: it lies in bytes, or in a file that is mapped to be read."""
+    memory: Any = array
+    while isinstance(memory, np.ndarray):
+        if memory.flags.writeable:
+            return False
+        memory = memory.base
+    while isinstance(memory, memoryview):
+        memory = memory.obj
+    return isinstance(memory, bytes) or (isinstance(memory, mmap.mmap) and memoryview(memory).readonly)
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:

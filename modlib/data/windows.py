@@ -38,7 +38,7 @@ class Windows:
     @property
     def is_plain(self) -> bool:
         """Whether every token is a target, as far as that is known without a look at each."""
-        return not any(self.trained.strides)
+        return not any(self.trained.strides) and bool(self.trained.all())
 
     def row(self, number: int) -> Windows:
         """One of several windows."""

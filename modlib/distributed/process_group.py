@@ -94,7 +94,8 @@ def process_group(timeout_s: float = COLLECTIVE_TIMEOUT_S, meet_timeout_s: float
             "look for one that failed before in the logs of this attempt"
         ) from error
     yield World(rank, local_rank, size, device, control, meeting)
-    dist.barrier(control)  # leave together: rank 0 may be last, and a launcher may end the others' peers
+    # Leave together: rank 0 may be last, and a launcher may end the others' peers.
+    dist.monitored_barrier(control, timedelta(seconds=COLLECTIVE_TIMEOUT_S))
     # Not after an error: the others would learn of it, fail too, and might be on record before this rank's own error.
     # They learn of it when this process ends.
     dist.destroy_process_group()

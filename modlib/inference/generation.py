@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +119,7 @@ def generate(
     top_p: float | None = None,
     seed: int = 0,
     generator: torch.Generator | None = None,
-    stop_token: int | None = None,
+    stop_tokens: Sequence[int] = (),
     vocab_size: int | None = None,
     use_cache: bool = True,
 ) -> Tensor:
@@ -140,7 +140,8 @@ def generate(
         top_p: Sample among the most likely tokens that together have probability top_p.
         seed: Of the samples, when no generator is given.
         generator: Source of randomness on the model's device; advanced.
-        stop_token: A row ends with it and is filled up with it; generation ends when every row has ended.
+        stop_tokens: A row ends with any of them and is filled up with the first; generation ends when every row has
+            ended.
         vocab_size: Only ids below it are chosen, for models whose vocabulary was padded beyond the tokenizer's.
         use_cache: False recomputes the whole window for every token.
 
@@ -169,11 +170,12 @@ def generate(
             chosen = next_tokens(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
             if is_sharded and dist.is_initialized():
                 dist.broadcast(chosen, src=0)  # one choice for all, or a rounding difference would part the ranks
-            if stop_token is not None:
-                chosen = chosen.masked_fill(stopped, stop_token)
-                stopped |= chosen == stop_token
+            if stop_tokens:
+                chosen = chosen.masked_fill(stopped, stop_tokens[0])
+                for token in stop_tokens:
+                    stopped |= chosen == token
             result[:, position : position + 1] = chosen
-            if stop_token is not None and bool(stopped.all()):
+            if stop_tokens and bool(stopped.all()):
                 return result[:, : position + 1]
     return result
 
@@ -223,14 +225,14 @@ def sample_text(
         top_p: Sample among the most likely tokens that together have probability top_p.
         seed: Of the samples.
         end_of_document: The token that ends each document of the training data; None is the tokenizer's, if any.
-        stop_token: Ends the text, and is no part of it; None is the end of a document.
+        stop_token: Ends the text as well, and is no part of it.
         use_cache: As for generate.
 
     Raises:
         ConfigError: An argument out of its range, or an empty prompt with a tokenizer without end-of-text token.
     """
     end_of_document = _end_of_document(tokenizer) if end_of_document is None else end_of_document
-    stop_token = end_of_document if stop_token is None else stop_token
+    stop_tokens = [token for token in (end_of_document, stop_token) if token is not None]
     ids = tokenizer.encode(prompt, special_tokens=True)  # a prompt may hold the marks of a conversation
     if not ids and end_of_document is not None:
         ids = [end_of_document]
@@ -243,11 +245,11 @@ def sample_text(
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        stop_token=stop_token,
+        stop_tokens=stop_tokens,
         vocab_size=tokenizer.vocab_size,
         use_cache=use_cache,
     )
     continuation = tokens[0, len(ids) :].tolist()
-    if continuation and continuation[-1] == stop_token:
+    if continuation and continuation[-1] in stop_tokens:
         continuation.pop()
     return prompt + tokenizer.decode(continuation, skip_special_tokens=True)

@@ -184,10 +184,14 @@ def peak_memory_bytes(device: torch.device | str = "cpu") -> int:
         import torch
 
         return int(torch.cuda.max_memory_allocated(device))
-    import resource
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        import resource  # on Linux it would begin with the peak of the process that started this one
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if platform.system() == "Darwin" else most * 1024  # macOS counts bytes, Linux KiB
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if platform.system() == "Darwin" else most * 1024  # macOS counts bytes, others KiB
 
 
 def cache_folder() -> Path:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -26,6 +26,7 @@ UNHURRIED = 6
 """How many times the limit of a step whatever is no step may take: the start, an evaluation, a checkpoint."""
 _LOOKS = 50  # per limit
 _LONGEST_LOOK_S = 5.0
+_WAIT_S = 15.0  # at least so long for the other ranks' stacks
 _LAST_WORDS_S = 10.0  # how long writing stacks and the error may take: the disk may be what hangs
 _HEADER = re.compile(r"rank (\d+) on (\S*) was (.*) for \S+ s$", re.MULTILINE)
 
@@ -39,9 +40,9 @@ class _Doing:
 class Watchdog:
     """Ends this process with exit code 6 when what it does takes too long; use as a context manager.
 
-    First the stacks of all threads go to a file per rank in one folder. All ranks of a hung run come to that point
-    nearly together, so each waits up to a tenth of the limit for the others' files before it ends, and the error says
-    who was doing what. A host of which no rank wrote anything is blamed.
+    First the stacks of all threads go to a file per rank in one folder. The other ranks see within a few seconds that
+    one has written, and write theirs, whatever their own limits are. It waits for them, for a tenth of its limit or
+    longer, before it ends, so that the error says who was doing what. A host of which no rank wrote anything is blamed.
 
     Time during which this process was stopped, as a suspended job is, or was looked at in a debugger does not count.
 
@@ -65,6 +66,7 @@ class Watchdog:
         self.limit_s = limit_s
         self._stacks_path, self._rank, self._hosts, self._ended = stacks_path, rank, tuple(hosts), ended
         self._doing = _Doing("starting", UNHURRIED * (limit_s or 0.0))
+        self._wait_s = max((limit_s or 0.0) / 10, _WAIT_S)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="modlib-watchdog", daemon=True)
 
@@ -77,6 +79,10 @@ class Watchdog:
         """
         if self.limit_s is not None:
             self._doing = _Doing(what, times * self.limit_s)
+
+    def alive(self) -> None:
+        """Say that what was begun last goes on well: its limit begins anew."""
+        self._doing = replace(self._doing)
 
     def __enter__(self) -> Watchdog:
         if self.limit_s is not None:
@@ -92,32 +98,59 @@ class Watchdog:
         assert self.limit_s is not None
         look_s = min(self.limit_s / _LOOKS, _LONGEST_LOOK_S)
         seen, taken, before = self._doing, 0.0, time.monotonic()
+        has_written = False
         while not self._over.wait(look_s):
             now = time.monotonic()
             passed, before = now - before, now
             if self._doing is not seen:
                 seen, taken = self._doing, 0.0
                 continue
+            if _is_debugged():
+                continue
             taken += min(passed, 2 * look_s)  # longer only when this process was stopped
-            if taken >= seen.limit_s and not _is_debugged():
+            if taken >= seen.limit_s:
                 self._end(seen)
+            if not has_written and self._another_hangs():
+                has_written = True
+                self._write_stacks(seen, taken)
+
+    def _another_hangs(self) -> bool:
+        assert self._stacks_path is not None
+        folder = self._stacks_path(self._rank).parent
+        return len(self._hosts) > 1 and folder.is_dir() and bool(_found(self._stacks_path, len(self._hosts)))
 
     def _end(self, doing: _Doing) -> None:
-        assert self.limit_s is not None
-        speaker = threading.Thread(target=self._speak, args=(doing, self.limit_s), daemon=True)
+        speaker = threading.Thread(target=self._speak, args=(doing,), daemon=True)
         speaker.start()
-        speaker.join(self.limit_s / 10 + _LAST_WORDS_S)
+        speaker.join(self._wait_s + _LAST_WORDS_S)
         os._exit(EXIT_HANG)
 
-    def _speak(self, doing: _Doing, limit_s: float) -> None:
+    def _speak(self, doing: _Doing) -> None:
         assert self._stacks_path is not None
         logger.error("%s took %g s, which is the limit: writing stacks and ending", doing.what, doing.limit_s)
-        header = f"rank {self._rank} on {self._hosts[self._rank]} was {doing.what} for {doing.limit_s:g} s"
-        write_stacks(self._stacks_path(self._rank), header)
-        found = _of_all(self._stacks_path, len(self._hosts), limit_s / 10)
-        error = hang_error(found, self._hosts, doing.limit_s, self._stacks_path(self._rank).parent)
+        self._write_stacks(doing, doing.limit_s)
+        found = {self._rank: doing.what}
+        if len(self._hosts) > 1:
+            self._report(doing, found, all_said=False)  # in case that this process is ended before it can say more
+            deadline = time.monotonic() + self._wait_s
+            while len(found) < len(self._hosts) and time.monotonic() < deadline:
+                time.sleep(0.25)
+                found |= _found(self._stacks_path, len(self._hosts))
+        self._report(doing, found, all_said=True)
+
+    def _write_stacks(self, doing: _Doing, taken: float) -> None:
+        assert self._stacks_path is not None
+        header = f"rank {self._rank} on {self._hosts[self._rank]} was {doing.what} for {taken:g} s"
+        try:
+            write_stacks(self._stacks_path(self._rank), header)
+        except OSError as error:
+            logger.error("stacks cannot be written to %s: %s", self._stacks_path(self._rank), error.strerror)
+
+    def _report(self, doing: _Doing, found: Mapping[int, str], *, all_said: bool) -> None:
+        assert self._stacks_path is not None
         if self._ended is not None:
-            self._ended(error)
+            folder = self._stacks_path(self._rank).parent
+            self._ended(hang_error(found, self._hosts, doing.limit_s, folder, all_said=all_said))
 
 
 def _is_debugged() -> bool:
@@ -141,7 +174,9 @@ def write_stacks(path: Path, header: str = "") -> None:
         os.fsync(file.fileno())
 
 
-def hang_error(found: Mapping[int, str], hosts: Sequence[str], limit_s: float, folder: Path) -> HangError:
+def hang_error(
+    found: Mapping[int, str], hosts: Sequence[str], limit_s: float, folder: Path, *, all_said: bool = True
+) -> HangError:
     """What is said of a hang.
 
     Args:
@@ -149,13 +184,14 @@ def hang_error(found: Mapping[int, str], hosts: Sequence[str], limit_s: float, f
         hosts: The host of each rank, in rank order.
         limit_s: How long that was allowed.
         folder: Where the stacks are.
+        all_said: Whether ranks that are not found had the time to say what they did.
     """
     ranks_of: dict[str, list[int]] = {}
     for rank, what in sorted(found.items()):
         ranks_of.setdefault(what, []).append(rank)
     fewest_first = sorted(ranks_of.items(), key=lambda item: len(item[1]))
     parts = [f"{_who(ranks, hosts)} {'was' if len(ranks) == 1 else 'were'} {what}" for what, ranks in fewest_first]
-    missing = [rank for rank in range(len(hosts)) if rank not in found]
+    missing = [rank for rank in range(len(hosts)) if rank not in found and all_said]
     if missing:
         parts.insert(0, f"{_who(missing, hosts)} wrote no stacks, as if frozen or gone")
     blamed = {hosts[rank] for rank in missing} - {hosts[rank] for rank in found} - {""}
@@ -174,18 +210,14 @@ def _who(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     return f"rank {', '.join(map(str, ranks))}{where}"
 
 
-def _of_all(stacks_path: Callable[[int], Path], size: int, wait_s: float) -> dict[int, str]:
-    """What each rank wrote that it was doing; waits for those who did not yet."""
-    deadline = time.monotonic() + wait_s
-    found: dict[int, str] = {}
-    while True:
-        for rank in set(range(size)) - set(found):
-            try:
-                written = _HEADER.search(stacks_path(rank).read_text(errors="replace"))
-            except OSError:
-                continue
-            if written:
-                found[rank] = written[3]
-        if len(found) == size or time.monotonic() > deadline:
-            return found
-        time.sleep(wait_s / 20)
+def _found(stacks_path: Callable[[int], Path], size: int) -> dict[int, str]:
+    """What each rank was doing that wrote so."""
+    found = {}
+    for rank in range(size):
+        try:
+            written = _HEADER.search(stacks_path(rank).read_text(errors="replace"))
+        except OSError:
+            continue
+        if written:
+            found[rank] = written[3]
+    return found

@@ -49,9 +49,9 @@ class Experiment:
         precision: "bfloat16" computes in bfloat16 over float32 weights and optimizer state.
         compile: torch.compile of the blocks and the loss. "auto": on a GPU; on a CPU when a C++ compiler is there and
             the run is long enough to earn back the compilation.
-        hang_limit_s: Seconds that a step may take, and loading its data; a start, an evaluation or a checkpoint six
-            times as many. Then every rank writes its stacks into the run folder and ends, with exit code 6. None: no
-            limit.
+        hang_limit_s: Seconds that a micro-batch may take, and loading the data of a step; the first step, a start, a
+            checkpoint, or an evaluation between two of its batches six times as many. Then every rank writes its
+            stacks into the run folder and ends, with exit code 6. None: no limit.
         sample: Returns a callable (model, tokenizer) -> text, called after the last step; the text is logged. None: no
             sample.
     """

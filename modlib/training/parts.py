@@ -37,6 +37,7 @@ class Parts:
         precision: "float32" or "bfloat16".
         guard_on_device: Whether the optimizer skips an update with non-finite gradients by itself.
         num_skipped: Updates skipped so, on the device; None before the first step.
+        alive: Called for each tensor that goes to the device: whoever brings batches there makes progress.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Parts:
     precision: str
     guard_on_device: bool = False
     num_skipped: Tensor | None = None
+    alive: Callable[[], None] = lambda: None
 
     def in_precision(self) -> AbstractContextManager[Any]:
         """The context in which the model computes in the run's precision."""
@@ -57,6 +59,7 @@ class Parts:
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor on this rank's device, copied while the host goes on where it is page-locked."""
+        self.alive()
         return tensor.to(self.world.device, non_blocking=True)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from modlib.data.dataset import tokenizer_path_of
@@ -55,6 +55,7 @@ def train(experiment: Experiment, job: Job) -> Outcome:
     collate = experiment.collate()
     checkpointing = experiment.checkpointing()
     parts = build_parts(experiment, job.world, plan.flops_per_token * plan.num_tokens / job.world.size)
+    parts = replace(parts, alive=job.watchdog.alive)
     progress = resume(parts, experiment, dataset, job)
     loader = build_loader(experiment, dataset, collate, progress.layout, job.world.rank)
     require_steps(loader, experiment.num_steps)
@@ -67,9 +68,10 @@ def train(experiment: Experiment, job: Job) -> Outcome:
             step = progress.step + 1
             vote.cast(job.stop.signal is not None)
             lr = parts.learning_rate
-            job.watchdog.doing(f"loading the data of step {step}")
+            patience = UNHURRIED if step == first else 1  # which starts loader workers, and may compile
+            job.watchdog.doing(f"loading the data of step {step}", patience)
             batch = next(batches)
-            job.watchdog.doing(f"computing step {step}", UNHURRIED if step == first else 1)  # the first may compile
+            job.watchdog.doing(f"computing step {step}", patience)
             result = update(parts, batch, step)
             progress.advance(step)
             log.step_done(step)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 from modlib.cli.main import app
 from modlib.cli.trained_run import load_run
+from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.tokenizer_files import load_tokenizer
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface import HuggingFacePretrainedModel
 from modlib.models.huggingface_export import export_huggingface
@@ -97,6 +100,23 @@ def test_a_run_gives_the_same_logits_in_transformers(runs: Path, name: str, tmp_
     same_logits(tmp_path / "first", load_run(runs / name, 1).model)
     with pytest.raises(AssertionError):
         same_logits(tmp_path / "first", trained.model)
+
+
+def test_the_end_of_a_text_is_what_ends_the_datas_documents(runs: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs / "gpt2", tmp_path / "run"))
+    tokenizer = load_tokenizer("stdlib:train")
+    data = tmp_path / "data.packed"
+    with PackedFileWriter(
+        data, vocab_size=4096, tokenizer_fingerprint=tokenizer.fingerprint, end_of_document_id=300
+    ) as writer:
+        writer.write(np.arange(200))
+    shutil.copyfile(tokenizer.path, tmp_path / "data.tokenizer.json")
+    config = run / "config.gin"
+    config.write_text(config.read_text().replace("'stdlib:train'", f"'{data}'"))
+    export(run, tmp_path / "out")
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.eos_token_id == 300
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 300
 
 
 def test_nothing_is_overwritten(runs: Path, tmp_path: Path) -> None:

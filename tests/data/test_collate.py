@@ -6,11 +6,19 @@ import torch
 
 from modlib.data.collate import LMCollator
 from modlib.data.packed_dataset import PackedDataset
-from modlib.data.windows import padded
+from modlib.data.windows import Windows, padded
 from modlib.models.gpt2 import GPT2
 from modlib.nn.losses import CLMCrossEntropyLoss
 from modlib.runtime.errors import DataError
 from tests.data.conftest import MakePacked
+
+
+def test_a_mask_that_is_one_value_seen_everywhere() -> None:
+    windows = np.arange(10).reshape(2, 5)
+    for value, expected in ((np.True_, [[1, 2, 3, 4], [6, 7, 8, 9]]), (np.False_, [[-100] * 4] * 2)):
+        mask = np.broadcast_to(value, windows.shape)
+        _, targets = LMCollator()(Windows(windows, mask, mask))
+        assert targets.tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int32, np.int64])

@@ -24,6 +24,29 @@ def test_same_contents_give_the_same_bytes_however_they_are_cut(tmp_path: Path) 
     assert writer.header == PackedFile(tmp_path / "a").header
 
 
+@pytest.mark.parametrize("read_only", [False, True])
+def test_an_array_may_be_changed_once_it_is_written(tmp_path: Path, read_only: bool) -> None:
+    buffer = np.zeros(1 << 20, np.uint16)
+    given = buffer.view()
+    given.flags.writeable = not read_only
+    with PackedFileWriter(tmp_path / "a", vocab_size=50_000) as writer:
+        for number in range(8):
+            buffer[:] = number
+            writer.write(given)
+    PackedFile(tmp_path / "a").verify()
+
+
+def test_large_arrays_of_a_mapped_file_are_hashed_beside_the_writing(tmp_path: Path) -> None:
+    with PackedFileWriter(tmp_path / "a", vocab_size=50_000) as writer:
+        writer.write(np.arange(1 << 20) % 50_000)
+    packed = PackedFile(tmp_path / "a")
+    with PackedFileWriter(tmp_path / "b", vocab_size=50_000) as writer:
+        for start in range(0, 1 << 20, 1 << 18):
+            writer.write(packed.tokens[start : start + (1 << 18)])
+            assert writer._hash._waiting is not None
+    PackedFile(tmp_path / "b").verify()
+
+
 def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     def write_and_fail() -> None:
         with PackedFileWriter(tmp_path / "a", vocab_size=10) as writer:

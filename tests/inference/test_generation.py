@@ -176,13 +176,18 @@ def test_ids_beyond_the_tokenizers_are_never_chosen() -> None:
 
 def test_rows_stop_one_by_one_and_are_filled_up() -> None:
     tokens = torch.tensor([[1, 2], [1, 6], [0, 1]])  # the stop token in a prompt stops nothing
-    found = generate(Counting(), tokens, 20, temperature=0, stop_token=8)
+    found = generate(Counting(), tokens, 20, temperature=0, stop_tokens=[8])
     assert found.tolist() == [
         [1, 2, 3, 4, 5, 6, 7, 8, 8],
         [1, 6, 7, 8, 8, 8, 8, 8, 8],
         [0, 1, 2, 3, 4, 5, 6, 7, 8],
     ]
-    assert generate(Counting(), torch.tensor([[8]]), 3, temperature=0, stop_token=8).tolist() == [[8, 9, 0, 1]]
+    assert generate(Counting(), tokens, 20, temperature=0, stop_tokens=[8, 5]).tolist() == [
+        [1, 2, 3, 4, 5, 8],
+        [1, 6, 7, 8, 8, 8],
+        [0, 1, 2, 3, 4, 5],
+    ]
+    assert generate(Counting(), torch.tensor([[8]]), 3, temperature=0, stop_tokens=[8]).tolist() == [[8, 9, 0, 1]]
 
 
 def test_nothing_new_returns_the_prompt() -> None:
@@ -262,7 +267,7 @@ def texts_on_ranks(changes: dict[str, Any]) -> list[list[list[int]]]:
     for _ in range(2):
         found.append(generate(model, prompt(3, rows=2), 15, temperature=0).tolist())
         found.append(generate(model, prompt(3, rows=2), 15, temperature=0.9, top_k=30, top_p=0.95, seed=4).tolist())
-        found.append(generate(model, prompt(3), 15, temperature=1.0, stop_token=found[0][0][8]).tolist())
+        found.append(generate(model, prompt(3), 15, temperature=1.0, stop_tokens=[found[0][0][8]]).tolist())
         with torch.no_grad():
             model.eval()(prompt(5))
     return found

@@ -48,16 +48,16 @@ def files(folder: Path, rank: int, limit: float) -> list[str]:
 
 
 def test_one_process(tmp_path: Path) -> None:
-    flags = files(tmp_path, 0, 1.0)
+    flags = files(tmp_path, 0, 3.0)
     done = launch(str(tmp_path / "hang.gin"), ["train.compile=False"], *flags, cwd=tmp_path)
     assert done.returncode == 6, done.stderr
     attempt = tmp_path / "runs" / "run" / "attempts" / "0001"
     assert done.stderr.splitlines()[-1] == (
-        f"error: no progress for 1 s: rank 0 was loading the data of step 4. Stacks: {attempt / 'stacks'}. If this may "
+        f"error: no progress for 3 s: rank 0 was loading the data of step 4. Stacks: {attempt / 'stacks'}. If this may "
         "take so long, raise train.hang_limit_s"
     )
     stacks = (attempt / "stacks" / "rank-0.txt").read_text()
-    assert stacks.startswith(f"rank 0 on {os.uname().nodename} was loading the data of step 4 for 1 s\n")
+    assert stacks.startswith(f"rank 0 on {os.uname().nodename} was loading the data of step 4 for 3 s\n")
     assert "stuck_collator.py" in stacks
     ending = json.loads((attempt / "exit.json").read_text())
     assert (ending["reason"], ending["exit_code"]) == ("failed", 6)

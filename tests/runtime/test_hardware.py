@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +120,13 @@ def test_the_cache_folder_has_a_default(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("MODLIB_CACHE", raising=False)
     monkeypatch.setenv("HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/.cache/modlib")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_peak_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    held = bytearray(512 << 20)
+    held[:: 1 << 12] = b"x" * len(held[:: 1 << 12])
+    code = "from modlib.runtime.hardware import peak_memory_bytes; print(peak_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 256 << 20
+    del held

@@ -77,6 +77,46 @@ def test_the_start_and_what_is_no_step_may_take_longer(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_signs_of_life_begin_the_limit_anew(tmp_path: Path) -> None:
+    with process(
+        tmp_path, 0.5, "watchdog.doing('a')\nfor n in range(8):\n    time.sleep(0.2)\n    watchdog.alive()"
+    ) as one:
+        assert one.wait(60) == 0
+
+
+def test_the_error_is_told_also_where_stacks_cannot_be_written(tmp_path: Path) -> None:
+    body = "watchdog._stacks_path = lambda rank: folder / 'a_file' / 'rank'\nwatchdog.doing('waiting')\nstuck_here()"
+    (tmp_path / "a_file").touch()
+    with process(tmp_path, 0.5, body) as started:
+        assert started.wait(60) == EXIT_HANG
+    assert "rank 0 was waiting. Stacks:" in (tmp_path / "error").read_text()
+
+
+def test_a_rank_with_another_limit_writes_its_stacks_when_one_hangs(tmp_path: Path) -> None:
+    hosts = ("a", "b")
+    script = SCRIPT.replace("ended=ended", f"ended=ended, hosts={hosts}, rank=RANK").replace('"error"', '"error-RANK"')
+    bodies = ["watchdog.doing('saving', 1000)\n    stuck_here()", "watchdog.doing('computing')\n    stuck_here()"]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code.replace("RANK", str(rank)), str(tmp_path)])
+        for rank, body in enumerate(bodies)
+        for code in [script.format(limit=1.0, body=f"    {body}\n")]
+    ]
+    try:
+        assert ranks[1].wait(60) == EXIT_HANG
+        assert ranks[0].poll() is None
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert (
+        (tmp_path / "error-1")
+        .read_text()
+        .startswith("no progress for 1 s: rank 0 (a) was saving; rank 1 (b) was computing. Stacks:")
+    )
+    assert not (tmp_path / "error-0").exists()
+    assert "in stuck_here" in (tmp_path / "0.txt").read_text()
+
+
 def test_without_a_limit_nothing_is_watched(tmp_path: Path) -> None:
     with process(tmp_path, None, "watchdog.doing('a step')\nprint(threading.active_count())") as started:
         assert started.communicate(timeout=60)[0] == "1\n"
@@ -102,7 +142,7 @@ def test_time_during_which_the_process_was_stopped_does_not_count(tmp_path: Path
 
 
 def test_time_in_a_debugger_does_not_count(tmp_path: Path) -> None:
-    body = "watchdog.doing('a step')\nbreakpoint()\nprint('went on')"
+    body = "watchdog.doing('a step')\nbreakpoint()\ntime.sleep(0.2)\nprint('went on')"
     code = SCRIPT.format(limit=0.5, body="".join(f"    {line}\n" for line in body.splitlines()))
     started = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
