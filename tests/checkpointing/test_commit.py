@@ -56,7 +56,7 @@ def test_every_byte_and_name_is_on_the_disk_before_the_commit_and_the_commit_aft
 
 @pytest.mark.parametrize(
     "scenario",
-    [name if name in ("next", "replace") else pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS],
+    [name if name == "replace" else pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS],
 )
 def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, scenario: str) -> None:
     done = subprocess.run(

@@ -64,6 +64,7 @@ def test_one_process(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_one_rank_of_two_holds_up_the_other(tmp_path: Path) -> None:
     flags = files(tmp_path, 1, 4.0)
     params = ["Local.num_processes=2", "train.compile=False"]
