@@ -189,18 +189,19 @@ def _run(original: RunFolder, again: RunFolder, code: OldCode, until: int) -> No
         stdin=subprocess.DEVNULL,
         stdout=2,  # what it prints is for people; stdout is for the comparison
     )
-    waits = until < _num_steps(original)
+    waits, ends_well = until < _num_steps(original), [EXIT_OK, EXIT_PREEMPTED]
     try:
         while process.poll() is None:
             if waits and last_step(again.metrics_path) >= until:
                 process.send_signal(signal.SIGTERM)  # it evaluates and saves this step, then it ends
                 waits = False
+                ends_well.append(-signal.SIGTERM)  # which kills it where training, which takes it, is over already
             time.sleep(POLL_S)
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    if process.returncode not in (EXIT_OK, EXIT_PREEMPTED):
+    if process.returncode not in ends_well:
         error = ModlibError(
             f"the run {again.path} must end well, but ended with exit code {process.returncode}; see above"
         )
