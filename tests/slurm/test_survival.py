@@ -110,9 +110,8 @@ def test_a_host_that_freezes_in_training_is_kept_off_the_next_attempt(undisturbe
     assert run.wait_until_over(timeout_s=240) == "COMPLETED", run.log()
     assert f"no progress for 20 s: rank 2, 3 ({host}) wrote no stacks, as if frozen or gone; rank 0, 1 (" in run.log()
     assert f"the next attempt keeps off {host}" in run.log()
-    assert sorted(path.name for path in (run.path / "attempts" / "0001" / "stacks").iterdir()) == [
-        "rank-0.txt", "rank-1.txt"
-    ]  # fmt: skip
+    written = {path.name for path in (run.path / "attempts" / "0001" / "stacks").iterdir()}
+    assert written >= {"rank-0.txt", "rank-1.txt"}  # SLURM wakes the others to end them: they may write theirs then
     assert json.loads((run.path / "attempts" / "0001" / "exit.json").read_text())["exit_code"] == 6
     assert run.attempts == 2
     assert numbers(run.path) == numbers(undisturbed)
