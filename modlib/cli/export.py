@@ -44,7 +44,7 @@ def _tokenizer(trained: TrainedRun) -> tuple[Any, str | None]:
     """
     import tokenizers
 
-    from modlib.data.tokenizer import END_OF_DOCUMENT_TOKENS, Tokenizer
+    from modlib.data.tokenizer import Tokenizer
 
     try:
         found, end = tokenizer_of(trained)
@@ -55,7 +55,4 @@ def _tokenizer(trained: TrainedRun) -> tuple[Any, str | None]:
         logger.warning("exported without a tokenizer: %s is not one of the tokenizers library; copy it", found.path)
         return None, None
     tokenizer = tokenizers.Tokenizer.from_str(found.to_json())
-    if end is not None:
-        return tokenizer, tokenizer.id_to_token(end)
-    known = (token for token in END_OF_DOCUMENT_TOKENS if tokenizer.token_to_id(token) is not None)
-    return tokenizer, next(known, None)
+    return tokenizer, None if end is None else tokenizer.id_to_token(end)

@@ -114,13 +114,14 @@ def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
 
 
 def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
-    """The tokenizer that made the training data, and the token that ends each document there, if any does.
+    """The tokenizer that made the training data, and the token that ends a document there, if any does.
 
     Raises:
         DataError: The training data or its tokenizer is gone.
     """
     from modlib.data.dataset import tokenizer_path_of
     from modlib.data.tokenizer_files import load_tokenizer
+    from modlib.inference.generation import end_of_document_of
     from modlib.training.plan import build
 
     dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
@@ -133,4 +134,5 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
         )
     if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
         logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
-    return load_tokenizer(path), getattr(dataset, "end_of_document_id", None)
+    tokenizer, end = load_tokenizer(path), getattr(dataset, "end_of_document_id", None)
+    return tokenizer, end_of_document_of(tokenizer) if end is None else end

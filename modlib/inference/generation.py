@@ -191,7 +191,7 @@ def _last_logits(model: Any, tokens: Tensor, cache: KeyValueCache | None) -> Ten
     return model.decode(window[:, cache.length :], cache)
 
 
-def _end_of_document(tokenizer: TextTokenizer) -> int | None:
+def end_of_document_of(tokenizer: TextTokenizer) -> int | None:
     """The id that ends a document where nothing else is said."""
     try:
         return tokenizer.end_of_document_id()
@@ -231,7 +231,7 @@ def sample_text(
     Raises:
         ConfigError: An argument out of its range, or an empty prompt with a tokenizer without end-of-text token.
     """
-    end_of_document = _end_of_document(tokenizer) if end_of_document is None else end_of_document
+    end_of_document = end_of_document_of(tokenizer) if end_of_document is None else end_of_document
     stop_tokens = [token for token in (end_of_document, stop_token) if token is not None]
     ids = tokenizer.encode(prompt, special_tokens=True)  # a prompt may hold the marks of a conversation
     if not ids and end_of_document is not None:

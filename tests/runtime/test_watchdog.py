@@ -38,12 +38,17 @@ with Watchdog({limit}, stacks_path=lambda rank: folder / f"{{rank}}.txt", ended=
 def process(folder: Path, limit: float | None, body: str) -> Iterator[subprocess.Popen[str]]:
     code = SCRIPT.format(limit=limit, body="".join(f"    {line}\n" for line in body.splitlines()))
     command = [sys.executable, "-c", code, str(folder)]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    started = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         yield started
     finally:
         started.kill()
-        started.communicate()
+        started.wait()
+        for stream in (started.stdin, started.stdout):
+            if stream is not None:
+                stream.close()
 
 
 def test_a_hang_ends_with_stacks_and_the_error(tmp_path: Path) -> None:
@@ -124,11 +129,7 @@ def test_without_a_limit_nothing_is_watched(tmp_path: Path) -> None:
 
 def test_time_during_which_the_process_was_stopped_does_not_count(tmp_path: Path) -> None:
     body = "watchdog.doing('a step')\nprint('begun', flush=True)\ntime.sleep(0.5)\nwatchdog.doing('ending', 9)\ninput()"
-    code = SCRIPT.format(limit=2.0, body="".join(f"    {line}\n" for line in body.splitlines()))
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    with process(tmp_path, 2.0, body) as started:
         assert started.stdout is not None
         assert started.stdout.readline() == "begun\n"
         os.kill(started.pid, signal.SIGSTOP)
@@ -136,27 +137,17 @@ def test_time_during_which_the_process_was_stopped_does_not_count(tmp_path: Path
         os.kill(started.pid, signal.SIGCONT)
         started.communicate("\n", timeout=60)
         assert started.returncode == 0
-    finally:
-        started.kill()
-        started.communicate()
 
 
 def test_time_in_a_debugger_does_not_count(tmp_path: Path) -> None:
     body = "watchdog.doing('a step')\nbreakpoint()\ntime.sleep(0.2)\nprint('went on')"
-    code = SCRIPT.format(limit=0.5, body="".join(f"    {line}\n" for line in body.splitlines()))
-    started = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
+    with process(tmp_path, 0.5, body) as started:
         assert started.stdout is not None
         assert started.stdout.read(6) == "> <str"
         time.sleep(1.5)  # longer than the limit
         out, _ = started.communicate("c\n", timeout=60)
         assert out.endswith("went on\n")
         assert started.returncode == 0
-    finally:
-        started.kill()
-        started.communicate()
 
 
 def test_an_error_within_the_block_is_raised_and_ends_the_watching(tmp_path: Path) -> None:
