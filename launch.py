@@ -1,6 +1,9 @@
 """The command of every day: read the flags, check everything, then train here."""
 
-from modlib.cli.launch import main
+from modlib.runtime.signals import answered
 
 if __name__ == "__main__":
-    main()
+    with answered():  # before the imports, which take their time
+        from modlib.cli.start.launch import main
+
+        main()

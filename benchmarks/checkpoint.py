@@ -31,7 +31,8 @@ from interleave import report
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from modlib.checkpointing import load, newest, save
+from modlib.checkpointing.loading import load, newest
+from modlib.checkpointing.writing import save
 
 NUM_THREADS = 2
 PIECE = 4 << 20

@@ -33,14 +33,15 @@ import numpy as np
 import torch
 from interleave import interleave, report
 
-from modlib.data.collate import LMCollator
-from modlib.data.loader import DataLoader
-from modlib.data.packed_dataset import PackedDataset
-from modlib.data.packed_documents import PackedDocuments
-from modlib.data.packed_file import PackedFile
-from modlib.data.packed_header import HEADER_BYTES
-from modlib.data.packed_writer import PackedFileWriter
-from modlib.data.sampler import ShuffledSampler
+from modlib.data.batches.collate import LMCollator
+from modlib.data.batches.layout import BatchLayout
+from modlib.data.batches.loader import DataLoader
+from modlib.data.batches.sampler import ShuffledSampler
+from modlib.data.datasets.packed_dataset import PackedDataset
+from modlib.data.datasets.packed_documents import PackedDocuments
+from modlib.data.packed.file import PackedFile
+from modlib.data.packed.header import HEADER_BYTES
+from modlib.data.packed.writer import PackedFileWriter
 
 VOCAB_SIZE = 50_257
 CHUNK = 1 << 22
@@ -84,7 +85,7 @@ def first_batch_s(path: Path, batch_size: int, seq_len: int) -> tuple[float, flo
     dataset = PackedDataset(path=str(path), seq_len=seq_len)
     opened = time.perf_counter()
     sampler = ShuffledSampler(seed=0, num_samples=len(dataset))
-    loader = DataLoader(dataset=dataset, sampler=sampler, collate=LMCollator(), micro_batch_size=batch_size)
+    loader = DataLoader(dataset=dataset, sampler=sampler, collate=LMCollator(), layout=BatchLayout(batch_size))
     with loader:
         next(loader.iterate())
         return opened - started, time.perf_counter() - opened
@@ -107,7 +108,7 @@ def measure_windows(options: argparse.Namespace) -> None:
 
         def loader(**settings: int) -> DataLoader:
             made = DataLoader(
-                dataset=dataset, sampler=sampler, collate=collate, micro_batch_size=batch_size, **settings
+                dataset=dataset, sampler=sampler, collate=collate, layout=BatchLayout(batch_size), **settings
             )
             loaders.append(made)
             return made
@@ -157,7 +158,7 @@ def seconds_of_batches(kind: type[PackedDataset], path: Path, options: argparse.
         dataset=dataset,
         sampler=sampler,
         collate=LMCollator(),
-        micro_batch_size=options.batch_size,
+        layout=BatchLayout(options.batch_size),
         prefetch=prefetch,
     )
     with loader:
@@ -217,7 +218,7 @@ def open_once(path: Path, kind: str, batch_size: int, seq_len: int) -> dict[str,
     dataset = KINDS[kind](path=str(path), seq_len=seq_len)
     opened = time.perf_counter()
     sampler = ShuffledSampler(seed=0, num_samples=len(dataset))
-    loader = DataLoader(dataset=dataset, sampler=sampler, collate=LMCollator(), micro_batch_size=batch_size)
+    loader = DataLoader(dataset=dataset, sampler=sampler, collate=LMCollator(), layout=BatchLayout(batch_size))
     with loader:
         next(loader.iterate())
         done = time.perf_counter()

@@ -47,12 +47,13 @@ from interleave import interleave, report
 from pack_peers import installed
 from torch import Tensor
 
-from modlib.data.collate import LMCollator
-from modlib.data.convert import convert_to
-from modlib.data.loader import DataLoader
-from modlib.data.packed_dataset import PackedDataset
-from modlib.data.packed_file import PackedFile
-from modlib.data.sampler import ShuffledSampler
+from modlib.data.batches.collate import LMCollator
+from modlib.data.batches.layout import BatchLayout
+from modlib.data.batches.loader import DataLoader
+from modlib.data.batches.sampler import ShuffledSampler
+from modlib.data.datasets.packed_dataset import PackedDataset
+from modlib.data.foreign.convert import convert_to
+from modlib.data.packed.file import PackedFile
 
 DOCUMENT = 1000
 Batches = Iterator[tuple[Tensor, Tensor | None]]
@@ -82,8 +83,8 @@ def modlib_parts(laid: Laid) -> Batches:
 def modlib_loader(laid: Laid, **settings: int) -> Batches:
     dataset = PackedDataset(path=str(laid.packed), seq_len=laid.seq_len)
     sampler = ShuffledSampler(seed=0, num_samples=len(dataset))
-    sizes = {"micro_batch_size": laid.batch_size, **settings}
-    with DataLoader(dataset=dataset, sampler=sampler, collate=LMCollator(), **sizes) as loader:  # type: ignore[arg-type]
+    layout = BatchLayout(laid.batch_size)
+    with DataLoader(dataset=dataset, sampler=sampler, collate=LMCollator(), layout=layout, **settings) as loader:  # type: ignore[arg-type]
         for (batch,) in loader.iterate():  # one micro-batch per step
             yield batch  # type: ignore[misc]
 

@@ -28,8 +28,8 @@ def hand_written(steps: int) -> float:
     import torch
     import torch.nn.functional as F
 
-    from modlib.data.corpus import prepare
-    from modlib.data.packed_file import PackedFile
+    from modlib.data.corpora.corpus import prepare
+    from modlib.data.packed.file import PackedFile
     from modlib.models.gpt2 import GPT2
     from modlib.runtime.allocator import keep_freed_memory
 

@@ -33,11 +33,11 @@ import numpy as np
 import psutil
 from interleave import interleave, report
 
-from modlib.data.fast_bpe import FastBPE, NotEquivalentError
-from modlib.data.line_index import find_lines, write_index
-from modlib.data.pack import pack
-from modlib.data.tokenizer import Tokenizer
-from modlib.data.tokenizer_files import load_tokenizer
+from modlib.data.packing.pack import pack
+from modlib.data.text.fast_bpe import FastBPE, NotEquivalentError
+from modlib.data.text.line_index import find_lines, write_index
+from modlib.data.text.tokenizer import Tokenizer
+from modlib.data.tokenizers.from_files import load_tokenizer
 
 _TEXTS_AT_ONCE = 1 << 21  # characters that a tiktoken process gets at a time
 
@@ -153,9 +153,8 @@ def memory_of_tree(process: psutil.Process) -> int:
 def large(options: argparse.Namespace) -> None:
     """Memory and speed of packing one large file."""
     lines = "".join(json.dumps({"text": text}) + "\n" for text in texts_of(200)).encode()
-    loaded = (
-        "import sys; from modlib.data.tokenizer_files import load_tokenizer as l; t = l(sys.argv[1]); import psutil; "
-    )
+    loaded = "import sys; from modlib.data.tokenizers.from_files import load_tokenizer as l\n"
+    loaded += "t = l(sys.argv[1]); import psutil; "
     loaded += "print(psutil.Process().memory_info().rss)"
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         source, out = Path(folder) / "in.jsonl", Path(folder) / "out.packed"

@@ -95,9 +95,9 @@ def raw_pack(job: Job) -> int:
 
 
 def modlib_pack(job: Job) -> int:
-    from modlib.data.pack import pack
-    from modlib.data.packed_file import PackedFile
-    from modlib.data.tokenizer_files import load_tokenizer
+    from modlib.data.packed.file import PackedFile
+    from modlib.data.packing.pack import pack
+    from modlib.data.tokenizers.from_files import load_tokenizer
 
     out = job.out / "out.packed"
     pack([job.whole], out, load_tokenizer(job.tokenizer), workers=job.processes)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from interleave import interleave, report
 
-from modlib.data.packed_mix import mix
-from modlib.data.packed_shuffle import shuffle
-from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.packed.writer import PackedFileWriter
+from modlib.data.rewriting.mix import mix
+from modlib.data.rewriting.shuffle import shuffle
 
 
 def make(path: Path, num_bytes: int) -> None:

@@ -12,9 +12,9 @@ import ast
 import importlib.util  # gin's resource reader uses importlib.util without importing it
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +38,9 @@ class Component:
         target: The class or function; None while its module is not imported.
         runtime_args: Arguments that Python passes at run time; a gin file may not set them.
         not_science: Parameters that do not change the numbers of a run; left out of the config's hash.
+        as_before: Parameters that came later -> the value at which the component does as it did without them, where
+            they are left out of the config's hash.
+        non_finite: Parameters that may be inf or NaN; all others must be finite.
         module: The module that defines it.
         file: The source file.
         line: The line of its definition there.
@@ -50,10 +53,12 @@ class Component:
     target: Callable[..., Any] | None = None
     runtime_args: tuple[str, ...] = ()
     not_science: tuple[str, ...] = ()
+    non_finite: tuple[str, ...] = ()
     module: str = ""
     file: str = ""
     line: int = 0
     doc: str = ""
+    as_before: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def selector(self) -> str:
@@ -100,6 +105,8 @@ def component(
     name: str | None = None,
     runtime_args: Sequence[str] = (),
     not_science: Sequence[str] = (),
+    as_before: Mapping[str, Any] | None = None,
+    non_finite: Sequence[str] = (),
 ) -> Callable[[T], T]:
     """Register a class or function for gin files, under its type and variant.
 
@@ -109,6 +116,10 @@ def component(
         name: The gin name; default is the class's or function's own name. Must be unique.
         runtime_args: Arguments that only the running process knows; a gin file may not set them.
         not_science: Parameters that change no number of a run (where to log, how often to save).
+        as_before: Parameters added to a component that runs exist of -> the value at which it does exactly as it did
+            without them. At that value a parameter is left out of the config's hash, so these runs keep their
+            identity. A row stays for good, also when the default changes later.
+        non_finite: Parameters for which inf or NaN has a meaning; a gin file may set no other to them.
 
     Raises:
         ConfigError: The gin name is taken, or an argument named here is not in the signature.
@@ -124,10 +135,12 @@ def component(
                 target,
                 tuple(runtime_args),
                 tuple(not_science),
+                tuple(non_finite),
                 target.__module__,
                 file,
                 line,
                 first_line(target.__doc__),
+                dict(as_before or {}),
             )
         )
         return target
@@ -236,7 +249,9 @@ def load_component(name: str) -> Component:
     if target is None:
         raise ConfigError(f"{entry.module} of torch {sys.modules['torch'].__version__} has no {name}; use another one")
     file, line = _defined_at(target)
-    loaded = replace(entry, target=target, file=file, line=line, doc=first_line(target.__doc__))
+    there = inspect.signature(target).parameters  # an older torch has not all that a row names
+    as_before = {parameter: value for parameter, value in entry.as_before.items() if parameter in there}
+    loaded = replace(entry, target=target, file=file, line=line, doc=first_line(target.__doc__), as_before=as_before)
     _register(loaded)
     return loaded
 
@@ -247,11 +262,11 @@ def _register(entry: Component) -> None:
     _refuse_duplicate(entry)
     assert entry.target is not None
     parameters = inspect.signature(entry.target).parameters
-    for argument in (*entry.runtime_args, *entry.not_science):
+    for argument in (*entry.runtime_args, *entry.not_science, *entry.as_before, *entry.non_finite):
         if argument not in parameters:
             raise ConfigError(
                 f"{entry.place}: component {entry.name} declares the argument {argument!r}, which is not in its "
-                f"signature ({', '.join(parameters)}); correct runtime_args or not_science"
+                f"signature ({', '.join(parameters)}); correct runtime_args, not_science, as_before or non_finite"
             )
     with ExitStack() as stack:
         if gin.config_is_locked():  # a module imported in the middle of a run may bring components
@@ -334,10 +349,12 @@ def _decorated(tree: ast.Module, module: str, file: str) -> Iterator[Component]:
                     None,
                     tuple(given.get("runtime_args", ())),
                     tuple(given.get("not_science", ())),
+                    tuple(given.get("non_finite", ())),
                     module,
                     file,
                     node.lineno,
                     first_line(ast.get_docstring(node)),
+                    dict(given.get("as_before", {})),
                 )
 
 
@@ -372,6 +389,8 @@ SCHEDULERS = {
     "StepLR": "step_lr",
 }
 NORMS = {"LayerNorm": "layer_norm", "RMSNorm": "rms_norm"}
+TORCH_AS_BEFORE: dict[str, dict[str, Any]] = {}
+"""`as_before` of torch's classes, by gin name: one row for each parameter that a newer torch adds to one of them."""
 
 
 @cache
@@ -383,7 +402,16 @@ def _torch_components() -> dict[str, Component]:
         ("layer_norm", "torch.nn", NORMS, ("normalized_shape", "device", "dtype")),
     )
     return {
-        name: Component(type, variant, name, None, runtime_args, (), module, f"{module}.{name}")
+        name: Component(
+            type,
+            variant,
+            name,
+            None,
+            runtime_args,
+            module=module,
+            file=f"{module}.{name}",
+            as_before=TORCH_AS_BEFORE.get(name, {}),
+        )
         for type, module, names, runtime_args in tables
         for name, variant in names.items()
     }

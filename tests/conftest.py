@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,13 +16,23 @@ from pathlib import Path
 import psutil
 import pytest
 
+from modlib.runtime.hardware import num_cores
+
 SESSION_VARIABLE = "MODLIB_TEST_SESSION"  # inherited by every process the tests start: finds those left behind
+IDS_VARIABLE = "MODLIB_TEST_IDS"  # a file for the ids of all tests, in the order in which they were found
+COLLECTED = pytest.StashKey[list[str]]()  # the ids of all tests that this process found
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--run_slow", action="store_true", help="run the tests marked slow too")
     parser.addoption("--forbid_skips", action="store_true", help="fail when a test is skipped, but for want of a GPU")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each core that this process may use, up to 8: each more costs imports and a collection of its own."""
+    return min(8, num_cores())
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,7 +53,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(config._modlib_cache, ignore_errors=True)
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Property tests are not timed, since a busy machine is no fault of theirs; fixtures serve all their examples."""
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", None):
+        import hypothesis
+
+        allowed = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+        hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=allowed)
+        hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m leave tests out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.stash[COLLECTED] = [item.nodeid for item in items]
+    if IDS_VARIABLE in os.environ:
+        Path(os.environ[IDS_VARIABLE]).write_text(json.dumps(config.stash[COLLECTED]))
     markers = config.getoption("-m")
     run_slow = config.getoption("--run_slow") or "slow" in markers
     reasons: dict[str, str | None] = {"slow": None if run_slow else "slow; run with -m slow or --run_slow"}
@@ -79,6 +104,8 @@ def _no_slurm() -> str | None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if "tests.workers" in sys.modules:
         sys.modules["tests.workers"].stop_pools()
+    if "tests.forked" in sys.modules:
+        sys.modules["tests.forked"].stop()
     if hasattr(session.config, "workerinput"):
         return  # the controller looks when all its workers are done
     left = left_behind(os.environ[SESSION_VARIABLE])
@@ -148,11 +175,19 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedded_corpus() -> None:
+    """Make the corpus of Python's library, once for all workers: a dry run leaves out checks of data not yet made."""
+    from modlib.data.corpora.corpus import prepare
+
+    prepare("stdlib:train")
+
+
+@pytest.fixture(scope="session")
 def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed file of 101 windows of 32 tokens, made with the embedded corpus's vocabulary."""
     import numpy as np
 
-    from modlib.data.packed_writer import PackedFileWriter
+    from modlib.data.packed.writer import PackedFileWriter
 
     path = tmp_path_factory.mktemp("corpus") / "small.packed"
     with PackedFileWriter(path, vocab_size=4096, tokenizer_fingerprint="") as writer:

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests import forked
+
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = ("train/loss", "train/lr", "train/grad_norm", "val/validation/loss")
 
@@ -38,7 +40,7 @@ def started(
     gin_file: str, params: Sequence[str] = (), *flags: str, cwd: Path = ROOT
 ) -> Iterator[subprocess.Popen[str]]:
     """The process, in a group of its own that is gone afterwards."""
-    process = subprocess.Popen(
+    process = forked.Popen(
         command(gin_file, params, *flags),
         cwd=cwd,
         stdout=subprocess.PIPE,

@@ -14,12 +14,13 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 
-from modlib.cli.component_page import page
-from modlib.cli.list import describe
+from modlib.cli.configs.component_page import page
+from modlib.cli.configs.list import describe
 from modlib.components import component, known_components
 from modlib.config import load
-from modlib.data.collate import LMCollator
-from modlib.data.sampler import ShuffledSampler
+from modlib.data.batches.collate import LMCollator
+from modlib.data.batches.layout import BatchLayout
+from modlib.data.batches.sampler import ShuffledSampler
 from modlib.models.coca import CoCa
 from modlib.models.gpt2 import GPT2
 
@@ -66,10 +67,9 @@ def at_run_time(name: str, run_path: Path) -> dict[str, Any]:
         "sampler": ShuffledSampler(seed=0, num_samples=16),
         "collate": LMCollator(),
         "batch_sampler": None,
-        "world_size": 1,
+        "layout": BatchLayout(2),
         "rank": 0,
-        "micro_batch_size": 2,
-        "grad_accum_steps": 1,
+        "num_epochs": None,
     }
 
 

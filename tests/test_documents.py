@@ -6,12 +6,12 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.launching_command import ROOT, launch, metrics
 
 MODLIB = [sys.executable, "-c", "from modlib.cli.main import main; main()"]
@@ -36,7 +36,7 @@ def test_readme_has_exactly_the_two_set_up_commands() -> None:
 def test_readme_launch_commands_are_valid(command: str, tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from modlib.cli.launch import app
+    from modlib.cli.start.launch import app
 
     words = shlex.split(command)
     result = CliRunner().invoke(app, [*words, *(() if "--dry_run" in words else ("--dry_run",))])
@@ -71,10 +71,10 @@ def test_the_commands_of_docs_lora_give_transformers_the_same_logits(tmp_path: P
     for line in typed:
         words = shlex.split(line)
         start = [sys.executable, str(ROOT / "launch.py")] if words[0] == "python" else [*MODLIB, words[1]]
-        done = subprocess.run([*start, *words[2:]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+        done = forked.run([*start, *words[2:]], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     (snippet,) = re.findall(r"```python\n(.*?)```", LORA, re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", snippet], cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = forked.run([sys.executable, "-c", snippet], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     difference = {name: float(value) for name, value in map(str.split, done.stdout.splitlines())}
     assert difference["tuned"] < 1e-5

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modlib.checkpointing import save
-from modlib.cli.recipes import Paper, papers
+from modlib.checkpointing.writing import save
+from modlib.cli.repeat.recipes import Paper, papers
 from modlib.config import load
 from modlib.models.gpt2 import GPT2
 from modlib.tracking.claims import COMPUTED, from_json
@@ -29,9 +29,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("paper", "recipe"), RECIPES)
 def test_a_recipe_is_as_locked_and_its_claims_hold(paper: Paper, recipe: str, base: Path, tmp_path: Path) -> None:
     """Builds the model on meta, with the plan and the script for the machines that the recipe asks for."""
-    from modlib.cli.measuring import computed, recipe_plan
-    from modlib.cli.planning import place_of
-    from modlib.cli.slurm_run import job_script
+    from modlib.cli.repeat.measuring import computed, recipe_plan
+    from modlib.cli.start.planning import place_of
+    from modlib.cli.start.slurm import job_script
     from modlib.launching.slurm import Slurm
 
     config = paper.config(recipe)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from modlib.cli.launch import app
+from modlib.cli.start.launch import app
 from modlib.components import known_components
 from modlib.config import load
-from modlib.data.packed_writer import PackedFileWriter
+from modlib.config.files import MOVED, find
+from modlib.data.packed.writer import PackedFileWriter
 from tests.rows import assets_data, assets_huggingface
 from tests.test_catalogue import CATALOGUE
 
@@ -36,10 +39,37 @@ def is_whole_run(path: Path) -> bool:
 
 
 SWEEPS = sorted((ROOT / "sweeps").glob("*.gin"))  # axes for --sweep, no gin files
-COMMANDS = sorted((ROOT / "data" / "commands").glob("*.gin"))  # for `modlib data`: tests/cli/test_data_config.py
+COMMANDS = sorted((ROOT / "commands").glob("*.gin"))  # for `modlib data`: tests/cli/data/test_configured.py
 FILES = sorted(set(ROOT.rglob("*.gin")) - set(SWEEPS) - set(COMMANDS))
 WHOLE = [path for path in FILES if is_whole_run(path)]
 PARTS = [path for path in FILES if not is_whole_run(path)]
+
+
+@cache
+def files_of_whole_runs() -> set[Path]:
+    return {path for whole in WHOLE for path in load([whole]).files}
+
+
+def test_every_file_says_first_what_it_is_for() -> None:
+    """Run: train it. Part: whole runs include it. Change: goes after a run's file. Sweep, Command: not for a run."""
+    included = files_of_whole_runs() - set(WHOLE)
+    for path in ROOT.rglob("*.gin"):
+        role = "Run" if path in WHOLE else "Sweep" if path in SWEEPS else "Command" if path in COMMANDS else None
+        role = role or ("Part" if path in included or path.stem in ("coca_base", "gpt2_124m") else "Change")
+        assert path.read_text().startswith(f"# {role}: "), path
+
+
+def test_runs_are_directly_in_the_folder() -> None:
+    assert {path.parent for path in WHOLE} == {ROOT, ROOT / "debug"}
+    assert set(ROOT.glob("*.gin")) <= set(WHOLE)
+
+
+@pytest.mark.parametrize(("old", "new"), MOVED.items())
+def test_an_old_name_still_finds_its_file(old: str, new: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "modlib"):
+        assert find(old) == ROOT / new
+    assert find(new) == ROOT / new
+    assert caplog.messages == [f"{old} is now {new}; use the new name"]
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: str(path.relative_to(ROOT)))
@@ -78,7 +108,7 @@ def test_every_row_group_is_in_a_file(kind: str) -> None:
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_part_goes_with_a_whole_run(path: Path, tmp_path: Path) -> None:
     """Either one includes it, or it is given after one; what it asks the user for is given too."""
-    if any(path in load([whole]).files for whole in WHOLE):
+    if path in files_of_whole_runs():
         return
     flags = ["--gin_file", "debug/tiny.gin", "--gin_file", str(path.relative_to(ROOT)), "--dry_run", "--json"]
     text = path.read_text()

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from modlib.cli.launch import app
-from modlib.cli.planning import place_of
+from modlib.cli.start.launch import app
+from modlib.cli.start.planning import place_of
 from modlib.config import load
 from modlib.launching.slurm import Slurm
 from modlib.runtime.errors import ConfigError

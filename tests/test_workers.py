@@ -78,15 +78,20 @@ def test_a_dead_rank_is_named():
 
 
 def test_sigkill_of_the_session_leaves_nothing():
-    script = "import time; from tests.workers import *; print(*run_ranks(1, os.getpid), flush=True); time.sleep(60)"
+    """Neither the ranks nor the process that they were forked from."""
+    script = (
+        "import time; from tests.workers import *; run_ranks(1, os.getpid)\n"
+        "print(open(f'/proc/self/task/{os.getpid()}/children').read(), flush=True); time.sleep(60)"
+    )
     session = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert session.stdout is not None
-        rank = int(session.stdout.readline())
+        children = list(map(int, session.stdout.readline().split()))
     finally:
         session.kill()
         session.wait()
+    assert len(children) == 2
     deadline = time.monotonic() + 10
-    while psutil.pid_exists(rank) and time.monotonic() < deadline:
+    while any(map(psutil.pid_exists, children)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not psutil.pid_exists(rank)
+    assert not any(map(psutil.pid_exists, children))

@@ -33,6 +33,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from tests import forked
+
 START_TIMEOUT_S = 120.0
 PEER_GRACE_S = 5.0  # how long the other ranks may take to notice that one of them failed
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +91,7 @@ class _Pool:
             ours, theirs = socket.socketpair()
             with theirs, open(self.folder / f"output-{rank}", "wb") as output:
                 self.processes.append(
-                    subprocess.Popen(
+                    forked.Popen(
                         [sys.executable, "-m", "tests.workers", str(theirs.fileno()), str(self.folder)],
                         cwd=ROOT,
                         env=_environment(rank, world_size),

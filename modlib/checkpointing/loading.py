@@ -1,9 +1,8 @@
-"""Loading: the newest checkpoint that is what was saved, into a run that it fits exactly."""
+"""Loading the newest checkpoint that passes verification into a run that it fits exactly."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,7 +32,9 @@ from modlib.checkpointing.raw_reader import RawReader, read_file, require_size
 from modlib.checkpointing.state import StagedState, capture, stage
 from modlib.checkpointing.strictness import require_fit
 from modlib.checkpointing.writing import num_threads, quiet, raise_failure
+from modlib.optim.schedules import Scheduler
 from modlib.runtime.errors import CheckpointError
+from modlib.runtime.json_files import parse_json
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def load(
     *,
     model: nn.Module,
     optimizer: Optimizer | None = None,
-    scheduler: Any | None = None,
+    scheduler: Scheduler | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> LoadedState:
     """Restore one checkpoint; the model changes only after every needed byte is verified on every rank.
@@ -171,10 +172,10 @@ def restore_newest(
     *,
     model: nn.Module,
     optimizer: Optimizer | None = None,
-    scheduler: Any | None = None,
+    scheduler: Scheduler | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> LoadedState | None:
-    """Restore the newest checkpoint that is what was saved; None when there is none, with the model untouched.
+    """Restore the newest checkpoint that passes verification; None when there is none, with the model untouched.
 
     The first rank looks and decides; a damaged checkpoint is named in a message and the one before it is taken.
     Leftovers of interrupted saves are removed. Arguments as of `load`.
@@ -297,9 +298,9 @@ def _rank_state(checkpoint: Checkpoint, ranks: Ranks) -> dict[str, Any] | None:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != expected.sha256:
             raise DamagedCheckpointError(f"{path} has another SHA-256 than the manifest says")
-        content = json.loads(data)
+        content = parse_json(data, dict[str, Any], place=path.name)
         state = decode(content["rank_state"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
     if content.get("save_id") != checkpoint.manifest.save_id or not isinstance(state, dict):
         raise DamagedCheckpointError(f"{path} is of another save than its manifest")

@@ -11,10 +11,13 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from modlib.runtime.errors import CheckpointError
+from modlib.runtime.json_files import JSONError, parse_json
 
 FORMAT = "modlib-checkpoint"
 FORMAT_VERSION = 1
@@ -111,7 +114,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The manifest as JSON with a SHA-256 of itself."""
         body = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        body = json.loads(json.dumps(body))  # tuples and integer keys become what a reader will see
+        body = parse_json(json.dumps(body), dict[str, Any])  # tuples and integer keys become what a reader will see
         return json.dumps({"sha256": _digest(body), **body}).encode()
 
 
@@ -122,10 +125,9 @@ def parse_manifest(data: bytes) -> Manifest:
         ValueError: It is not a valid manifest; the text says why.
     """
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not valid JSON ({error})") from error
-    _require(isinstance(body, dict), "is not a JSON object")
+        body = parse_json(data, dict[str, Any])
+    except JSONError as error:
+        raise ValueError(error.problem) from error
     claimed = body.pop("sha256", None)
     _require(body.get("format") == FORMAT, f"is not of the format {FORMAT}")
     version = body.pop("format_version", None)
@@ -134,9 +136,9 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         _require(claimed == _digest(body), "does not match its own SHA-256")
         manifest = _build(body)
+        _check_places(manifest)
     except (KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"has a missing or malformed entry ({type(error).__name__}: {error})") from error
-    _check_places(manifest)
     return manifest
 
 
@@ -197,6 +199,7 @@ def _build(body: dict[str, Any]) -> Manifest:
         for rank, entry in body["streams"].items()
     }
     _require(all(isinstance(body[name], dict | None) for name in ("optimizer", "scheduler")), "has malformed state")
+    _require(all(isinstance(tensor.dtype, str) for tensor in tensors.values()), "has a dtype that is no text")
     _require(all(target in tensors for target in body["aliases"].values()), "has an alias of a tensor it does not hold")
     return Manifest(
         save_id=str(body["save_id"]),
@@ -224,6 +227,7 @@ def _check_places(manifest: Manifest) -> None:
             expected[data_file_name(rank, index)] = min(stream.file_size, stream.size - index * stream.file_size)
     present = {name: file.size for name, file in manifest.files.items() if name.startswith("data-")}
     _require(present == expected, "has data files that do not make up its streams")
+    taken: list[tuple[int, int, int, str]] = []  # rank, first and last byte in its stream, key
     for key, tensor in manifest.tensors.items():
         _require(tensor.dtype in DTYPE_BYTES, f"has an unknown dtype ({tensor.dtype!r}) for {key}")
         values = 0
@@ -239,4 +243,32 @@ def _check_places(manifest: Manifest) -> None:
                 f"has a chunk of {key} outside its stream",
             )
             values += math.prod(chunk.sizes)
-        _require(values == math.prod(tensor.shape), f"has chunks that do not make up the tensor {key}")
+            if num_bytes:
+                taken.append((chunk.rank, chunk.start, chunk.start + num_bytes, key))
+        _require(
+            values == math.prod(tensor.shape) and not _overlap(tensor.chunks),
+            f"has chunks that do not make up the tensor {key}",
+        )
+    taken.sort()
+    for (rank, _, end, _), (next_rank, start, _, key) in pairwise(taken):
+        _require(rank != next_rank or end <= start, f"has a chunk of {key} in the bytes of another one")
+
+
+def _overlap(chunks: Sequence[Chunk]) -> bool:
+    """Whether two chunks have a value in common. Quick where they are cut along any one dimension."""
+    chunks = [chunk for chunk in chunks if all(chunk.sizes)]
+    if len(chunks) < 2:
+        return False
+    cut = max(range(len(chunks[0].offsets)), key=lambda dim: len({chunk.offsets[dim] for chunk in chunks}))
+    before: list[Chunk] = []  # those that reach as far as the chunk that is looked at
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offsets[cut]):
+        before = [other for other in before if other.offsets[cut] + other.sizes[cut] > chunk.offsets[cut]]
+        if any(_have_common_value(chunk, other) for other in before):
+            return True
+        before.append(chunk)
+    return False
+
+
+def _have_common_value(one: Chunk, other: Chunk) -> bool:
+    places = zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)
+    return all(begin < first + length and first < begin + size for begin, size, first, length in places)

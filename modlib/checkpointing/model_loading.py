@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -19,8 +18,9 @@ from modlib.checkpointing.strictness import listed
 from modlib.checkpointing.warm_start import load_weights
 from modlib.components import component
 from modlib.config.suggestions import similar
-from modlib.distributed.shards import Slices, copy_part
+from modlib.distributed.local_part import Slices, copy_part
 from modlib.runtime.errors import CheckpointError, ConfigError
+from modlib.runtime.weight_index import indexed_files
 
 logger = logging.getLogger("modlib")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -186,11 +186,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{index} must be JSON with a 'weight_map' (name -> file); it is not") from error
-        return [path / Path(name).name for name in sorted(set(weight_map.values()))]
+        return indexed_files(index)
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (path / name).is_file():
             return [path / name]

@@ -80,7 +80,7 @@ class RawReader(StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing is kept between loads; a reader is made for each."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
         """The manifest's tensors in torch's terms."""
         return Metadata(
             {
@@ -154,7 +154,7 @@ class RawReader(StorageReader):
         return future
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:  # noqa: ARG003  torch's
         """Never asked: the reader is passed itself, not found by a path."""
         return False
 

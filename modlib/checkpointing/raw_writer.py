@@ -35,7 +35,7 @@ from modlib.checkpointing.manifest import (
 from modlib.checkpointing.names import MANIFEST
 from modlib.checkpointing.state import dtype_name
 from modlib.runtime import durable, faults
-from modlib.runtime.errors import CheckpointError
+from modlib.runtime.errors import CheckpointError, NonFiniteError
 
 ALIGNMENT = 64
 PIECE_BYTES = 1 << 20  # small enough to be copied, checked and hashed while in the CPU's cache
@@ -86,13 +86,12 @@ class RawWriter(StorageWriter):
         self.rank_state = rank_state
         self.num_threads = num_threads
         self.rank = 0
-        self.committed: Path | None = None
         self.num_bytes = 0
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Nothing is kept between saves; a writer is made for each."""
 
-    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+    def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **kwargs: Any) -> None:  # noqa: ARG002  torch's
         """Learn this process's rank."""
         self.rank = kwargs.get("rank", 0)
 
@@ -135,10 +134,10 @@ class RawWriter(StorageWriter):
         durable.write_new_file(self.path / MANIFEST, manifest.to_bytes())
         durable.fsync_directory(self.path)
         self.num_bytes = manifest.num_bytes
-        self.committed = commit(self.path, manifest.step)
+        commit(self.path, manifest.step)
 
     @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:  # noqa: ARG003  torch's
         """Never asked: the writer is passed itself, not found by a path."""
         return False
 
@@ -200,7 +199,7 @@ class RawWriter(StorageWriter):
             filled = high
             np.copyto(part, entry.data[low - entry.start : high - entry.start])
             if entry.key in self.finite and not _all_finite(part, entry.dtype):
-                raise CheckpointError(
+                raise NonFiniteError(
                     f"{entry.key.removeprefix('model.')} must be finite to be saved; it holds NaN or Inf, so nothing "
                     "was committed; earlier checkpoints are kept"
                 )

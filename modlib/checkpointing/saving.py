@@ -22,10 +22,12 @@ class FSDPCheckpointSaving:
 
     Args:
         threads_per_processor: Writing threads for each processor of a rank, at least 1; most of them wait for the disk.
+            A rank has at least 2 and at most 16.
 
     Raises:
         ConfigError: A number out of range.
         CheckpointError: (When it saves) the checkpoint could not be written whole; older ones stay.
+        NonFiniteError: (When it saves) a parameter or the optimizer's state holds NaN or Inf; older ones stay.
     """
 
     def __init__(self, threads_per_processor: int = 4) -> None:

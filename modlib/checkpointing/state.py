@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from modlib.checkpointing.manifest import Manifest
 from modlib.checkpointing.plain import decode, encode
+from modlib.optim.schedules import Scheduler
 from modlib.runtime.errors import CheckpointError
 
 WRAPPER_NAMES = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -44,7 +45,7 @@ class TrainingState:
     scheduler: dict[str, Any] | None = None
 
 
-def capture(model: nn.Module, optimizer: Optimizer | None, scheduler: Any | None) -> TrainingState:
+def capture(model: nn.Module, optimizer: Optimizer | None, scheduler: Scheduler | None) -> TrainingState:
     """Name everything there is to save; no tensor is copied.
 
     Raises:
@@ -78,7 +79,7 @@ def stage(
     manifest: Manifest,
     model: nn.Module,
     optimizer: Optimizer | None,
-    scheduler: Any | None,
+    scheduler: Scheduler | None,
     *,
     only_moments: bool = False,
 ) -> StagedState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -30,7 +31,7 @@ def require_fit(manifest: Manifest, target: TrainingState, name: str) -> None:
             problems += _optimizer_differences(manifest, target.optimizer)
         if target.scheduler is not None:
             problems += _scheduler_differences(manifest, target.scheduler)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"checkpoint {name} has a malformed optimizer or scheduler state ({type(error).__name__}: {error})"
         ) from error
@@ -155,6 +156,8 @@ def _optimizer_differences(manifest: Manifest, live: dict[str, Any]) -> list[str
                 raise ValueError(f"optimizer.{name}.{entry}")
         if not all(isinstance(entry, str) for entry in dict(entries["values"])):
             raise ValueError(f"optimizer.{name}")
+        unlike = ((entry, _unlike(None, decode(value))) for entry, value in entries["values"].items())
+        problems += [f"optimizer.{name}.{entry} of the checkpoint {problem}" for entry, problem in unlike if problem]
     return problems
 
 
@@ -177,6 +180,8 @@ def _group_differences(index: int, there: dict[str, Any], here: dict[str, Any]) 
         switch = isinstance(ours, bool | str) or isinstance(theirs, bool | str)
         if switch and ours != theirs:
             problems.append(f"{group}: {name} ({ours}) must be the checkpoint's ({theirs})")
+        elif unlike := _unlike(ours, theirs):
+            problems.append(f"{group}: {name} of the checkpoint {unlike}")
     return problems
 
 
@@ -186,8 +191,37 @@ def _scheduler_differences(manifest: Manifest, live: dict[str, Any]) -> list[str
         return ["scheduler state is not in the checkpoint; pass scheduler=None to leave it out"]
     if saved["class"] != live["class"]:
         return [f"scheduler ({live['class']}) must be the checkpoint's ({saved['class']})"]
-    there, here = set(saved["state"]), set(live["state"])
+    there, here = decode(saved["state"]), decode(live["state"])
+    unlike = ((name, _unlike(here[name], there[name])) for name in here if name in there)
     return [
-        *listed("scheduler entries missing from the checkpoint", sorted(here - there)),
-        *listed("scheduler entries only in the checkpoint", sorted(there - here)),
+        *listed("scheduler entries missing from the checkpoint", sorted(here.keys() - there.keys())),
+        *listed("scheduler entries only in the checkpoint", sorted(there.keys() - here.keys())),
+        *(f"scheduler entry {name} of the checkpoint {problem}" for name, problem in unlike if problem),
     ]
+
+
+def _unlike(ours: Any, theirs: Any) -> str:
+    """What a saved setting must be by the one that the run has: of its type, and finite where that is; "" if it is.
+
+    A list may have grown, and None may have become something else, while the checkpoint's run trained.
+    """
+    if theirs is None:
+        return ""
+    if _is_number(theirs) and (ours is None or _is_number(ours)):
+        wrong = not math.isfinite(theirs) and (ours is None or math.isfinite(ours))
+        return f"({theirs}) must be a finite number" if wrong else ""
+    sizes_differ = isinstance(theirs, tuple) and isinstance(ours, tuple) and len(ours) != len(theirs)
+    if sizes_differ or (ours is not None and type(ours) is not type(theirs)):
+        return f"({theirs!r}) must be like the run's ({ours!r})"
+    if isinstance(theirs, dict):
+        found = (_unlike(None if ours is None else ours.get(key), value) for key, value in theirs.items())
+    elif isinstance(theirs, list | tuple):
+        examples = ours if ours is not None and len(ours) == len(theirs) else [None] * len(theirs)
+        found = (_unlike(example, value) for example, value in zip(examples, theirs, strict=True))
+    else:
+        return ""
+    return next(filter(None, found), "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

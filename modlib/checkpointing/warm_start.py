@@ -18,7 +18,7 @@ from modlib.checkpointing.manifest import DamagedCheckpointError
 from modlib.checkpointing.names import MANIFEST
 from modlib.checkpointing.state import TrainingState, capture, stage
 from modlib.checkpointing.strictness import require_fit, require_optimizer_fit
-from modlib.distributed.shards import local_part
+from modlib.distributed.local_part import local_part
 from modlib.runtime.errors import CheckpointError
 
 

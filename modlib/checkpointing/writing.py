@@ -32,8 +32,9 @@ from modlib.checkpointing.names import aside_name, step_name
 from modlib.checkpointing.plain import encode
 from modlib.checkpointing.raw_writer import RawWriter
 from modlib.checkpointing.state import TrainingState, capture
+from modlib.optim.schedules import Scheduler
 from modlib.runtime import durable
-from modlib.runtime.errors import CheckpointError
+from modlib.runtime.errors import CheckpointError, NonFiniteError
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def save(
     step: int,
     model: nn.Module,
     optimizer: Optimizer | None = None,
-    scheduler: Any | None = None,
+    scheduler: Scheduler | None = None,
     extra: Mapping[str, Any] | None = None,
     rank_state: Mapping[str, Any] | None = None,
     group: dist.ProcessGroup | None = None,
@@ -72,11 +73,12 @@ def save(
         rank_state: State of this rank, e.g. `capture_rng()`, JSON-able; every rank's is saved.
         group: A gloo group of all ranks that nothing else uses. None: one is made.
         info: A description to keep beside it (config hash, layout, ...), JSON-able.
-        threads_per_processor: Writing threads for each processor of this rank.
+        threads_per_processor: Writing threads for each processor of this rank; at least 2 and at most 16 in all.
 
     Raises:
-        CheckpointError: On every rank, if any rank failed (disk full, NaN or Inf in the state, ...); nothing was
-            committed, what was written is removed and older checkpoints are untouched.
+        CheckpointError: On every rank, if any rank failed (disk full, ...); nothing was committed, what was written is
+            removed and older checkpoints are untouched.
+        NonFiniteError: Likewise, for NaN or Inf in the parameters or the optimizer's state.
     """
     started = time.monotonic()
     ranks = Ranks(group)
@@ -108,7 +110,7 @@ def save(
         versions={"modlib": modlib.__version__, "torch": torch.__version__, "python": platform.python_version()},
     )
     own = json.dumps({"save_id": save_id, "rank": ranks.rank, "rank_state": plain_rank_state}).encode()
-    writer = RawWriter(aside, header, state.finite, own, num_threads(ranks, per_processor=4))
+    writer = RawWriter(aside, header, state.finite, own, num_threads(ranks, threads_per_processor))
     try:
         with quiet():
             dcp.save(
@@ -145,14 +147,14 @@ def raise_failure(failure: CheckpointException, ranks: Ranks, path: Path, needed
     """Turn the errors of all ranks into the one that a user can act on, the lowest rank's, on every rank.
 
     Raises:
-        CheckpointError: Always, unless this rank was interrupted (then that is raised again).
+        CheckpointError, NonFiniteError: Always, unless this rank was interrupted (then that is raised again).
     """
     own = failure.failures.get(ranks.rank)
     if own is not None and not isinstance(own[0], Exception):
         raise own[0]
     rank, (cause, _) = min(failure.failures.items(), key=lambda entry: entry[0])
     where = f"rank {rank}: " if ranks.size > 1 else ""
-    if isinstance(cause, CheckpointError):
+    if isinstance(cause, CheckpointError | NonFiniteError):
         raise type(cause)(f"{where}{cause}") from cause
     if isinstance(cause, OSError):
         raise CheckpointError(f"{where}{write_error(path, cause, needed)}") from cause
@@ -178,7 +180,7 @@ def _open_aside(folder: Path, step: int, needed: int, ranks: Ranks) -> tuple[str
         try:
             if sys.byteorder != "little":
                 raise CheckpointError("byte order (big) must be little; checkpoints are raw little-endian bytes")
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)  # its run folder is there, or was taken away
             require_space(folder, needed)
             names = [uuid4().hex, aside_name("tmp", step)]
             durable.make_directory(folder / names[1])

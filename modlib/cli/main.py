@@ -5,27 +5,29 @@ from __future__ import annotations
 import typer
 
 import modlib
-from modlib.cli.lazy import LazyCommands
+from modlib.cli.lazy import SETTINGS, LazyCommands
+from modlib.runtime.streams import print_anything, secure_streams
 
 # name: (module with a function `command` or a typer app `app`, what the help says). To add a command, add a line.
 COMMANDS = {
-    "cancel": ("modlib.cli.cancel", "Stop runs; they save first."),
-    "data": ("modlib.cli.data", "Make and look at data: from raw text to packed files."),
-    "diff": ("modlib.cli.diff", "Compare two configurations by what they mean."),
-    "export": ("modlib.cli.export", "Write a trained model as a HuggingFace folder."),
-    "follow": ("modlib.cli.follow", "Watch a run until it ends."),
-    "generate": ("modlib.cli.generate", "Let a trained model write."),
-    "list": ("modlib.cli.list", "List the components that a gin file can choose."),
-    "logs": ("modlib.cli.logs", "Print a rank's log."),
-    "ls": ("modlib.cli.ls", "List the runs: state, step, ETA, loss, host."),
+    "cancel": ("modlib.cli.watch.cancel", "Stop runs; they save first."),
+    "data": ("modlib.cli.data.commands", "Make and look at data: from raw text to packed files."),
+    "diff": ("modlib.cli.configs.diff", "Compare two configurations by what they mean."),
+    "export": ("modlib.cli.models.export", "Write a trained model as a HuggingFace folder."),
+    "follow": ("modlib.cli.watch.follow", "Watch a run until it ends."),
+    "generate": ("modlib.cli.models.generate", "Let a trained model write."),
+    "list": ("modlib.cli.configs.list", "List the components that a gin file can choose."),
+    "logs": ("modlib.cli.watch.logs", "Print a rank's log."),
+    "ls": ("modlib.cli.watch.ls", "List the runs: state, step, ETA, loss, host."),
     "plot": ("modlib.cli.plot", "Draw metrics of runs as curves."),
-    "queue": ("modlib.cli.queue", "List my SLURM jobs, with their runs and why they wait."),
-    "reproduce": ("modlib.cli.reproduce", "Run a run again from its folder alone, and compare."),
-    "resume": ("modlib.cli.resume", "Start a run again where it stopped, as it was started."),
-    "show": ("modlib.cli.show", "Show every value of a configuration, and where it was set."),
-    "status": ("modlib.cli.status", "Say what runs are doing, and why."),
-    "sweep": ("modlib.cli.sweep", "Show what came out of a sweep, and its best point."),
-    "verify": ("modlib.cli.verify", "Compare runs with what the papers say."),
+    "queue": ("modlib.cli.watch.queue", "List my SLURM jobs, with their runs and why they wait."),
+    "reproduce": ("modlib.cli.repeat.reproduce", "Run a run again from its folder alone, and compare."),
+    "resume": ("modlib.cli.watch.resume", "Start a run again where it stopped, as it was started."),
+    "show": ("modlib.cli.configs.show", "Show every value of a configuration, and where it was set."),
+    "status": ("modlib.cli.watch.status", "Say what runs are doing, and why."),
+    "sweep": ("modlib.cli.sweeps.results", "Show what came out of a sweep, and its best point."),
+    "track": ("modlib.cli.watch.track", "Send W&B what it lacks of a run, or rebuild TensorBoard's files."),
+    "verify": ("modlib.cli.repeat.verify", "Compare runs with what the papers say."),
 }
 
 
@@ -33,11 +35,15 @@ class MainCommands(LazyCommands):
     """The commands of the table."""
 
     table = COMMANDS
+    elsewhere = dict.fromkeys(
+        ("train", "launch", "run"), "training is started with: python launch.py --gin_file quickstart.gin"
+    )
 
 
 app = typer.Typer(
     name="modlib",
     cls=MainCommands,
+    context_settings=SETTINGS,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Look at components, configurations, data and runs of modlib.",
@@ -52,11 +58,18 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(  # noqa: ARG001  its callback answers
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
-    pass
+    print_anything()
 
 
 def main() -> None:
     """Entry point of the console command `modlib`."""
+    secure_streams()
     app()
+
+
+if __name__ == "__main__":
+    main()

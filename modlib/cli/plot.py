@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
+from modlib.cli.options import RUNS, RunArguments, RunsDir
 from modlib.cli.report import reported
-from modlib.cli.runs import RunsDir, complete_run, find_run
-from modlib.cli.sweep_plot import DOTS_PER_INCH, FORMATS, unit_of
+from modlib.cli.sweeps.drawing import DOTS_PER_INCH, FORMATS, unit_of
+from modlib.cli.watch.runs import find_run
 from modlib.config.suggestions import similar
 from modlib.runtime.errors import ConfigError
 from modlib.runtime.run_folder import RunFolder
+from modlib.runtime.units import counted
 from modlib.tracking.jsonl import read_lines
 
 DEFAULT_METRICS = ("train/loss", "val/*/loss")
@@ -25,10 +27,7 @@ Curve = tuple[list[int], list[float]]
 
 
 def command(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="Names or paths of runs.", autocompletion=complete_run),
-    ],
+    runs: RunArguments,
     out: Annotated[Path, typer.Option("--out", help="The file to write: .png, .pdf or .svg.")],
     metrics: Annotated[
         list[str], typer.Option("--metric", help="A metric, or a pattern such as 'val/*/loss'; repeatable.")
@@ -36,7 +35,7 @@ def command(
     title: Annotated[str, typer.Option("--title", help="Above the curves.")] = "",
     log_x: Annotated[bool, typer.Option("--log_x", help="Steps on a logarithmic scale.")] = False,
     log_y: Annotated[bool, typer.Option("--log_y", help="Values on a logarithmic scale.")] = False,
-    runs_dir: RunsDir = Path("runs"),
+    runs_dir: RunsDir = RUNS,
 ) -> None:
     """Draw metrics of runs over steps: a colour for each run, a kind of line for each metric."""
     with reported():
@@ -45,7 +44,7 @@ def command(
         found = [find_run(run, runs_dir) for run in runs]
         curves = {run.name: read_curves(run, metrics) for run in found}
         draw(out, curves, title=title, log_x=log_x, log_y=log_y)
-        print(f"{out}: {sum(map(len, curves.values()))} curves of {len(found)} runs")
+        print(f"{out}: {counted(sum(map(len, curves.values())), 'curve')} of {counted(len(found), 'run')}")
 
 
 def read_curves(run: RunFolder, wanted: Sequence[str]) -> dict[str, Curve]:

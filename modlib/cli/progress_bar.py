@@ -27,12 +27,16 @@ def progress_bar(title: str, unit: Unit = "bytes") -> Iterator[Update]:
     if not sys.stderr.isatty():
         yield _Lines(title, unit)
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}")]
-    columns += [TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    from modlib.runtime.console import PlainConsole
+
+    title_column, amount, eta, more = (
+        TextColumn(text, markup=False)
+        for text in ("{task.description}", "{task.fields[amount]}", "ETA", "{task.fields[note]}")
+    )
+    columns = (title_column, BarColumn(), amount, eta, TimeRemainingColumn(), more)
+    with Progress(*columns, console=PlainConsole(stderr=True)) as bar:
         task = bar.add_task(title, total=None, amount="", note="")
 
         def update(done: int, total: int, note: str = "") -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from modlib.config.files import NotFound, find, shown
-from modlib.config.secrets import is_secret, is_secret_name
 from modlib.config.statements import Problem
 from modlib.config.suggestions import did_you_mean
 from modlib.config.tokens import SKIPPED, Wrong
 from modlib.config.value_syntax import ValueReader
 from modlib.config.values import Items, MacroUse, Node, Operation, ValueProblem, evaluate, format_value, walk
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.secrets import is_secret_name, why_secret
 
 RANGES = ("uniform", "loguniform", "integers")
 DISTRIBUTIONS = (*RANGES, "choice")
@@ -236,7 +236,7 @@ class _AxisReader(ValueReader):
         except ValueProblem as problem:  # a key twice in a dict
             raise self._wrong(str(problem)) from None
         for part in walk(node):
-            if not isinstance(part, Items) and is_secret(self.key, getattr(part, "value", None)):
+            if not isinstance(part, Items) and why_secret(self.key, getattr(part, "value", None)):
                 raise self._wrong(f"a value of {self.key} looks like a secret; it cannot be swept")
         return short(value)
 

@@ -1,19 +1,36 @@
-"""What gin lets pass in silence and modlib refuses; every function gives all problems of its kind."""
+"""Checks for mistakes that gin silently accepts; every function gives all problems of its kind."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import math
+import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from modlib.components import Component
 from modlib.config.matching import Mismatch, fit
 from modlib.config.program import REQUIRED, Instance, Program
-from modlib.config.secrets import is_secret, is_secret_name
-from modlib.config.signatures import Parameter, Signature, type_text
+from modlib.config.signatures import Parameter, Signature, default_text, type_text
 from modlib.config.statements import Binding, Macro, Origin, Problem
 from modlib.config.suggestions import did_you_mean, similar
-from modlib.config.values import Literal, MacroUse, Required, format_value, is_literal, type_name, walk
+from modlib.config.values import (
+    Items,
+    Literal,
+    MacroUse,
+    Node,
+    Operation,
+    Pairs,
+    Required,
+    ValueProblem,
+    format_value,
+    is_literal,
+    plain,
+    type_name,
+    walk,
+)
+from modlib.runtime.secrets import is_secret_name, name_within, why_secret
 
 
 def secrets(program: Program) -> Iterator[Problem]:
@@ -22,13 +39,30 @@ def secrets(program: Program) -> Iterator[Problem]:
     statements += [item for group in program.macros.values() for item in group]
     for statement in statements:
         name = statement.name if isinstance(statement, Macro) else statement.parameter
-        strings = [part.value for part in walk(statement.value) if isinstance(part, Literal)]
-        if any(is_secret(name, value) for value in strings):
+        if why := _why_secret(program, name, statement.value):
             yield Problem(
                 statement.origin,
-                f"{name} holds a secret, and a config is written to the run folder; remove it and set the "
-                "environment variable that the service reads (WANDB_API_KEY, HF_TOKEN, ...)",
+                f"{name} holds {why}, and a config is written to the run folder; remove it and set the environment "
+                "variable that the service reads (WANDB_API_KEY, HF_TOKEN, ...)",
             )
+
+
+def _why_secret(program: Program, name: str, node: Node) -> str | None:
+    """Why what was written here is a secret. Macros are judged where they are defined, sums by what comes out."""
+    match node:
+        case Literal(value=value):
+            return why_secret(name, value)
+        case Items(items=items):
+            return next(filter(None, (_why_secret(program, name, item) for item in items)), None)
+        case Pairs(items=items):
+            keys = [getattr(key, "value", None) for key, _ in items]
+            found = [_why_secret(program, name_within(name, key), item) for key, (_, item) in zip(keys, items)]
+            return next(filter(None, [*found, *(why_secret("", key) for key in keys)]), None)
+        case Operation(operands=operands):
+            with contextlib.suppress(ValueProblem):
+                return why_secret(name, plain(program.value_of(node)))
+            return next(filter(None, (_why_secret(program, name, operand) for operand in operands)), None)
+    return None
 
 
 def not_installed(component: Component, place: Origin) -> Iterator[Problem]:
@@ -48,7 +82,7 @@ def unused_bindings(program: Program, effective: list[Instance], possible: list[
                 continue
             mine = [one for one in instances if one.scope[: len(binding.scope)] == binding.scope]
             if not mine:
-                yield Problem(binding.origin, _unread(program, binding, instances, entered))
+                yield Problem(binding.origin, _unread(binding, instances, entered))
             elif hiding := _hidden(program, binding, mine):
                 yield Problem(
                     binding.origin,
@@ -61,7 +95,7 @@ def unused_bindings(program: Program, effective: list[Instance], possible: list[
                 )
 
 
-def _unread(program: Program, binding: Binding, instances: list[Instance], entered: set[tuple[str, ...]]) -> str:
+def _unread(binding: Binding, instances: list[Instance], entered: set[tuple[str, ...]]) -> str:
     name = binding.selector
     scopes = sorted({"/".join(one.scope) for one in instances if one.scope})
     if binding.scope and binding.scope not in entered:
@@ -161,7 +195,8 @@ def missing(program: Program, instance: Instance, signature: Signature, componen
     if not component.module.startswith(("modlib.", "torch.")):
         remedy += f"; an argument that Python passes belongs in runtime_args of @component ({component.place})"
     if program.command is None and instance in program.roots and instance.name not in program.bindings:
-        text = f"no line binds {instance}, the run itself, which needs {listed}; include 'train.gin', or bind these"
+        text = f"no line binds {instance}, the run itself, which needs {listed}; "
+        text += "include 'training/causal_lm.gin', or bind these"
         yield Problem(origin, text)
         return
     yield Problem(origin, f"{instance} needs {listed}, which {'is' if len(absent) == 1 else 'are'} not set; {remedy}")
@@ -194,6 +229,9 @@ def fitted(
     if _holds_required(value):
         problems.append(_required(program, binding, parameter))
         return value
+    if unfit := _not_finite(program, binding, parameter, value):
+        problems.append(unfit)
+        return value
     try:
         return fit(value, parameter.annotation, targets.__getitem__)
     except Mismatch as mismatch:
@@ -201,9 +239,7 @@ def fitted(
             return value  # whatever the annotation says, the default is accepted
         expected, _, remedy = str(mismatch).partition(";")
         written = "***" if is_secret_name(binding.parameter) else format_value(value)
-        source = "".join(
-            f" (from %{name}, {program.macros[name][-1].origin})" for name in program.macros_in(binding.value)[:1]
-        )
+        source = _source(program, binding)
         at_item = " at [" in expected or " at key " in expected
         is_what = "does not fit" if at_item else f"is {type_name(value)}"
         problems.append(
@@ -214,6 +250,36 @@ def fitted(
             )
         )
         return value
+
+
+def _not_finite(program: Program, binding: Binding, parameter: Parameter, value: Any) -> Problem | None:
+    """Inf or NaN in a parameter whose component does not say that they have a meaning."""
+    written = format_value(value)
+    if parameter.non_finite or all(map(math.isfinite, _floats(value))) or written == default_text(parameter.default):
+        return None
+    remedy = "write a number or None" if type(None) in typing.get_args(parameter.annotation) else "write a number"
+    component = program.known[binding.selector]
+    if not component.module.startswith(("modlib.", "torch.")):
+        remedy += f", or name it in non_finite of @component ({component.place})"
+    text = f"{key(binding)} ({written}) must be finite{_source(program, binding)}; {remedy}"
+    return Problem(binding.origin, text + _overridden(program, binding))
+
+
+def _source(program: Program, binding: Binding) -> str:
+    """The macro that a value comes from, and where it is set."""
+    return "".join(
+        f" (from %{name}, {program.macros[name][-1].origin})" for name in program.macros_in(binding.value)[:1]
+    )
+
+
+def _floats(value: Any) -> Iterator[float]:
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _floats(item)
+    elif isinstance(value, float):
+        yield value
 
 
 def _holds_required(value: Any) -> bool:
@@ -228,7 +294,7 @@ def default_value(parameter: Parameter) -> Any:
     """The default in the form of its type, so that `1` and an explicit `1.0` for a float mean the same."""
     try:
         return (
-            fit(parameter.default, parameter.annotation, lambda name: None)
+            fit(parameter.default, parameter.annotation, lambda _: None)
             if is_literal(parameter.default)
             else parameter.default
         )

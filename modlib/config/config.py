@@ -7,25 +7,29 @@ import json
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import gin
 
 import modlib
 from modlib.components import Component, load_component
+from modlib.config.chosen import chosen_values
 from modlib.config.files import Reading, read
+from modlib.config.hashing import digest, first_digests, is_hash_of, versioned
 from modlib.config.imports import import_user_module
 from modlib.config.matching import native
 from modlib.config.program import Program
 from modlib.config.rendering import render
-from modlib.config.resolving import Setting, resolve, science_lines
+from modlib.config.resolving import Setting, resolve
 from modlib.config.signatures import signature_of
 from modlib.config.values import Constant, Reference, format_value, is_literal, plain
 from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.json_files import JSONError, read_json
+from modlib.runtime.secrets import masked
 
 logger = logging.getLogger("modlib")
 
@@ -45,6 +49,7 @@ class Config:
         imports: The modules that they import.
         import_paths: Folders that have to be on sys.path for these.
         program: The statements that it comes from.
+        run_file: The one of the files that describes a whole run, which the run is named after; None without one.
     """
 
     settings: tuple[Setting, ...]
@@ -54,6 +59,7 @@ class Config:
     imports: tuple[str, ...]
     import_paths: tuple[Path, ...]
     program: Program = field(repr=False, compare=False)
+    run_file: Path | None = None
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
@@ -63,12 +69,54 @@ class Config:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of everything that changes the numbers of the run, in hex."""
-        return hashlib.sha256("\n".join(science_lines(self.settings, set(self.science))).encode()).hexdigest()
+        return digest(self._hashed)
+
+    @property
+    def identity(self) -> str:
+        """The hash as it is stored, with the version of the rule that it was computed by."""
+        return versioned(self.hash)
+
+    def is_of(self, stored: object) -> bool:
+        """Whether a stored hash, of this or an earlier version, is that of this configuration."""
+        return is_hash_of(stored, self._hashed)
+
+    @cached_property
+    def first_hashes(self) -> set[str]:
+        """What the first rule may have made of it; old run folders are named after these."""
+        return first_digests(self._hashed)
+
+    @cached_property
+    def _hashed(self) -> dict[str, Any]:
+        return {setting.name: setting.value for setting in self.settings if setting.name in self.science}
+
+    def with_value(self, name: str, value: Any, origin: str) -> Config:
+        """The same configuration, but for one parameter that follows from where it runs.
+
+        Args:
+            name: The parameter's dotted name; it is one of the settings.
+            value: A literal.
+            origin: Where the value comes from, for the provenance.
+        """
+
+        def changed(setting: Setting) -> Setting:
+            if setting.name != name:
+                return setting
+            before = (" -> ".join(setting.origins) or "default", plain(setting.value))
+            overridden = (*setting.overridden, before)
+            return replace(setting, value=value, node=None, origins=(*setting.origins, origin), overridden=overridden)
+
+        settings = tuple(map(changed, self.settings))
+        return replace(self, settings=settings, text=render(settings, self.program, self.imports))
 
     @cached_property
     def provenance(self) -> dict[str, list[str]]:
         """Where each value was set, by dotted name, what counts last; empty for a default."""
         return {setting.name: list(setting.origins) for setting in self.settings}
+
+    @cached_property
+    def chosen(self) -> dict[str, Any]:
+        """What was set for this run, the command line first; see `chosen_values`."""
+        return masked("", chosen_values(self.settings, self.program))
 
     @cached_property
     def overridden(self) -> dict[str, list[tuple[str, Any]]]:
@@ -127,14 +175,20 @@ class Config:
         lines = [message]
         for setting in found:
             where = f"was set at {' -> '.join(setting.origins)}" if setting.origins else "is its default"
-            lines.append(f"{setting.name} = {format_value(setting.value)} {where}")
+            lines.append(f"{setting.name} = {setting.text} {where}")
         return "\n".join(lines)
 
-    def to_run_folder(self, path: str | Path) -> None:
-        """Write config.gin and provenance.json into a folder; each appears whole or not at all."""
+    def to_run_folder(self, path: str | Path, same_as: Sequence[str] = ()) -> None:
+        """Write config.gin and provenance.json into a folder; each appears whole or not at all.
+
+        Args:
+            path: The folder.
+            same_as: Stored hashes of the same configuration by earlier rules or code, which checkpoints may have.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(folder / PROVENANCE_FILE, json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n")
+        record = self.record() | ({"same_as": list(same_as)} if same_as else {})
+        atomic_write_text(folder / PROVENANCE_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         atomic_write_text(folder / CONFIG_FILE, self.text)
 
     def record(self) -> dict[str, Any]:
@@ -143,13 +197,14 @@ class Config:
             "format": 1,
             "modlib": modlib.__version__,
             "config_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
-            "hash": self.hash,
+            "hash": self.identity,
             "files": [str(path) for path in self.files],
             "imports": list(self.imports),
             "import_paths": [str(path) for path in self.import_paths],
+            "chosen": self.chosen,
             "parameters": {
                 setting.name: {
-                    "value": format_value(setting.value),
+                    "value": setting.text,
                     "origins": list(setting.origins),
                     "overridden": [[origin, format_value(value)] for origin, value in setting.overridden],
                     "science": setting.name in self.science,
@@ -200,7 +255,14 @@ def load(
         tuple(resolution.imports),
         tuple(resolution.import_paths),
         resolution.program,
+        resolution.run_file,
     )
+
+
+class ImportRecord(TypedDict):
+    """What provenance.json says about importing the user's modules."""
+
+    import_paths: list[str]
 
 
 def _import_folders(reading: Reading) -> list[Path]:
@@ -209,8 +271,8 @@ def _import_folders(reading: Reading) -> list[Path]:
     for path in reading.files:
         if path.name == CONFIG_FILE and (path.parent / PROVENANCE_FILE).is_file():
             try:
-                recorded = json.loads((path.parent / PROVENANCE_FILE).read_text(encoding="utf-8"))["import_paths"]
-            except (OSError, ValueError, KeyError):
+                recorded = read_json(path.parent / PROVENANCE_FILE, ImportRecord)
+            except JSONError:
                 continue
-            folders += map(Path, recorded)
+            folders += map(Path, recorded["import_paths"])
     return list(dict.fromkeys([*folders, *(path.parent for path in reading.files), Path.cwd()]))

@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from modlib.config.config import CONFIG_FILE, PROVENANCE_FILE, Config, load
 from modlib.config.renames import current_parameters
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.json_files import JSONError, read_json
 
 ABSENT = "(absent)"
+
+
+class _Whole(TypedDict):
+    """What every provenance.json has."""
+
+    format: Literal[1]
+    config_sha256: str
+    hash: str
+    parameters: dict[str, dict[str, Any]]
+
+
+class _Record(_Whole, total=False):
+    """Other stored hashes of the same configuration, where there are any."""
+
+    same_as: list[str]
 
 
 class Difference(NamedTuple):
@@ -25,11 +40,11 @@ class Difference(NamedTuple):
     b_origin: str
 
 
-def diff(a: Config | str | Path, b: Config | str | Path) -> list[Difference]:
+def diff(a: Config | Mapping[str, Any] | str | Path, b: Config | Mapping[str, Any] | str | Path) -> list[Difference]:
     """The parameters whose values differ, in the order of the first configuration.
 
     Args:
-        a: A configuration, a gin file, or a run folder.
+        a: A configuration, what one recorded, a gin file, or a run folder.
         b: Another.
 
     Raises:
@@ -54,10 +69,10 @@ def render_diff(differences: Sequence[Difference]) -> str:
     return "\n".join(lines)
 
 
-def _parameters(source: Config | str | Path) -> dict[str, tuple[str, str]]:
-    record = recorded(source)
+def _parameters(source: Config | Mapping[str, Any] | str | Path) -> dict[str, tuple[str, str]]:
+    record = source if isinstance(source, Mapping) else recorded(source)
     if record is None:
-        assert not isinstance(source, Config)
+        assert isinstance(source, str | Path)
         path = Path(source)
         record = load([path / CONFIG_FILE if path.is_dir() else source]).record()
     parameters = record["parameters"]
@@ -83,11 +98,21 @@ def recorded(source: Config | str | Path) -> dict[str, Any] | None:
         return None
     if not (path / CONFIG_FILE).is_file():
         raise ConfigError(f"{path} holds no {CONFIG_FILE}; give a run folder or a gin file")
+    record = written_record(path)
+    unchanged = record is not None and record["config_sha256"] == _sha256(path / CONFIG_FILE)
+    return record if unchanged else None  # else config.gin was written or changed by hand
+
+
+def written_record(folder: Path) -> dict[str, Any] | None:
+    """What provenance.json of a run folder holds, whatever its config.gin is by now; None where it cannot be read."""
     try:
-        record = json.loads((path / PROVENANCE_FILE).read_text(encoding="utf-8"))
-        text = (path / CONFIG_FILE).read_bytes()
-        if record["format"] == 1 and record["config_sha256"] == hashlib.sha256(text).hexdigest():
-            return record
-    except (OSError, ValueError, KeyError):
-        pass
-    return None  # config.gin was written or changed by hand
+        return dict(read_json(folder / PROVENANCE_FILE, _Record))
+    except JSONError:
+        return None
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None

@@ -9,6 +9,7 @@ from modlib.components import known_components, load_component
 from modlib.config.checks import default_value
 from modlib.config.config import Config
 from modlib.config.diff import ABSENT
+from modlib.config.hashing import GLOBAL_BATCH
 from modlib.config.renames import current_parameters
 from modlib.config.signatures import signature_of
 from modlib.config.values import format_value
@@ -78,6 +79,11 @@ def changes(locked: Mapping[str, Any], now: Mapping[str, Any], *, data_known: bo
         for one in drift(locked, now)
         if not (data_known and is_data_path(one)) and not _is_default_of_newer_code(one)
     ]
+
+
+def is_left_open(one: Drift) -> bool:
+    """Whether a parameter that differs is the global batch of a run, which its recipe leaves to the number of ranks."""
+    return one.name == GLOBAL_BATCH and one.locked == "None"
 
 
 def is_data_path(one: Drift) -> bool:

@@ -267,7 +267,10 @@ def _fit_plain(value: Any, origin: Any, annotation: Any) -> Any:
     if origin in (float, numbers.Real, numbers.Number, complex, typing.SupportsFloat):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         _require(number, value, expected + _unquoted(value))
-        return float(value) if origin is float else value
+        try:
+            return float(value) if origin is float else value
+        except OverflowError:
+            raise Mismatch(f"{expected} of at most 1.8e308; use a smaller number") from None
     if origin in (int, numbers.Integral, typing.SupportsInt, typing.SupportsIndex):
         whole = isinstance(value, float) and value.is_integer()
         remedy = f"; write {int(value)}" if whole else _unquoted(value)

@@ -51,6 +51,8 @@ def _block(instance: str, settings: Sequence[Setting], program: Program, kept: S
     for setting in settings:
         if setting.node is not None and _keeps_macros(setting.node, kept):
             lines.append(f"    {setting.parameter} = {_node_text(setting.node, program, kept)}\n")
+        elif setting.is_default and setting.hides:
+            lines.append(f"    # {setting.parameter} = {setting.text} (default; a secret, which is not written down)\n")
         elif is_literal(setting.value) or setting.node is not None:
             lines.append(f"    {setting.parameter} = {format_value(setting.value)}\n")
         else:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from modlib.components import Component, load_component
-from modlib.config import checks
+from modlib.config import checks, precedence
 from modlib.config.files import Reading
+from modlib.config.hashing import canonical
 from modlib.config.imports import ImportProblem, import_user_module
 from modlib.config.program import Instance, Program
-from modlib.config.secrets import redact
-from modlib.config.signatures import Signature, signature_of
+from modlib.config.signatures import Parameter, Signature, signature_of
 from modlib.config.statements import Binding, Import, Problem
 from modlib.config.values import Node, UnknownMacro, ValueProblem, format_value, plain
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.secrets import mask, masked, why_secret
 
 NOT_SCIENCE_TYPES = ("launch", "progress_subscriber", "results_subscriber")
 
@@ -49,7 +50,17 @@ class Setting:
     @property
     def is_default(self) -> bool:
         """Whether no gin file sets it."""
-        return self.node is None
+        return not self.origins
+
+    @property
+    def hides(self) -> bool:
+        """Whether its value is a secret: a config with one is refused, but a default in code may be one."""
+        return why_secret(self.parameter, self.value) is not None
+
+    @property
+    def text(self) -> str:
+        """Its value as gin text; a secret as stars."""
+        return format_value(masked(self.parameter, self.value) if self.hides else self.value)
 
 
 @dataclass
@@ -63,6 +74,7 @@ class Resolution:
         components: The loaded components by name.
         imports: Modules that the files import.
         import_paths: Folders that have to be on sys.path for them.
+        run_file: The gin file that the run is named after; None without one.
     """
 
     settings: list[Setting]
@@ -71,6 +83,7 @@ class Resolution:
     components: dict[str, Component]
     imports: list[str] = field(default_factory=list)
     import_paths: list[Path] = field(default_factory=list)
+    run_file: Path | None = None
 
 
 def resolve(reading: Reading, folders: Sequence[Path], command: Component | None = None) -> Resolution:
@@ -102,6 +115,8 @@ def resolve(reading: Reading, folders: Sequence[Path], command: Component | None
     if imported and not reading.incomplete:
         problems += checks.unused_bindings(program, effective, possible)
         problems += checks.unused_macros(program, effective)
+        if not problems:
+            problems += precedence.without_effect(reading, program)
     used = [one for one in effective if program.known[one.name].type != "launch" or one.name in program.bindings]
     components = _load(program, used, problems)
     settings = _settings(program, used, components, reading.incomplete or not imported, problems)
@@ -113,7 +128,9 @@ def resolve(reading: Reading, folders: Sequence[Path], command: Component | None
     if problems:
         raise ConfigError(_told(problems, reading))
     settings = _in_order(settings, program, components)
-    return Resolution(settings, _science(program, components), program, components, imports, import_paths)
+    science = _science(program, components, settings)
+    run_file = precedence.run_file(reading, program, components)
+    return Resolution(settings, science, program, components, imports, import_paths, run_file)
 
 
 def _told(problems: Iterable[Problem], reading: Reading) -> list[str]:
@@ -124,7 +141,7 @@ def _told(problems: Iterable[Problem], reading: Reading) -> list[str]:
         origin = problem.origin
         return origin.from_command_line, order.get(origin.source, 0), origin.source, origin.line or 0
 
-    return list(dict.fromkeys(redact(str(problem)) for problem in sorted(problems, key=place)))
+    return list(dict.fromkeys(mask(str(problem)) for problem in sorted(problems, key=place)))
 
 
 def _import(reading: Reading, folders: Sequence[Path], problems: list[Problem]) -> tuple[list[str], list[Path], bool]:
@@ -255,8 +272,12 @@ def _setting(program: Program, instance: Instance, binding: Binding, value: Any)
     return Setting(instance, binding.parameter, value, binding.value, tuple(origins), tuple(overridden))
 
 
-def _science(program: Program, components: dict[str, Component]) -> set[str]:
-    """The settings that change numbers: reached from the run by parameters that do, through components that do."""
+def _science(program: Program, components: dict[str, Component], settings: Iterable[Setting]) -> set[str]:
+    """The settings that change numbers: reached from the run by parameters that do, through components that do.
+
+    A parameter that came later is none while it has the value at which the component does as before.
+    """
+    values = {one.name: one.value for one in settings}
     found: set[str] = set()
     waiting = [root for root in program.roots if program.known[root.name].type == "run"]
     seen = set(waiting)
@@ -266,10 +287,11 @@ def _science(program: Program, components: dict[str, Component]) -> set[str]:
         if component.type in NOT_SCIENCE_TYPES:
             continue
         bound = program.effective(instance)
-        for name in signature_of(component).parameters:
-            if name in component.not_science:
+        for name, parameter in signature_of(component).parameters.items():
+            setting = f"{instance}.{name}"
+            if name in component.not_science or _as_before(component, parameter, values.get(setting)):
                 continue
-            found.add(f"{instance}.{name}")
+            found.add(setting)
             if name in bound:
                 children = [program.child(one, instance) for one in program.references(bound[name].value)]
                 waiting += [child for child in children if child not in seen]
@@ -277,19 +299,8 @@ def _science(program: Program, components: dict[str, Component]) -> set[str]:
     return found
 
 
-def science_lines(settings: Iterable[Setting], science: set[str]) -> list[str]:
-    """What the hash is computed from: one line a setting, sorted by name."""
-    return sorted(f"{one.name} = {_canonical(one.value)}" for one in settings if one.name in science)
-
-
-def _canonical(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{{{', '.join(sorted(f'{format_value(key)}: {_canonical(item)}' for key, item in value.items()))}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_canonical, value))}]"
-    return format_value(value)
-
-
-def origin_of(setting: Setting) -> str:
-    """The whole way of a value: `gpt2.gin:12 -> --gin_param #1`, or `default`."""
-    return " -> ".join(setting.origins) or "default"
+def _as_before(component: Component, parameter: Parameter, value: Any) -> bool:
+    if parameter.name not in component.as_before:
+        return False
+    before = checks.default_value(replace(parameter, default=component.as_before[parameter.name]))
+    return canonical(value) == canonical(before)

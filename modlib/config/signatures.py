@@ -28,12 +28,14 @@ class Parameter:
         annotation: Its type; `inspect.Parameter.empty` when it has none or it cannot be resolved.
         default: Its default; `inspect.Parameter.empty` when it has to be given.
         written: The annotation as the source has it.
+        non_finite: Whether its numbers may be inf or NaN.
     """
 
     name: str
     annotation: Any
     default: Any
     written: str
+    non_finite: bool = False
 
     @property
     def required(self) -> bool:
@@ -90,7 +92,8 @@ def signature_of(component: Component) -> Signature:
         elif parameter.kind is not parameter.VAR_POSITIONAL and name not in component.runtime_args:
             written = parameter.annotation if isinstance(parameter.annotation, str) else ""
             default = factories.get(name, parameter.default)
-            parameters[name] = Parameter(name, hints.get(name, NOTHING), default, written)
+            non_finite = name in component.non_finite
+            parameters[name] = Parameter(name, hints.get(name, NOTHING), default, written, non_finite)
     return Signature(parameters, (*component.runtime_args, *positional), swallows)
 
 

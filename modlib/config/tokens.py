@@ -6,8 +6,8 @@ import io
 import re
 import tokenize
 
-from modlib.config.secrets import is_secret_name
 from modlib.config.statements import Origin, Problem, Statement
+from modlib.runtime.secrets import is_secret_name
 
 SKIPPED = (tokenize.COMMENT, tokenize.NL)
 

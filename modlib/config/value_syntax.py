@@ -9,11 +9,12 @@ import tokenize
 from collections.abc import Callable
 from typing import TypeVar
 
-from modlib.config.secrets import is_secret_name
 from modlib.config.tokens import Cursor, Wrong
 from modlib.config.values import Items, Literal, MacroUse, Node, Operation, Pairs, Reference
+from modlib.runtime.secrets import is_secret_name
 
 T = TypeVar("T")
+MOST_DEPTH = 100  # brackets, signs and powers inside each other
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "%": 2}
 WORDS = {"true": "True", "false": "False", "none": "None", "null": "None", "yes": "True", "no": "False"}
 NUMBERS = {"inf": "float('inf')", "infinity": "float('inf')", "nan": "float('nan')"}
@@ -21,6 +22,8 @@ NUMBERS = {"inf": "float('inf')", "infinity": "float('inf')", "nan": "float('nan
 
 class ValueReader(Cursor):
     """Recursive descent; each method leaves the position after what it read."""
+
+    _depth = 0
 
     def _value(self) -> Node:
         if self.current.type in (tokenize.NEWLINE, tokenize.ENDMARKER, tokenize.COMMENT):
@@ -38,6 +41,16 @@ class ValueReader(Cursor):
         return left
 
     def _unary(self) -> Node:
+        """Every level of nesting passes here once."""
+        if self._depth == MOST_DEPTH:
+            raise self._wrong(f"{self.key} is nested more than {MOST_DEPTH} deep; write it flatter")
+        self._depth += 1
+        try:
+            return self._signed()
+        finally:
+            self._depth -= 1
+
+    def _signed(self) -> Node:
         if self.current.string in ("-", "+"):
             symbol = self._next().string
             operand = self._unary()

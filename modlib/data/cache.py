@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept."""
+"""A cache for anything that can be rebuilt."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
+from modlib.runtime.json_files import JSONError, read_json
 
 logger = logging.getLogger("modlib")
 
 Made = TypeVar("Made")
+
+_TICK_NS = 20_000_000  # two ticks of the slowest clock in use, 100 a second
+_TIMES_READ = 3
 
 
 class CacheError(DataError):
@@ -55,22 +60,36 @@ def writable_cache() -> Path:
 
 
 @contextmanager
-def one_at_a_time(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+def one_at_a_time(
+    path: Path, waiting: Callable[[], None], still_waiting: Callable[[], object] | None = None
+) -> Iterator[None]:
     """Hold a lock file; where the file system has no locks, go on without.
 
     Args:
         path: The lock file; it stays.
         waiting: Called once when another process holds it.
+        still_waiting: Called every second until that lets go. None: nothing is.
     """
     with open(path, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             waiting()
+            while still_waiting is not None and not _lock_now(file.fileno()):
+                still_waiting()
+                time.sleep(1.0)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             logger.debug("no lock on %s (%s)", path, error)
         yield
+
+
+def _lock_now(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def kept(
@@ -103,33 +122,106 @@ def kept(
         lock.unlink(missing_ok=True)
 
 
-def remembered_hash(kind: str, path: Path, identity: Sequence[int], read: Callable[[], str]) -> str:
-    """A hash of a file's contents, as it was read when a file of this identity was first asked for at this path.
+def file_identity(status: os.stat_result) -> tuple[int, ...]:
+    """What tells a file, as it is now, from any other at the same path: its change time cannot be set back."""
+    return (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def remembered_hash(
+    kind: str,
+    path: Path,
+    status: Callable[[], os.stat_result],
+    read: Callable[[], str],
+    waiting: Callable[[], object] = lambda: None,
+) -> str:
+    """A hash of a file's contents, read now unless it was read of a file of this identity at this path before.
+
+    One process reads, others that ask for the same wait.
 
     Args:
         kind: The folder within the cache.
         path: The file.
-        identity: What changes with the contents: size, time stamps.
-        read: Gives the hash.
+        status: Looks at the file as it is when called.
+        read: Gives the hash. Whatever it raises, nothing is remembered.
+        waiting: Called every second while another process reads.
 
     Raises:
         CacheError: It is not remembered and no cache folder can be written.
         OSError: Nor can this one any more.
+        DataError: The file changed each time it was read.
     """
-    resolved = str(path.resolve())
-    place = re.sub(r"\W+", "-", resolved)[-60:]
-    key = hashlib.sha256(json.dumps([resolved, *identity]).encode()).hexdigest()[:16]
-    name = f"{place}-{key}.json"
+    seen = _settled(status)
+    if (found := _recalled(kind, path, seen)) is not None:
+        return found
+    folder = writable_cache() / kind
+    folder.mkdir(exist_ok=True)
+    lock = folder / f"{_hash_name(path, seen)}.lock"
+    try:
+        with one_at_a_time(lock, lambda: logger.info("waiting for another process that hashes %s", path), waiting):
+            if (found := _recalled(kind, path, seen)) is None:
+                found, seen = _read_unchanged(path, status, read)
+                remember_hash(kind, path, seen, found)
+            return found
+    finally:
+        with suppress(OSError):
+            lock.unlink()
+
+
+def remember_hash(kind: str, path: Path, status: os.stat_result, sha256: str) -> None:
+    """Keep the hash of a file that was read or written whole; where that fails, a warning says so.
+
+    Args:
+        kind: The folder within the cache.
+        path: The file.
+        status: As it was when it was read.
+        sha256: Of its contents.
+    """
+    try:
+        folder = writable_cache() / kind
+        folder.mkdir(exist_ok=True)
+        content = json.dumps({"path": str(path.resolve()), "sha256": sha256})
+        durable.atomic_write_text(folder / _hash_name(path, status), content)
+    except (CacheError, OSError) as error:
+        logger.warning("the hash of %s cannot be kept, and is computed at each start: %s", path, error)
+
+
+def _recalled(kind: str, path: Path, status: os.stat_result) -> str | None:
     for cache in cache_folders():
         try:
             if trusted(cache):
-                return str(json.loads((cache / kind / name).read_text(encoding="utf-8"))["sha256"])
-        except (OSError, ValueError, KeyError, TypeError):
+                return read_json(cache / kind / _hash_name(path, status), dict[str, str])["sha256"]
+        except (JSONError, KeyError):
             continue
-    found = read()
-    folder = writable_cache() / kind
-    folder.mkdir(exist_ok=True)
-    durable.atomic_write_text(folder / name, json.dumps({"path": resolved, "sha256": found}))
+    return None
+
+
+def _hash_name(path: Path, status: os.stat_result) -> str:
+    resolved = str(path.resolve())
+    key = hashlib.sha256(json.dumps([resolved, *file_identity(status)]).encode()).hexdigest()[:16]
+    place = re.sub(r"\W+", "-", resolved)[-60:]
+    return f"{place}-{key}.json"
+
+
+def _read_unchanged(
+    path: Path, status: Callable[[], os.stat_result], read: Callable[[], str]
+) -> tuple[str, os.stat_result]:
+    """A hash, and the file it is of: one that changes while it is read is read again."""
+    for _ in range(_TIMES_READ):
+        before = _settled(status)
+        found = read()
+        if file_identity(status()) == file_identity(before):
+            return found, before
+    raise DataError(
+        f"{path} must stay as it is while it is read; it changed {_TIMES_READ} times: start when it is written"
+    )
+
+
+def _settled(status: Callable[[], os.stat_result]) -> os.stat_result:
+    """A file whose next change will show in its change time: that counts in ticks of the system's clock."""
+    found = status()
+    if abs(time.time_ns() - found.st_ctime_ns) < _TICK_NS:
+        time.sleep(_TICK_NS / 1e9)
+        found = status()
     return found
 
 

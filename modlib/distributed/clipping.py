@@ -18,7 +18,7 @@ from modlib.runtime.errors import ConfigError
 def gradient_norm(parameters: Iterable[nn.Parameter], norm_type: float = 2.0) -> Tensor:
     """Total norm of all gradients over all ranks, as a scalar tensor on the device (no host sync).
 
-    NaN or infinite when any gradient of any rank is.
+    NaN or non_finite when any gradient of any rank is.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if norm_type == math.inf:
@@ -47,7 +47,7 @@ def _largest(gradients: Sequence[Tensor]) -> Tensor:
     return reduced(largest, "max") + reduced(largest * 0.0, "sum")
 
 
-@component("gradient_clipper", "fsdp", runtime_args=("model",))
+@component("gradient_clipper", "fsdp", runtime_args=("model",), non_finite=("norm_type",))
 class GradientClipper:
     """Scale gradients down to a largest total norm, global over all ranks.
 
@@ -89,7 +89,7 @@ class GradientClipper:
             clip_grads_with_norm_(self.parameters, self.max_norm, norm)
 
 
-@component("gradient_clipper", "fsdp_logging_only", runtime_args=("model",))
+@component("gradient_clipper", "fsdp_logging_only", runtime_args=("model",), non_finite=("norm_type",))
 class LoggingOnlyClipper(GradientClipper):
     """Measure the total norm of gradients, global over all ranks, and never clip.
 
@@ -109,7 +109,7 @@ class LoggingOnlyClipper(GradientClipper):
 class DummyClipper(GradientClipper):
     """Never clip, nothing to set.
 
-    The 2-norm is measured all the same: it is what tells that a gradient is NaN or infinite, on any rank, before it
+    The 2-norm is measured all the same: it is what tells that a gradient is NaN or non_finite, on any rank, before it
     reaches the parameters, and no cheaper test would.
 
     Args:

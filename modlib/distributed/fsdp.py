@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -30,6 +32,13 @@ class Sharding:
     reshard_after_forward: bool = True
     layers_per_unit: int = 1
     precision: str | None = None
+
+
+@runtime_checkable
+class HasShardingUnits(Protocol):
+    """Says which of its modules are sharded one by one, inner ones first; else it is sharded as a whole."""
+
+    def fsdp_units(self) -> Sequence[nn.Module]: ...
 
 
 def shard(model: nn.Module, mesh: DeviceMesh, precision: str) -> None:
@@ -68,7 +77,7 @@ def sharding_units(model: nn.Module, sharding: Sharding) -> list[nn.Module]:
         ConfigError: A class named in `sharding.units` is not in the model.
     """
     if sharding.units is None:
-        return list(model.fsdp_units()) if hasattr(model, "fsdp_units") else []  # type: ignore[operator]
+        return list(model.fsdp_units()) if isinstance(model, HasShardingUnits) else []
     present = {type(module).__name__ for module in model.modules()}
     missing = [name for name in sharding.units if name not in present]
     if missing:

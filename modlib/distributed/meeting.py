@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from modlib.runtime.errors import ClusterError, HangError, ModlibError
+from modlib.runtime.json_files import parse_json
 
 T = TypeVar("T")
 GRACE_S = 5.0  # how much later than rank 0 the others give up by themselves
@@ -81,7 +82,7 @@ class Meeting:
             raise
         except RuntimeError:
             return self._found(name)
-        found = {int(rank): text for rank, text in json.loads(self.store.get(f"{name}/all")).items()}
+        found = {int(rank): text for rank, text in parse_json(self.store.get(f"{name}/all"), dict[str, str]).items()}
         self.store.set(f"{name}/read/{self.rank}", "")
         return found
 
@@ -119,7 +120,7 @@ def meet(store: dist.Store, rank: int, planned: Sequence[str], device_type: str,
     expected = Meeting(store, rank, tuple(planned))
     size = len(expected.hosts)
     found = expected.gather("arrived", json.dumps([this_host(), device_type]), timeout_s)
-    arrived = {other: json.loads(text) for other, text in found.items()}
+    arrived = {other: parse_json(text, list[str]) for other, text in found.items()}
     missing = [other for other in range(size) if other not in arrived]
     if missing:
         present = dict.fromkeys(host for host, _ in arrived.values())

@@ -37,6 +37,7 @@ from modlib.distributed.meeting import planned_hosts, remedy, this_host
 from modlib.distributed.process_group import World
 from modlib.runtime.errors import ClusterError
 from modlib.runtime.hardware import disk_free_bytes, num_cores
+from modlib.runtime.json_files import parse_json
 
 LIMIT_S = 10.0  # for one message, and for what a rank looks up by itself
 SUM_LIMIT_S = 60.0  # the first NCCL operation connects all GPUs
@@ -110,7 +111,7 @@ def raise_on_fatal(findings: Iterable[Finding]) -> None:
 
 def _gather(world: World, phase: str, own: dict, limit_s: float) -> dict[int, dict]:
     if world.meeting is None:
-        return {0: json.loads(json.dumps(own))}
+        return {0: parse_json(json.dumps(own), dict[str, Any])}
     found = world.meeting.gather(f"preflight/{phase}", json.dumps(own), limit_s)
     missing = [rank for rank in range(world.size) if rank not in found]
     if missing:
@@ -120,7 +121,7 @@ def _gather(world: World, phase: str, own: dict, limit_s: float) -> dict[int, di
             f"{remedy(hosts)}",
             hosts,
         )
-    return {rank: json.loads(text) for rank, text in found.items()}
+    return {rank: parse_json(text, dict[str, Any]) for rank, text in found.items()}
 
 
 def _raise_on_errors(world: World, results: Mapping[int, dict]) -> None:

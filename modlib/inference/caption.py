@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modlib.components import component
-from modlib.data.batch import map_tensors
+from modlib.data.batches.batch import map_tensors
 from modlib.models.coca import greedy_captions
 from modlib.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from modlib.data.tokenizer import TextTokenizer
+    from modlib.data.text.tokenizer import TextTokenizer
 
 
 @component("sample", "caption", not_science=("dataset", "num_images"))

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from modlib.models.gpt2 import KeyValueCache
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
-    from modlib.data.tokenizer import TextTokenizer
+    from modlib.data.text.tokenizer import TextTokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 COLDEST = 1e-6  # below it the most likely token is certain in float32, and dividing by it could overflow
@@ -195,7 +195,7 @@ def end_of_document_of(tokenizer: TextTokenizer) -> int | None:
     """The id that ends a document where nothing else is said."""
     try:
         return tokenizer.end_of_document_id()
-    except DataError:
+    except ConfigError:  # it has none
         return None
 
 

@@ -8,7 +8,7 @@ from modlib.components import component
 from modlib.inference.generation import check_sampling, sample_text
 
 if TYPE_CHECKING:
-    from modlib.data.tokenizer import TextTokenizer
+    from modlib.data.text.tokenizer import TextTokenizer
 
 
 @component("sample", "text", not_science=("prompt", "max_new_tokens", "temperature", "top_k"))

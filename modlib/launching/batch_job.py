@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shlex
 import socket
 import sys
 import time
@@ -19,13 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import modlib
+from modlib.checkpointing.names import step_folders
+from modlib.checkpointing.run_checkpoints import require_checkpoints
 from modlib.launching import scontrol
-from modlib.launching.ending import Failure, first_failure
+from modlib.launching.ending import Failure, first_failure, lost_steps
 from modlib.launching.progress_guard import NoProgressError, require_progress
 from modlib.launching.scheduler import cancel, job_states
 from modlib.launching.snapshot import verify_snapshot
-from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED, RunFolderError
+from modlib.runtime.errors import EXIT_CHECKPOINT, EXIT_OK, EXIT_PREEMPTED, EXIT_STEPS_LOST, RunFolderError
+from modlib.runtime.kept import steps_lost
 from modlib.runtime.run_folder import RunFolder
+from modlib.runtime.shell import quoted
 
 FIRST_PORT, LAST_PORT = 20000, 29999  # below the ephemeral range, which starts at 32768
 PORTS_PER_JOB = 8  # the rendezvous may take the next one, where the first was taken meanwhile
@@ -40,6 +43,7 @@ def begin(run: RunFolder) -> dict[str, str] | None:
         NoProgressError: Too many attempts gained no step.
         RunFolderError: Code or config are not what was submitted, or somebody else trains into the folder.
     """
+    require_checkpoints(run)
     if run.read().get("status") == "finished":
         return None
     _require_as_submitted(run)
@@ -86,38 +90,54 @@ def end(run: RunFolder, status: int) -> int:
     """
     job_id = scontrol.this_job()
     attempt = run.attempt(int(os.environ["MODLIB_ATTEMPT"]))
+    if not attempt.path.is_dir():
+        _say(f"run folder ({run.path}) must stay in its place while a run trains, but was moved or removed")
+        return status or EXIT_CHECKPOINT
     outcome, step = run.read().get("status"), run.read().get("step", 0)
     if attempt.number != run.num_attempts:  # the run is somebody else's by now
         attempt.finish("died", None, status or 1)
         _say(f"attempt {run.num_attempts} of run {run.name} has begun elsewhere; this job leaves it alone")
         return status or 1
-    if outcome == "finished":
-        attempt.finish("finished", step, EXIT_OK)
+    if outcome == "finished" or _is_saved_to_its_end(run):
+        code = EXIT_CHECKPOINT if status == EXIT_CHECKPOINT else EXIT_OK  # lines of metrics are lost; nothing else is
+        if outcome != "finished":  # for which there was no room
+            run.note(status="finished")
+        attempt.finish("finished", step, code)
         _cancel_others(run, job_id)
-        return EXIT_OK
+        return code
     failure = first_failure(attempt)
     facts = scontrol.job_facts(job_id)
     stopped = outcome == "stopped"
+    lost = lost_steps(run, attempt)
+    code = EXIT_STEPS_LOST if lost else EXIT_PREEMPTED
     if failure is not None and not failure.retry and not stopped:
         attempt.finish("failed", step, failure.exit_code)
         return _give_up(run, job_id, failure.exit_code, failure.text)
-    attempt.finish("stopped" if stopped else "died", step, EXIT_PREEMPTED if stopped else status or 1)
+    attempt.finish("stopped" if stopped else "died", step, code if stopped else status or 1)
     if not stopped:
         _say(failure.text if failure else f"the ranks ended with status {status} and recorded no error")
+    if lost:
+        _say(f"{steps_lost(step, lost)}: an attempt continues from the newest checkpoint")
     if facts.ending and facts.restarts > _restart():
-        run.update(status="queued")
+        run.note(status="queued")
         _say(f"SLURM queues job {job_id} again; it continues from step {step}")
-        return EXIT_PREEMPTED
+        return code
     if facts.ending and not (facts.preempted or facts.out_of_time or facts.node_lost):
-        run.update(status="cancelled")
+        run.note(status="cancelled")
         _cancel_others(run, job_id)
         _say(f"job {job_id} was cancelled at step {step}, which is saved; continue with: {_resume(run)}")
-        return EXIT_PREEMPTED
-    return _continue(run, job_id, failure)
+        return code
+    return _continue(run, job_id, failure, code)
 
 
-def _continue(run: RunFolder, job_id: str, failure: Failure | None) -> int:
-    """Queue the run again by the first way that the site allows; returns the exit code of this job."""
+def _is_saved_to_its_end(run: RunFolder) -> bool:
+    num_steps = run.read().get("num_steps")
+    newest = next((step for step, _ in step_folders(run.checkpoints_path)), 0)
+    return num_steps is not None and newest >= num_steps
+
+
+def _continue(run: RunFolder, job_id: str, failure: Failure | None, code: int) -> int:
+    """Queue the run again by the first way that the site allows; returns the exit code of this job, usually `code`."""
     state = run.read()
     step, slurm = state.get("step", 0), state.get("slurm", {})
     try:
@@ -128,7 +148,7 @@ def _continue(run: RunFolder, job_id: str, failure: Failure | None) -> int:
     excluded = sorted({*state.get("excluded_hosts", []), *bad})
     if bad:
         _say(f"the next attempt keeps off {', '.join(bad)}")
-    run.update(status="queued", excluded_hosts=excluded)
+    run.note(status="queued", excluded_hosts=excluded)
     if excluded and os.environ.get("MODLIB_EXCLUDE"):
         excluded.append(os.environ["MODLIB_EXCLUDE"])  # the list replaces the one of the submission
     if waiting := _others(run, job_id):
@@ -138,15 +158,15 @@ def _continue(run: RunFolder, job_id: str, failure: Failure | None) -> int:
     elif scontrol.requeue(job_id, excluded):
         _say(f"job {job_id} is queued again; it continues from step {step}")
     elif successor := scontrol.submit_successor(_script(), job_id, excluded):
-        run.update(slurm={**slurm, "job_ids": [*slurm.get("job_ids", []), successor]})
+        run.note(slurm={**slurm, "job_ids": [*slurm.get("job_ids", []), successor]})
         _say(f"job {job_id} may not be queued again; its successor, job {successor}, continues from step {step}")
     else:
-        run.update(status="stopped")
+        run.note(status="stopped")
         _say(
             f"step {step} is saved, but SLURM lets job {job_id} neither be queued again nor submit a successor; "
             f"continue with: {_resume(run)}"
         )
-    return EXIT_PREEMPTED
+    return code
 
 
 def _require_as_submitted(run: RunFolder) -> None:
@@ -189,7 +209,7 @@ def _locked(run: RunFolder) -> Iterator[None]:
 
 
 def _resume(run: RunFolder) -> str:
-    return f"modlib resume {shlex.quote(str(run.path))}"
+    return f"modlib resume {quoted(str(run.path))}"
 
 
 def free_port(job_id: str, restart: int) -> int:
@@ -213,7 +233,7 @@ def free_port(job_id: str, restart: int) -> int:
 
 def _give_up(run: RunFolder, job_id: str, code: int, text: str) -> int:
     """End the run for good; the text is the last thing in the job's log."""
-    run.update(status="failed", exit_code=code)
+    run.note(status="failed", exit_code=code)
     _cancel_others(run, job_id)
     _say(text)
     return code

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modlib.runtime.errors import EXIT_HANG, EXIT_INTERRUPTED, EXIT_OK, EXIT_PREEMPTED
-from modlib.runtime.run_folder import Attempt
+from modlib.checkpointing.names import step_folders
+from modlib.launching.recent_metrics import RecentMetrics, recent_metrics
+from modlib.runtime.errors import (
+    EXIT_HANG,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_PREEMPTED,
+    EXIT_STEPS_LOST,
+    STOPPED,
+    StoppedEarly,
+)
+from modlib.runtime.json_files import JSONError, read_json
+from modlib.runtime.logs import ErrorRecord
+from modlib.runtime.run_folder import Attempt, RunFolder
 
 MOST_LOG_LINES = 20
 MOST_LOG_BYTES = 16 << 10
-NO_FAILURE = (None, EXIT_OK, EXIT_PREEMPTED)
+NO_FAILURE = (None, EXIT_OK, *STOPPED)
 # what gloo and NCCL say in a rank whose peer is gone
 LOST_PEER = re.compile(
     "Connection (closed|reset) by peer|gloo/transport|Broken pipe|NCCL (communicator|error)|remote process exited"
@@ -48,7 +59,12 @@ class RankEnd:
 
 
 def ending(
-    ends: Sequence[RankEnd], attempt: Attempt, stop_signal: signal.Signals | None, *, interrupted: bool = False
+    ends: Sequence[RankEnd],
+    attempt: Attempt,
+    stop_signal: signal.Signals | None,
+    *,
+    lost: int = 0,
+    interrupted: bool = False,
 ) -> tuple[int, str]:
     """The exit code of the run and what to print last; nothing where the ranks have said it all.
 
@@ -56,25 +72,48 @@ def ending(
         ends: Of all ranks.
         attempt: Where the ranks' logs and records are.
         stop_signal: The signal that this run was told to stop by.
+        lost: Steps that were done and are in no checkpoint.
         interrupted: Told twice by SIGINT: everything was killed at once.
     """
     if interrupted:
         return EXIT_INTERRUPTED, "interrupted twice: stopped now, without saving"
     failures = [end for end in ends if _failed(attempt, end)]
+    if stop_signal is not None:  # a rank that had stopped already is missed by the others
+        failures = [end for end in failures if not _lost_peer(_record(attempt, end.rank))]
+    stopped = EXIT_STEPS_LOST if lost else EXIT_PREEMPTED
+    left = [end for end in ends if end.code in (EXIT_OK, *STOPPED)] if stop_signal is None else []
     if failures:
         first = min(failures, key=lambda end: _order(attempt, end))
+        if left and _lost_peer(_record(attempt, first.rank)):
+            culprit = min(left, key=lambda end: end.last_seen_alive)
+            text = f"{_left(culprit)}, and the others failed without it (log: {attempt.log_path(culprit.rank)})"
+            return stopped if culprit.code in STOPPED else 1, _with_log(text, attempt, culprit.rank)
         code = int(_record(attempt, first.rank).get("exit_code", first.code))
         return (code if code > 0 else 1), _failure_text(attempt, first)
-    why = "another rank stopped" if stop_signal is None else stop_signal.name
     killed = [end.rank for end in ends if end.code == -signal.SIGKILL]
     if killed:
-        return EXIT_PREEMPTED, (
+        why = stop_signal.name if stop_signal is not None else _left(left[0]) if left else "another rank stopped"
+        return stopped, (
             f"{why}: rank {', '.join(map(str, killed))} did not stop in time and was killed; "
             f"the last saved checkpoint counts (log: {attempt.log_path(killed[0])})"
         )
-    if any(end.code == -signal.SIGTERM for end in ends):
-        return EXIT_PREEMPTED, f"{why}: stopped before training began; the same command continues"
-    return (EXIT_PREEMPTED if any(end.code == EXIT_PREEMPTED for end in ends) else EXIT_OK), ""
+    if stop_signal is not None and any(end.code == -stop_signal for end in ends):
+        return StoppedEarly(stop_signal.name).exit_code, f"{StoppedEarly(stop_signal.name)}; the same command continues"
+    codes = {end.code for end in ends}
+    return next((code for code in (EXIT_STEPS_LOST, EXIT_INTERRUPTED, EXIT_PREEMPTED) if code in codes), EXIT_OK), ""
+
+
+def lost_steps(run: RunFolder, attempt: Attempt) -> int:
+    """Steps that an attempt has done and that are in no checkpoint, as far as its folder tells."""
+    saved = next((step for step, _ in step_folders(run.checkpoints_path)), 0)
+    return lost_in(run.read(), recent_metrics(run.metrics_path), attempt, saved)
+
+
+def lost_in(record: Mapping[str, Any], metrics: RecentMetrics, attempt: Attempt, saved: int) -> int:
+    """What `lost_steps` finds, from what was read already: run.json, metrics.jsonl, the newest checkpoint's step."""
+    recorded = record.get("lost_steps")
+    seen = (metrics.step or 0) - saved if metrics.attempt == attempt.number else 0
+    return max(0, seen, recorded if isinstance(recorded, int) else 0)
 
 
 @dataclass(frozen=True)
@@ -97,11 +136,7 @@ class Failure:
 def first_failure(attempt: Attempt) -> Failure | None:
     """The first error that a rank recorded, a lost peer only where no rank has an error of its own."""
     ranks = [int(path.name.split("-")[1].split(".")[0]) for path in attempt.logs_path.glob("rank-*.error.json")]
-    records = [
-        record
-        for rank in ranks
-        if (record := _record(attempt, rank)).get("exit_code") not in (None, EXIT_OK, EXIT_PREEMPTED)
-    ]
+    records = [record for rank in ranks if (record := _record(attempt, rank)).get("exit_code") not in NO_FAILURE]
     if not records:
         return None
     first = min(records, key=lambda record: (_lost_peer(record), record.get("time", 0.0)))
@@ -116,7 +151,7 @@ def _failed(attempt: Attempt, end: RankEnd) -> bool:
     """Whether a rank failed by itself: also one that has recorded its error and was killed while it ended."""
     if end.by_launcher:
         return _record(attempt, end.rank).get("exit_code") not in NO_FAILURE
-    return end.code not in (EXIT_OK, EXIT_PREEMPTED)
+    return end.code not in NO_FAILURE
 
 
 def _order(attempt: Attempt, end: RankEnd) -> tuple[bool, float]:
@@ -132,10 +167,9 @@ def _lost_peer(record: dict[str, Any]) -> bool:
 def _record(attempt: Attempt, rank: int) -> dict[str, Any]:
     """What a failing rank wrote for the launcher; empty where it had no time to."""
     try:
-        content = json.loads(attempt.error_path(rank).read_text())
-    except (OSError, ValueError):
+        return dict(read_json(attempt.error_path(rank), ErrorRecord))
+    except JSONError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _failure_text(attempt: Attempt, end: RankEnd) -> str:
@@ -150,8 +184,15 @@ def _failure_text(attempt: Attempt, end: RankEnd) -> str:
         how = f"was killed by {_signal_name(-end.code)}"
     else:
         how = f"ended with exit code {end.code} and recorded no error"
-    lines = _last_lines(attempt, end.rank)
-    return "\n".join([f"rank {end.rank} {how} (log: {log})", *(f"    {line}" for line in lines)])
+    return _with_log(f"rank {end.rank} {how} (log: {log})", attempt, end.rank)
+
+
+def _left(end: RankEnd) -> str:
+    return f"rank {end.rank} left with exit code {end.code} before training was over"
+
+
+def _with_log(text: str, attempt: Attempt, rank: int) -> str:
+    return "\n".join([text, *(f"    {line}" for line in _last_lines(attempt, rank))])
 
 
 def _signal_name(number: int) -> str:

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modlib.launching.slurm import Slurm
+from modlib.runtime.errors import ConfigError
+from modlib.runtime.secrets import mask, why_secret
 
-TASK = "modlib.cli.slurm_task"
+TASK = "modlib.cli.processes.slurm_task"
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,11 @@ class JobScript:
         return shlex.join(words)
 
     def before(self) -> list[str]:
-        """Lines before srun."""
+        """Lines before srun.
+
+        Raises:
+            ConfigError: One of them would write a secret down.
+        """
         if self.array_file is None:
             run = [f"export MODLIB_RUN={shlex.quote(str(self.runs[0]))}"]
         else:
@@ -79,21 +85,22 @@ class JobScript:
             **({} if self.code is None else {"MODLIB_CODE": str(self.code)}),
             **({} if self.folder is None else {"MODLIB_SUBMITIT": str(self.folder)}),
         }
-        return [
+        lines = [
             *run,
             f"cd {shlex.quote(str(self.working_directory))} || exit 1",
             *self.slurm.setup,
             *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),  # after modules
             "trap : TERM USR2  # the ranks save upon these; this shell waits for them",
-            f'eval "$({self.python} -m modlib.cli.slurm_job begin "$MODLIB_RUN" || echo exit 1)"',
+            f'eval "$({self.python} -m modlib.cli.processes.slurm_job begin "$MODLIB_RUN" || echo exit 1)"',
         ]
+        return _without_secrets(lines)
 
     def after(self) -> list[str]:
         """Lines after srun; the first reads its exit status."""
         return [
             "status=$?",
             "trap '' TERM USR2",
-            f'exec {self.python} -m modlib.cli.slurm_job end "$MODLIB_RUN" "$status"',
+            f'exec {self.python} -m modlib.cli.processes.slurm_job end "$MODLIB_RUN" "$status"',
         ]
 
     def text(self, config_text: str) -> str:
@@ -101,31 +108,46 @@ class JobScript:
 
         Args:
             config_text: The complete config.gin.
+
+        Raises:
+            ConfigError: It would hold a secret.
         """
         run = self.runs[0]
         options = self.slurm.options(self.name) | {"output": self.working_directory / f"{self.name}-%j.out"}
         before = self.before()
         srun = shlex.join(["srun", "--unbuffered", *self.slurm.srun()])
-        return "\n".join(
-            [
-                "#!/bin/bash",
-                *(sbatch_line(name, options[name]) for name in sorted(options)),
-                "",
-                *before[:-1],
-                f"export MODLIB_SCRIPT={shlex.quote(str(run / 'sbatch.sh'))}",
-                "unset MODLIB_CODE  # of another job, where this one was submitted from inside it",
-                f"{self.python} -m modlib.cli.slurm_job prepare \"$MODLIB_RUN\" <<'CONFIG' || exit $?",
-                config_text.rstrip(),
-                "CONFIG",
-                'cp "$0" "$MODLIB_SCRIPT" || exit 4  # for a successor, should it need one',
-                before[-1],
-                "",
-                f'{srun} {self.rank_python} -m {TASK} "$MODLIB_RUN"',
-                "",
-                *self.after(),
-                "",
-            ]
-        )
+        lines = [
+            "#!/bin/bash",
+            *(sbatch_line(name, options[name]) for name in sorted(options)),
+            "",
+            *before[:-1],
+            f"export MODLIB_SCRIPT={shlex.quote(str(run / 'sbatch.sh'))}",
+            "unset MODLIB_CODE  # of another job, where this one was submitted from inside it",
+            f"{self.python} -m modlib.cli.processes.slurm_job prepare \"$MODLIB_RUN\" <<'CONFIG' || exit $?",
+            config_text.rstrip(),
+            "CONFIG",
+            'cp "$0" "$MODLIB_SCRIPT" || exit 4  # for a successor, should it need one',
+            before[-1],
+            "",
+            f'{srun} {self.rank_python} -m {TASK} "$MODLIB_RUN"',
+            "",
+            *self.after(),
+            "",
+        ]
+        return "\n".join(_without_secrets(lines))
+
+
+def _without_secrets(lines: list[str]) -> list[str]:
+    """The lines, where none holds a secret: whoever can read the queue can read the script."""
+    for line in lines:
+        name, _, value = line.removeprefix("export ").partition("=")
+        words = line.split("\n", 1)[0][:40]
+        if why := why_secret("", line) or (line.startswith("export ") and why_secret(name, value)):
+            raise ConfigError(
+                f"the job's script must not hold {why}; it would be in the line that begins {mask(words)!r}: take it "
+                "out of paths and settings, and set it in the shell that submits: SLURM passes the environment on"
+            )
+    return lines
 
 
 def sbatch_line(name: str, value: object) -> str:

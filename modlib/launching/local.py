@@ -16,22 +16,22 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from modlib.components import component
-from modlib.launching.ending import RankEnd, ending
-from modlib.runtime.errors import EXIT_OK, EXIT_PREEMPTED, ConfigError
+from modlib.launching.ending import RankEnd, ending, lost_steps
+from modlib.runtime.errors import EXIT_OK, STOPPED, ConfigError
 from modlib.runtime.hardware import num_cores
 from modlib.runtime.run_folder import Attempt, RunFolder
-from modlib.runtime.signals import stop_signals
+from modlib.runtime.signals import handled_by, ignored_in_children, installed
 
 LEAKING = re.compile(
     "(GROUP_|LOCAL_|NODE_|ROLE_)?(RANK|WORLD_SIZE)|(GROUP|ROLE)_NAME|MASTER_(ADDR|PORT)|WANDB_SERVICE"
-    "|MODLIB_(RENDEZVOUS|RENDEZVOUS_TOKEN|HOSTS|MEET_TIMEOUT_S|PARENT_PIPE|RUN|ATTEMPT|CODE|SUBMITIT|SCRIPT|EXCLUDE)"
+    "|MODLIB_(RENDEZVOUS|RENDEZVOUS_TOKEN|HOSTS|MEET_TIMEOUT_S|PARENT_PIPE|OUTCOME|RUN|ATTEMPT|CODE|SUBMITIT|SCRIPT|EXCLUDE)"
     "|MODLIB_(GRACE_S|LEAD_S|END_TIME)|(SLURM|SLURMD|SRUN|SUBMITIT|PMI|PMIX|OMPI|MPI|TORCHELASTIC)_.*"
 )
 PARENT_PIPE = "MODLIB_PARENT_PIPE"
-STOP_GRACE_S = 30.0  # a rank told to stop saves first; it ends itself some seconds earlier
+OUTCOME = "MODLIB_OUTCOME"
+STOP_GRACE_S = 30.0  # when one rank has stopped, the others have nothing left to do but to end
 PEER_GRACE_S = 5.0  # ranks notice a dead peer by themselves; those that do not are ended
 POLL_S = 0.02
 RENDEZVOUS_PREFIX = "modlib-rendezvous-"
@@ -101,24 +101,30 @@ def visible_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def run_local(command: Sequence[str], local: Local, run: RunFolder, attempt: Attempt) -> int:
+def run_local(
+    command: Sequence[str], local: Local, run: RunFolder, attempt: Attempt, *, outcome: int | None = None
+) -> int:
     """Run `command RUN_FOLDER` once per rank and wait for all; returns the exit code of the run.
 
     Rank 0 writes to this process's stderr, every other rank to its log file. A rank that fails ends the others, and
-    its error is printed last. A signal to this process is passed on once as SIGTERM, upon which the ranks save; a
-    second SIGINT ends them at once. When this process dies, however it dies, the ranks die with it.
+    its error is printed last. A signal to this process is passed on once, upon which the ranks save, however long that
+    takes; a second SIGINT ends them at once. When this process dies, however it dies, the ranks die with it.
 
     Args:
         command: Without the run folder.
         local: How many ranks, with how many threads.
         run: The run.
         attempt: Where logs go.
+        outcome: A file into which the first rank writes what came of it.
     """
     with tempfile.TemporaryDirectory(prefix=RENDEZVOUS_PREFIX) as folder:
-        with Ranks([*command, str(run.path)], local, f"file://{folder}/store", attempt) as ranks:
+        with Ranks([*command, str(run.path)], local, f"file://{folder}/store", attempt, outcome) as ranks:
             ranks.wait()
+            if (stop := installed()) is not None:
+                stop.over()  # a signal to this process comes too late from here on
         ends = [end for end in ranks.ends if end is not None]
-        code, text = ending(ends, attempt, ranks.stop_signal, interrupted=ranks.interrupts > 1)
+        lost = lost_steps(run, attempt)
+        code, text = ending(ends, attempt, ranks.stop_signal, lost=lost, interrupted=ranks.interrupts > 1)
     if text:
         with contextlib.suppress(OSError):  # a full or closed terminal does not change how the run ended
             print(text, file=sys.stderr, flush=True)
@@ -133,27 +139,32 @@ class Ranks:
         local: How many, in which environment.
         rendezvous: Where they meet, an init_method URL.
         attempt: Where their logs go.
+        outcome: A descriptor for the first rank alone.
     """
 
-    def __init__(self, command: list[str], local: Local, rendezvous: str, attempt: Attempt) -> None:
+    def __init__(
+        self, command: list[str], local: Local, rendezvous: str, attempt: Attempt, outcome: int | None = None
+    ) -> None:
         self.command, self.local, self.rendezvous, self.attempt = command, local, rendezvous, attempt
+        self.outcome = outcome
         self.processes: list[subprocess.Popen[bytes]] = []
         self.ends: list[RankEnd | None] = [None] * local.num_processes
         self.stop_signal: signal.Signals | None = None
         self.interrupts = 0
         self._seen_alive = [time.time()] * local.num_processes
         self._signal: signal.Signals | None = None
-        self._told = self._killed = False
+        self._told: signal.Signals | None = None
+        self._killed = False
         self._kill_at = math.inf
-        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Ranks:
         self._alive_reader, self._alive_writer = os.pipe()  # closes with this process: the ranks watch it
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(handled_by(self._note))
         if threading.current_thread() is threading.main_thread():
-            for number in stop_signals():
-                self._previous[number] = signal.signal(number, self._note)
             # where the parent of this process ignores SIGCHLD, how a rank ended would be lost
-            self._previous[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._stack.callback(signal.signal, signal.SIGCHLD, signal.SIG_DFL if before is None else before)
         try:
             for rank in range(self.local.num_processes):
                 self.processes.append(self._start(rank))
@@ -168,8 +179,7 @@ class Ranks:
             process.wait()
         os.close(self._alive_reader)
         os.close(self._alive_writer)
-        for number, handler in self._previous.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._stack.close()
 
     def wait(self) -> None:
         """Wait until every rank has ended; end the others after a failure or a stop request."""
@@ -178,13 +188,13 @@ class Ranks:
             codes = [end.code for end in self.ends if end is not None]
             if self.interrupts > 1:
                 self._kill()
-            if not failed and any(code not in (EXIT_OK, EXIT_PREEMPTED) for code in codes):
+            if not failed and any(code != EXIT_OK and code not in STOPPED for code in codes):
                 failed = True
-                self._tell(PEER_GRACE_S)
+                self._tell(signal.SIGTERM, PEER_GRACE_S)
             elif not failed and self.stop_signal is None and self._signal is not None:
                 self.stop_signal = self._signal
-                self._tell(STOP_GRACE_S)
-            elif EXIT_PREEMPTED in codes and self._kill_at == math.inf:
+                self._tell(self._signal, math.inf)  # nobody else waits for them
+            elif any(code in STOPPED for code in codes) and self._kill_at == math.inf:
                 self._kill_at = time.monotonic() + STOP_GRACE_S  # told by somebody else: so are the others, or stuck
             if time.monotonic() > self._kill_at:
                 self._kill()
@@ -199,13 +209,18 @@ class Ranks:
                 if code is None:
                     self._seen_alive[rank] = now
                 else:
-                    ours = (code == -signal.SIGTERM and self._told) or (code == -signal.SIGKILL and self._killed)
-                    self.ends[rank] = RankEnd(rank, code, self._seen_alive[rank], by_launcher=ours)
+                    ours = code == -(self._told or 0) or (code == -signal.SIGKILL and self._killed)
+                    self.ends[rank] = RankEnd(rank, code, self._seen_alive[rank], by_launcher=ours and code < 0)
         return None not in self.ends
 
     def _start(self, rank: int) -> subprocess.Popen[bytes]:
         environment = self.local.environment(rank, self.rendezvous) | {PARENT_PIPE: str(self._alive_reader)}
-        with contextlib.ExitStack() as stack:
+        shared = [self._alive_reader]
+        if rank == 0 and self.outcome is not None:
+            environment[OUTCOME] = str(self.outcome)
+            shared.append(self.outcome)
+        # a signal that comes before a rank has its handlers waits for them
+        with ignored_in_children(), contextlib.ExitStack() as stack:
             log = None if rank == 0 else stack.enter_context(open(self.attempt.log_path(rank), "ab"))
             return subprocess.Popen(
                 self.command,
@@ -213,22 +228,22 @@ class Ranks:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(self._alive_reader,),
+                pass_fds=shared,
                 start_new_session=True,  # Ctrl-C reaches this process alone, which tells the ranks once
             )
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         self.interrupts += number == signal.SIGINT
         if self._signal is None:
             self._signal = signal.Signals(number)
 
-    def _tell(self, grace_s: float) -> None:
+    def _tell(self, number: signal.Signals, grace_s: float) -> None:
         """Ask the ranks to end; those that have not by then are killed."""
-        if not self._told:
+        if self._told is None:
+            self._told = number
             for process in self.processes:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGTERM)
-        self._told = True
+                    os.kill(process.pid, number)
         self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
 
     def _kill(self) -> None:
@@ -246,6 +261,13 @@ def _exit_code(pid: int) -> int | None:
     if found is None:
         return None
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
+def tell_launcher(outcome: str) -> None:
+    """In the first rank: leave what came of the run for the launcher, where it wants to know."""
+    descriptor = os.environ.pop(OUTCOME, None)
+    if descriptor is not None:
+        os.pwrite(int(descriptor), outcome.encode(), 0)
 
 
 def die_with_parent() -> None:

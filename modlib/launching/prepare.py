@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import logging
-import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from modlib.checkpointing.names import step_folders
-from modlib.config import Config, diff, load, render_diff
-from modlib.config.secrets import redact
+from modlib.checkpointing.run_checkpoints import require_checkpoints
+from modlib.config import Config
+from modlib.launching.continuing import Resume, require_same
 from modlib.launching.git import SOURCE, commit_of, git
-from modlib.runtime import durable, logs
+from modlib.launching.identity import default_name, with_batch_of
+from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.hardware import disk_free_bytes
 from modlib.runtime.run_folder import SWEEP_FILE, RunFolder, check_name
+from modlib.runtime.secrets import mask
 from modlib.runtime.units import format_bytes
 
 logger = logging.getLogger("modlib")
 
 MOST_PATCH_BYTES = 5 << 20
 MOST_UNTRACKED = 100
-Resume = Literal["auto", "never", "must"]
-
-
-def default_name(config: Config) -> str:
-    """`<stem of the first gin file>-<first 8 digits of the config's hash>`; a run's own config.gin names that run."""
-    for file in config.files[:1]:
-        source = RunFolder(file.parent)
-        if file == source.config_path and source.read().get("config_hash") == config.hash:
-            return source.name
-    stem = re.sub("[^A-Za-z0-9._-]+", "-", Path(config.files[0]).stem).lstrip("._-") if config.files else ""
-    return f"{stem[:50] or 'run'}-{config.hash[:8]}"
 
 
 def prepare(
@@ -40,7 +31,7 @@ def prepare(
     """Make the run's folder, or find it again and see that it is the same run.
 
     Args:
-        config: The checked configuration.
+        config: The checked configuration, as `identify` gives it.
         runs_dir: Where run folders live.
         name: The run's name; None takes `default_name`.
         resume: "auto" continues a run that exists; "never" refuses one that has checkpoints; "must" refuses to start.
@@ -48,9 +39,11 @@ def prepare(
 
     Raises:
         ConfigError: The name is no name, or the run exists with another configuration.
-        RunFolderError: The folder cannot be written, the disk is too small, or `resume` forbids.
+        CheckpointError: The run has trained, and its checkpoints are gone.
+        RunFolderError: The folder cannot be written, the disk is too small, `resume` forbids, or config.gin is missing
+            or edited and the checkpoints are of another configuration.
     """
-    run = RunFolder(Path(runs_dir) / check_name(default_name(config) if name is None else name))
+    run = RunFolder(Path(runs_dir) / check_name(default_name(config, runs_dir) if name is None else name))
     if (run.path / SWEEP_FILE).is_file():
         raise ConfigError(
             f"name ({run.name}) must be a run's, but {run.path} is the folder of a sweep; give its --sweep too, or "
@@ -67,15 +60,16 @@ def prepare(
             f"run '{run.name}' must have a checkpoint with --resume must, but there is none in {run.checkpoints_path}; "
             "check --name and --runs_dir, or leave --resume out to start it"
         )
-    changed = _compare(config, run) if run.config_path.is_file() else ""
+    config = with_batch_of(config, run)
+    require_checkpoints(run)
+    continued = require_same(config, run)
     _require_space(run, needed_bytes)
     run.create()
     with run.lock():  # a run that trains keeps the config that it was started with
-        if changed:
-            logger.info("this run continues with changed settings that change no number:\n%s", changed)
-        if not _is_recorded(config, run):
-            config.to_run_folder(run.path)
         state = run.read()
+        if state.get("status") != "finished" or resume == "must" or not run.config_path.is_file():
+            continued.tell()
+            write_config(config, run, continued.same_as)
         if "name" not in state:
             group = {"sweep": run.sweep} if run.sweep else {}
             run.update(name=run.name, status="created", **group, **code_state(run))
@@ -83,37 +77,21 @@ def prepare(
             logger.warning(
                 "the code is of another commit (%s) than the run was started with (%s)", commit, state.get("git_commit")
             )
-        run.update(config_hash=config.hash)
+        run.update(config_hash=config.identity)
     return run
 
 
-def _is_recorded(config: Config, run: RunFolder) -> bool:
-    """Whether the folder holds this very config: its own config.gin must not become the origin of all its values."""
-    if not run.config_path.is_file() or not run.provenance_path.is_file():
-        return False
-    return run.config_path.read_text(encoding="utf-8") == config.text
+def write_config(config: Config, run: RunFolder, same_as: Sequence[str] = ()) -> None:
+    """Write config.gin, unless it holds this very config: its own file must not become the origin of all its values.
 
-
-def _compare(config: Config, run: RunFolder) -> str:
-    """Refuse a run of another configuration; returns what differs where it does not matter, for the log."""
-    try:
-        before = load([run.config_path])
-    except ConfigError as error:
-        raise ConfigError(
-            [
-                f"run '{run.name}' exists, but its config cannot be read: start a new run with another --name, or "
-                "repair what is named here",
-                *error.problems,
-            ]
-        ) from error
-    differences = diff(before, config)
-    if before.hash != config.hash:
-        shown = render_diff(differences).replace("\n", "\n    ")
-        raise ConfigError(
-            f"run '{run.name}' exists with a different config ({run.config_path}):\n    {shown}\n"
-            "    start it as a new run with another --name, or set these values back to continue this one"
-        )
-    return render_diff(differences)
+    Args:
+        config: That the run continues with.
+        run: Its folder.
+        same_as: Stored hashes that its checkpoints may have and that mean this configuration.
+    """
+    text = run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None
+    if text != config.text or not run.provenance_path.is_file():
+        config.to_run_folder(run.path, same_as)
 
 
 def _require_space(run: RunFolder, needed_bytes: int) -> None:
@@ -144,7 +122,7 @@ def code_state(run: RunFolder, source: Path = SOURCE) -> dict[str, object]:
         return {"git_commit": commit, "git_dirty": None}
     state: dict[str, object] = {"git_commit": commit, "git_dirty": bool(patch)}
     if patch:
-        data = redact(logs.redact(patch)).encode(errors="surrogateescape")
+        data = mask(patch).encode(errors="surrogateescape")
         if len(data) > MOST_PATCH_BYTES:
             state["git_patch_cut_from_bytes"] = len(data)
             logger.warning(

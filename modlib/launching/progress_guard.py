@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 from modlib.runtime.errors import ModlibError
 from modlib.runtime.run_folder import RunFolder
+from modlib.runtime.shell import quoted
 
 MOST_IDLE_ATTEMPTS = 3
 
@@ -39,7 +38,7 @@ def require_progress(run: RunFolder) -> None:
         raise NoProgressError(
             f"{idle} attempts in a row saved no step beyond {run.read().get('step', 0)}, so run {run.name} is not "
             f"queued again; look for why in {run.attempts_path}, correct it, and continue with: "
-            f"modlib resume {shlex.quote(str(run.path))}"
+            f"modlib resume {quoted(str(run.path))}"
         )
 
 

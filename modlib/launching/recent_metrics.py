@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class RecentMetrics:
 def recent_metrics(path: Path) -> RecentMetrics:
     """Read the end of a metrics.jsonl, however long it is; a missing or empty one gives nothing."""
     try:
-        lines = [line for line in read_last_lines(path, TAIL_BYTES) if _is_number(line.get("step"))]
+        lines = read_last_lines(path, TAIL_BYTES)
         if not lines:
             return RecentMetrics()
         val_loss = _last(lines, _val_loss)
@@ -53,7 +54,7 @@ def recent_metrics(path: Path) -> RecentMetrics:
     pace = [
         (line["time"], line["step"])
         for line in lines[-PACE_LINES:]
-        if line.get("attempt") == last.get("attempt") and _is_number(line.get("time"))
+        if line.get("attempt") == last.get("attempt") and math.isfinite(line.get("time", math.nan))
     ]
     seconds = pace[-1][0] - pace[0][0] if pace else 0.0
     steps = pace[-1][1] - pace[0][1] if pace else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modlib.checkpointing.names import step_folders
+from modlib.launching.ending import lost_in
 from modlib.launching.recent_metrics import RecentMetrics, recent_metrics
 from modlib.launching.scheduler import UNKNOWN, JobState, reason_in_words
 from modlib.runtime.errors import (
@@ -23,11 +23,15 @@ from modlib.runtime.errors import (
     EXIT_INTERRUPTED,
     EXIT_NON_FINITE,
     EXIT_PREEMPTED,
+    EXIT_STEPS_LOST,
+    STOPPED,
 )
+from modlib.runtime.json_files import JSONError, read_json
+from modlib.runtime.kept import steps_lost
+from modlib.runtime.logs import ErrorRecord
 from modlib.runtime.run_folder import Attempt, RunFolder
-from modlib.runtime.units import format_seconds
+from modlib.runtime.units import counted, format_seconds
 
-STATES = ("created", "queued", "running", "stopped", "finished", "failed", "cancelled", "died")
 OVER = ("stopped", "finished", "failed", "cancelled", "died")
 NO_NEWS_S = 600.0  # a run that says nothing for so long is worth a look
 NO_NEWS_LINES = 5  # unless its lines come that rarely
@@ -39,8 +43,9 @@ EXIT_WORDS = {
     EXIT_CHECKPOINT: "checkpoint error",
     EXIT_NON_FINITE: "non-finite loss or gradients",
     EXIT_HANG: "no progress within the limit",
-    EXIT_PREEMPTED: "stopped after saving",
-    EXIT_INTERRUPTED: "interrupted without saving",
+    EXIT_STEPS_LOST: "stopped with steps lost",
+    EXIT_PREEMPTED: "stopped with nothing lost",
+    EXIT_INTERRUPTED: "interrupted by hand",
 }
 _ERROR_LINE = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:\[rank \d+\] )?(?:ERROR|CRITICAL) (.*)")
 
@@ -52,7 +57,7 @@ class RunState:
     Args:
         name: The run's.
         path: Its folder.
-        state: One of STATES.
+        state: "created", "queued", "running", or one of OVER.
         why: The state explained, where there is something to explain; "" otherwise.
         step: Optimizer steps done.
         num_steps: Of the whole run; None when unknown.
@@ -72,6 +77,7 @@ class RunState:
         quiet_s: Since the last line of metrics, or since the attempt began; of a run that is running.
         no_news: That is suspiciously long.
         checkpoint_step: Of the newest checkpoint.
+        lost_steps: Done beyond it by the last attempt, of a run that is stopped or died.
         last_activity: When something last happened in the folder, in Unix time.
         wandb_url: Of the run's page there.
     """
@@ -98,6 +104,7 @@ class RunState:
     quiet_s: float | None = None
     no_news: bool = False
     checkpoint_step: int | None = None
+    lost_steps: int = 0
     last_activity: float = 0.0
     wandb_url: str = ""
 
@@ -138,7 +145,10 @@ def run_state(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> Run
     job_ids = job_ids_of(record)
     job = _job_that_counts(job_ids, jobs or {})
     checkpoint = next((step for step, _ in step_folders(run.checkpoints_path)), None)
-    state, why = _judge(run, record, attempt, holder, job, job_ids, checkpoint)
+    lost = lost_in(record, metrics, attempt, checkpoint or 0)
+    kept = "nothing was saved" if checkpoint is None else f"step {checkpoint} is saved"
+    kept += f"; {steps_lost(checkpoint or 0, lost)}" if lost else ""
+    state, why = _judge(run, record, attempt, holder, job, job_ids, kept)
     running = state == "running"
     num_steps = _num_steps(run, record)
     quiet_s = _quiet_s(attempt, metrics, now) if running else None
@@ -169,6 +179,7 @@ def run_state(run: RunFolder, jobs: Mapping[str, JobState] | None = None) -> Run
         quiet_s=quiet_s,
         no_news=no_news,
         checkpoint_step=checkpoint,
+        lost_steps=lost if state in ("stopped", "died") else 0,
         last_activity=_last_activity(run, attempt),
         wandb_url=str(record.get("wandb_url") or ""),
     )
@@ -181,12 +192,13 @@ def _judge(
     holder: Mapping[str, Any] | None,
     job: JobState | None,
     job_ids: tuple[str, ...],
-    checkpoint: int | None,
+    kept: str,
 ) -> tuple[str, str]:
     """The state and what explains it."""
     status = record.get("status")
     if status == "finished":
-        return "finished", ""
+        lost = _int(record.get("lost_metrics"))
+        return "finished", f"{counted(lost, 'line')} of metrics.jsonl could not be written" if lost else ""
     trains = status == "running" or (job is not None and job.state == "RUNNING")
     if holder and trains and (job is None or job.active or job.state == UNKNOWN):
         return "running", ""
@@ -195,16 +207,15 @@ def _judge(
     if status == "running":
         if job is not None and job.state == "CANCELLED":
             return "cancelled", f"job {job.job_id} was cancelled{f' {job.reason}' if job.reason else ''}"
-        return "died", _why_died(record, attempt, job, checkpoint)
+        return "died", _why_died(record, attempt, job, kept)
     if status in ("failed", "died"):
         return str(status), failure(attempt, _int(record.get("exit_code")))
     if status == "stopped":
-        saved = "nothing was saved" if checkpoint is None else f"step {checkpoint} is saved"
-        return "stopped", f"{saved}; `modlib resume {run.name}` continues"
+        return "stopped", f"{kept}; `modlib resume {run.name}` continues"
     if status == "cancelled":
         return "cancelled", ""
     if not record:
-        return ("died" if attempt.number else "created"), "run.json is missing or damaged"
+        return ("died" if attempt.number else "created"), run.damage() or "run.json is empty"
     if job_ids:
         return _judge_gone(job, job_ids)
     return "created", f"process {holder.get('pid')} on {holder.get('host')} prepares it" if holder else "never started"
@@ -236,15 +247,14 @@ def _judge_gone(job: JobState | None, job_ids: tuple[str, ...]) -> tuple[str, st
     return "failed", f"job {job.job_id} ended as {job.state} before training began"
 
 
-def _why_died(record: Mapping[str, Any], attempt: Attempt, job: JobState | None, checkpoint: int | None) -> str:
+def _why_died(record: Mapping[str, Any], attempt: Attempt, job: JobState | None, kept: str) -> str:
     if job is not None and job.state != UNKNOWN:
         how = f"job {job.job_id} ended as {job.state}"
     else:
         how = f"process {record.get('pid', '?')} on {record.get('host', '?')} is gone and left no word"
         how += f"; squeue and sacct do not know job {job.job_id} any more" if job is not None else ""
     error = _error(attempt)
-    saved = "nothing was saved" if checkpoint is None else f"step {checkpoint} is saved"
-    return "; ".join(filter(None, [how, error, saved]))
+    return "; ".join(filter(None, [how, error, kept]))
 
 
 def failure(attempt: Attempt, exit_code: int | None) -> str:
@@ -263,10 +273,10 @@ def _error(attempt: Attempt) -> str:
     records = []
     for path in attempt.logs_path.glob("rank-*.error.json"):
         try:
-            record = json.loads(path.read_text())
-        except (OSError, ValueError):
+            record = read_json(path, ErrorRecord)
+        except JSONError:
             continue
-        if isinstance(record, dict) and record.get("exit_code") != EXIT_PREEMPTED:
+        if record.get("exit_code") not in STOPPED:
             records.append(record)
     if records:
         first = min(records, key=lambda record: record.get("time") or math.inf)
@@ -296,11 +306,8 @@ def _logged_error(path: Path) -> str:
 
 
 def _ended(attempt: Attempt) -> str:
-    try:
-        reason = json.loads(attempt.exit_path.read_text())["reason"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "left no word"
-    return f"ended as {reason}"
+    reason = attempt.ending().get("reason")
+    return f"ended as {reason}" if reason else "left no word"
 
 
 def _job_that_counts(job_ids: tuple[str, ...], jobs: Mapping[str, JobState]) -> JobState | None:
@@ -314,9 +321,9 @@ def _num_steps(run: RunFolder, record: Mapping[str, Any]) -> int | None:
     if (recorded := _int(record.get("num_steps"))) is not None:
         return recorded
     try:
-        parameters = json.loads(run.provenance_path.read_text())["parameters"]
+        parameters = read_json(run.provenance_path, dict[str, Any])["parameters"]
         return int(parameters["train.num_steps"]["value"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

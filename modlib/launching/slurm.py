@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from modlib.components import component
-from modlib.config.secrets import is_secret
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.secrets import why_secret
 
 Executor = Literal["local", "slurm"]
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
@@ -123,16 +123,16 @@ class Slurm:
                 f"little but save; set it to {max(LEAST_LEAD_S, 60 * self.minutes // 2)} or less, or ask for more time"
             )
         problems += [
-            f"Slurm.environment ({{{name!r}: ...}}) must not hold secrets, since it is written into the job's script; "
+            f"Slurm.environment ({{{name!r}: ...}}) must not hold {why}, since it is written into the job's script; "
             "set it in the shell that submits: SLURM passes the environment on"
             for name, value in self.environment.items()
-            if is_secret(name, value)
+            if (why := why_secret(name, value))
         ]
         problems += [
-            f"Slurm.{parameter} (...) must not hold secrets, since it is written into the job's script; set them in "
-            "the shell that submits: SLURM passes the environment on"
+            f"Slurm.{parameter} (...) must not hold {why}, since it is written into the job's script; set it in the "
+            "shell that submits: SLURM passes the environment on"
             for parameter, text in texts.items()
-            if any(is_secret(name, value) for name, value in re.findall(r"(\w+)=(\S+)", text)) or is_secret("", text)
+            if (why := _why_secret(text))
         ]
         if problems:
             raise ConfigError(problems)
@@ -181,6 +181,12 @@ class Slurm:
         """The environment variables of all ranks."""
         threads = {} if self.cpus_per_task is None else {"OMP_NUM_THREADS": str(self.cpus_per_task)}
         return ENVIRONMENT | threads | self.environment
+
+
+def _why_secret(text: str) -> str | None:
+    """Why a line of shell holds a secret; what the shell fills in, as in `TOKEN=$(cat file)`, is not written down."""
+    values = [(name, value) for name, value in re.findall(r"(\w+)=['\"]?(\S+)", text) if not value.startswith("$")]
+    return next(filter(None, (why_secret(name, value) for name, value in values)), None) or why_secret("", text)
 
 
 def minutes_of(time: str) -> tuple[int, str]:

@@ -25,13 +25,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 from modlib.config import Config
 from modlib.launching.code_files import CodeFiles, code_files
 from modlib.launching.git import SOURCE, git
 from modlib.runtime import durable
 from modlib.runtime.errors import RunFolderError
+from modlib.runtime.json_files import JSONError, read_json
 from modlib.runtime.run_folder import RunFolder
 
 logger = logging.getLogger("modlib")
@@ -146,20 +147,23 @@ def _listed(names: Sequence[str]) -> str:
     return shown.encode(errors="surrogateescape").decode(errors="replace") + more
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+class SnapshotRecord(TypedDict):
+    """The fields of snapshot.json that are read."""
+
+    format: Literal[1]  # FORMAT
+    sha256: str
+    python_paths: list[str]
+    files: dict[str, str]
+
+
+def _manifest(path: Path) -> SnapshotRecord:
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        known = manifest["format"] == FORMAT
-        parts = [manifest["sha256"], *manifest["python_paths"], *manifest["files"], *manifest["files"].values()]
-        readable = all(isinstance(part, str) for part in parts)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = readable = False
-    if not (known and readable):
+        return read_json(path / MANIFEST, SnapshotRecord)
+    except JSONError as error:
         raise RunFolderError(
             f"code snapshot ({path}) must have a {MANIFEST} that this version of modlib reads (format {FORMAT}), but "
-            "has none; submit again"
-        )
-    return manifest
+            f"{error}; submit again"
+        ) from error
 
 
 def _sha256(files: Mapping[str, str], python_paths: Sequence[str]) -> str:

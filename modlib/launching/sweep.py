@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from modlib.config import Config, diff, load, render_diff
+from modlib.checkpointing.names import step_folders
+from modlib.checkpointing.run_checkpoints import known_hashes
+from modlib.config import Config, diff, render_diff
 from modlib.config.axes import read_axes
-from modlib.launching.sweep_points import Params, bindings, label, point_names, points_of
+from modlib.config.hashing import GLOBAL_BATCH
+from modlib.launching.identity import global_batch_of, stem_of
+from modlib.launching.sweep_configs import kept_configs, load_points
+from modlib.launching.sweep_points import bindings, point_names, points_of, some_of
 from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError, RunFolderError
+from modlib.runtime.json_files import JSONError, read_json
 from modlib.runtime.run_folder import SWEEP_FILE, RunFolder, check_name
+from modlib.runtime.secrets import masked
 
 logger = logging.getLogger("modlib")
 
@@ -30,7 +37,7 @@ class Point:
         index: Its place among the points, from 0.
         name: Of the run: its folder in the sweep's.
         params: What the point changes, as bindings: "AdamW.lr=1e-4".
-        config_hash: Of the whole configuration.
+        config_hash: Of the whole configuration, as it is stored.
         run: Its run folder, which need not exist yet.
     """
 
@@ -97,7 +104,9 @@ class Sweep:
         }
         self.make_folder()
         try:
-            atomic_write_text(self.folder / SWEEP_FILE, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            atomic_write_text(
+                self.folder / SWEEP_FILE, json.dumps(masked("", content), indent=1, ensure_ascii=False) + "\n"
+            )
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -124,6 +133,12 @@ def pending_points(sweep: Sweep) -> list[Point]:
     return [point for point in sweep.points if point.run.read().get("status") != "finished"]
 
 
+def without_checkpoints(sweep: Sweep) -> list[str]:
+    """Names of points that are finished and whose checkpoints are gone: of these only the metrics are left."""
+    finished = (point for point in sweep.points if point.run.read().get("status") == "finished")
+    return [point.name for point in finished if not step_folders(point.run.checkpoints_path)]
+
+
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is a sweep's."""
     return (folder / SWEEP_FILE).is_file()
@@ -137,7 +152,7 @@ def read_sweep(folder: Path) -> Sweep:
     """
     path = folder / SWEEP_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, dict[str, Any])
         if content["format"] != FORMAT:
             raise RunFolderError(
                 f"format of {path} ({content['format']}) must be {FORMAT}; use the modlib that wrote it"
@@ -149,13 +164,13 @@ def read_sweep(folder: Path) -> Sweep:
         )
         files, params, axes = (tuple(content[name]) for name in ("gin_files", "gin_params", "axes"))
         return Sweep(folder, files, params, axes, content["num_samples"], content["seed"], points)
-    except FileNotFoundError:
-        there = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{SWEEP_FILE}")))
-        hint = f"; there are {there}" if there else ""
-        raise RunFolderError(
-            f"sweep ({folder}) must be the folder of a sweep, with a {SWEEP_FILE} in it{hint}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, JSONError) and error.missing:
+            there = ", ".join(sorted(str(found.parent) for found in folder.glob(f"*/{SWEEP_FILE}")))
+            hint = f"; there are {there}" if there else ""
+            raise RunFolderError(
+                f"sweep ({folder}) must be the folder of a sweep, with a {SWEEP_FILE} in it{hint}"
+            ) from None
         raise RunFolderError(
             f"sweep ({folder}) must have a {SWEEP_FILE} that can be read ({type(error).__name__}: {error}); repair or "
             "remove it: the same --sweep command writes it again"
@@ -171,6 +186,7 @@ def plan_sweep(
     name: str | None = None,
     num_samples: int | None = None,
     seed: int = 0,
+    ranks_of: Callable[[Config], int],
 ) -> Sweep:
     """Read the axes, and load and check the configuration of every point; writes nothing.
 
@@ -184,6 +200,7 @@ def plan_sweep(
         name: The sweep's; None: `<first file>-sweep-<hash of the experiment and the axes>`.
         num_samples: Random points per cell of the grid.
         seed: Of the draws.
+        ranks_of: Data-parallel ranks that a configuration is planned for; a new point's global batch depends on them.
 
     Raises:
         ConfigError: With everything that is wrong at any point, or what contradicts the sweep that exists.
@@ -193,19 +210,19 @@ def plan_sweep(
     axes = read_axes(flags)
     cells = points_of(axes, num_samples, seed)
     origins = {swept.key: axis.origin for axis in axes for swept in axis.swept}
-    loaded, notes = _loaded(cells, origins, gin_files, gin_params)
+    loaded, notes = load_points(cells, origins, gin_files, gin_params, ranks_of)
     texts = tuple(map(str, axes))
     drawn = num_samples is not None
-    folder = Path(runs_dir) / (name or _default_name(gin_files, texts, seed if drawn else 0, loaded[0][1]))
+    folder = Path(runs_dir) / (name or _default_name(Path(runs_dir), texts, seed if drawn else 0, loaded[0].planned))
     if (folder / "run.json").is_file():
         raise ConfigError(f"name ({folder.name}) must be a sweep's, but {folder} is a run; choose another --name")
     before = read_sweep(folder) if is_sweep(folder) else None
     known = {frozenset(point.params): point.name for point in before.points} if before else {}
-    names = point_names([params for params, _ in loaded], known)
-    points, configs = [], {}
-    for index, (called, (params, config)) in enumerate(zip(names, loaded)):
-        points.append(Point(index, called, bindings(params), config.hash, RunFolder(folder / called)))
-        configs[called] = config
+    names = point_names([one.params for one in loaded], known)
+    points, configs = [], kept_configs(folder, names, loaded)
+    for index, (called, one) in enumerate(zip(names, loaded)):
+        identity = configs[called].identity
+        points.append(Point(index, called, bindings(one.params), identity, RunFolder(folder / called)))
     sweep = Sweep(folder, tuple(map(str, gin_files)), tuple(gin_params), texts, num_samples, seed, tuple(points))
     sweep = replace(sweep, configs=configs)
     if before is not None:
@@ -213,76 +230,28 @@ def plan_sweep(
     return replace(sweep, notes=tuple(notes))
 
 
-def grouped(wrong: Sequence[tuple[str, Sequence[str]]], num_points: int) -> list[str]:
-    """The problems of all points, each text once, with the number of points that it concerns.
+def _default_name(runs_dir: Path, axes: Sequence[str], seed: int, first: Config) -> str:
+    """Of the experiment and the axes; the number of samples has no part in it, so that more of them continue.
 
-    Args:
-        wrong: (name or values of a point, its problems).
-        num_points: Of the sweep.
+    A sweep that exists under the name that an earlier rule gave it keeps that.
     """
-    where: dict[str, list[str]] = {}
-    for point, problems in wrong:
-        for problem in dict.fromkeys(problems):
-            where.setdefault(problem, []).append(point)
-    texts = []
-    for problem, points in where.items():
-        first, *rest = problem.split("\n")
-        at = f"all {num_points} points" if len(points) == num_points > 1 else _some(points)
-        texts.append("\n".join([f"{first} (at {at})", *rest]))
-    return texts
+
+    def named(file: Path | None, digits: str) -> str:
+        identity = "\n".join([digits, *axes, str(seed)])
+        return f"{stem_of(file, 49)}-sweep-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+    name = named(first.run_file, first.hash)
+    if not (runs_dir / name).exists():
+        for digits in sorted(first.first_hashes):
+            old = runs_dir / named(first.files[0] if first.files else None, digits)
+            if is_sweep(old) and _has_batch(read_sweep(old), first.resolved.get(GLOBAL_BATCH)):
+                return old.name
+    return name
 
 
-def _some(points: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(points[:most])
-    if len(points) <= most:
-        return shown if len(points) == 1 else f"{len(points)} points: {shown}"
-    return f"{len(points)} points: {shown}, ..."
-
-
-def _loaded(
-    cells: Sequence[Params], origins: dict[str, str], gin_files: Sequence[str], gin_params: Sequence[str]
-) -> tuple[list[tuple[Params, Config]], list[str]]:
-    """The configuration of each point, one for those that mean the same run; and what to say about them.
-
-    Raises:
-        ConfigError: The problems of all points.
-    """
-    loaded: list[tuple[Params, Config]] = []
-    wrong: list[tuple[str, list[str]]] = []
-    for params in cells:
-        try:
-            config = load(gin_files, gin_params, [(origins[key], f"{key}={text}") for key, text in params])
-        except ConfigError as error:
-            wrong.append((label(params), error.problems))
-        else:
-            loaded.append((params, config))
-    if wrong:
-        raise ConfigError(grouped(wrong, len(cells)))
-    return _merged(loaded)
-
-
-def _merged(loaded: Sequence[tuple[Params, Config]]) -> tuple[list[tuple[Params, Config]], list[str]]:
-    """One point for those that mean the same run, and a line about each that is left out."""
-    kept, notes = [], []
-    by_hash: dict[str, list[tuple[Params, Config]]] = {}
-    for params, config in loaded:
-        alike = by_hash.setdefault(config.hash, [])
-        same = next((other for other, one in alike if one.resolved == config.resolved), None)
-        if same is not None:
-            notes.append(f"{label(params)} means the same run as {label(same)}: one point")
-            continue
-        if alike:
-            notes.append(f"{label(params)} and {label(alike[0][0])} differ in settings that change no number")
-        alike.append((params, config))
-        kept.append((params, config))
-    return kept, notes
-
-
-def _default_name(gin_files: Sequence[str], axes: Sequence[str], seed: int, first: Config) -> str:
-    """Of the experiment and the axes; the number of samples has no part in it, so that more of them continue."""
-    stem = re.sub("[^A-Za-z0-9._-]+", "-", Path(str(gin_files[0])).stem if gin_files else "").lstrip("._-")
-    identity = "\n".join([first.hash, *axes, str(seed)])
-    return f"{stem[:49] or 'run'}-sweep-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+def _has_batch(sweep: Sweep, number: int | None) -> bool:
+    """Whether a sweep's first point has this global batch, or has not begun."""
+    return global_batch_of(sweep.points[0].run) in (None, number)
 
 
 def _continued(before: Sweep, sweep: Sweep) -> list[str]:
@@ -299,25 +268,30 @@ def _continued(before: Sweep, sweep: Sweep) -> list[str]:
         raise ConfigError(
             f"sweep '{sweep.name}' exists with other points ({sweep.folder / SWEEP_FILE}):\n"
             f"    was {was}\n    now {now}\n"
-            f"    begun and not in it any more: {_some(lost)}\n"
+            f"    begun and not in it any more: {some_of(lost)}\n"
             "    keep their values and add new ones, remove their run folders, or choose another --name"
         )
     changed = []
     for point in before.points:
-        if point.name in new and point.config_hash != new[point.name].config_hash and point.run.config_path.is_file():
+        if point.name in new and point.run.config_path.is_file() and not _same(point, sweep.configs[point.name]):
             changed.append(point)
     if changed:
         point = changed[0]
         shown = render_diff(diff(point.run.path, sweep.configs[point.name])).replace("\n", "\n    ")
         raise ConfigError(
-            f"sweep '{sweep.name}' exists with a different config (at {_some([each.name for each in changed])}):\n"
+            f"sweep '{sweep.name}' exists with a different config (at {some_of([each.name for each in changed])}):\n"
             f"    {shown}\n"
             "    start it as a new sweep with another --name, or set these values back to continue this one"
         )
     old = {point.name for point in before.points}
     added = [point.name for point in sweep.points if point.name not in old]
-    notes = [f"new in the sweep: {_some(added)}"] if added else []
-    return notes + ([f"not in the sweep any more: {_some([point.name for point in gone])}"] if gone else [])
+    notes = [f"new in the sweep: {some_of(added)}"] if added else []
+    return notes + ([f"not in the sweep any more: {some_of([point.name for point in gone])}"] if gone else [])
+
+
+def _same(point: Point, config: Config) -> bool:
+    """Whether a point that exists is of this configuration, by whichever rule its hash was computed."""
+    return config.is_of(point.config_hash) or config.identity in known_hashes(point.run)
 
 
 def _samples(sweep: Sweep) -> str:

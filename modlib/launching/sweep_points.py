@@ -132,3 +132,29 @@ def bindings(params: Params) -> tuple[str, ...]:
 def label(params: Params) -> str:
     """What a point sets, for people."""
     return " ".join(bindings(params))
+
+
+def grouped(wrong: Sequence[tuple[str, Sequence[str]]], num_points: int) -> list[str]:
+    """The problems of all points, each text once, with the number of points that it concerns.
+
+    Args:
+        wrong: (name or values of a point, its problems).
+        num_points: Of the sweep.
+    """
+    where: dict[str, list[str]] = {}
+    for point, problems in wrong:
+        for problem in dict.fromkeys(problems):
+            where.setdefault(problem, []).append(point)
+    texts = []
+    for problem, points in where.items():
+        first, *rest = problem.split("\n")
+        at = f"all {num_points} points" if len(points) == num_points > 1 else some_of(points)
+        texts.append("\n".join([f"{first} (at {at})", *rest]))
+    return texts
+
+
+def some_of(points: Sequence[str], most: int = 3) -> str:
+    shown = ", ".join(points[:most])
+    if len(points) <= most:
+        return shown if len(points) == 1 else f"{len(points)} points: {shown}"
+    return f"{len(points)} points: {shown}, ..."

@@ -23,6 +23,7 @@ ERROR_CLASSES = {
     4: "checkpoint error",
     5: "non-finite numbers",
     6: "hang",
+    7: "stopped with steps lost",
     130: "interrupted",
 }
 LARGER_IS_BETTER = ("accuracy", "tokens_per_s", "mfu")

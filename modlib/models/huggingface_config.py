@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.json_files import JSONError, read_json
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -96,10 +96,10 @@ def _read_json(argument: str, place: str) -> dict[str, Any]:
             f"hub first (hf download {place} --local-dir FOLDER); there is no {path.absolute()}"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(file, dict[str, Any])
+    except JSONError as error:
         raise ConfigError(f"{argument} ('{place}') must have a config.json of transformers: {error}") from error
-    if not isinstance(content, dict) or "model_type" not in content:
+    if "model_type" not in content:
         raise ConfigError(f"{argument} ('{place}') must have a config.json with a model_type")
     return content
 

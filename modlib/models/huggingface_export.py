@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modlib.models.convert import architecture_of, to_transformers
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface import PREFIX, HuggingFacePretrainedModel
 from modlib.models.huggingface_config import transformers_module
+from modlib.models.weight_names import architecture_of, to_transformers
 from modlib.models.weights import named_state
 from modlib.runtime.errors import ConfigError
 

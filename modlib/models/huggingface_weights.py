@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modlib.distributed.shards import Slices, copy_part
+from modlib.distributed.local_part import Slices, copy_part
 from modlib.models.initialization import plain_name
 from modlib.runtime.errors import CheckpointError, ConfigError
 from modlib.runtime.seeds import derive
+from modlib.runtime.weight_index import indexed_files
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,7 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
     if single.is_file():
         paths = [single]
     elif index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        paths = [folder / name for name in sorted(set(weight_map.values()))]
+        paths = indexed_files(index)
     else:
         paths = []
     with ExitStack() as stack:

@@ -19,7 +19,14 @@ from modlib.models.gpt2 import GPT2
 from modlib.models.initialization import plain_name
 from modlib.models.seeded_normal import fill_normal, fill_uniform
 from modlib.models.weights import add_weights, named_state, weight_sources
-from modlib.nn.lora import SUPPORTED, LoRAEmbedding, LoRALayer, adapt, is_layer, refusal
+from modlib.nn.lora_layers import (
+    SUPPORTED,
+    LoRAEmbedding,
+    LoRALayer,
+    adapt,
+    is_layer,
+    refusal,
+)
 from modlib.runtime.errors import ConfigError
 
 logger = logging.getLogger("modlib")
@@ -242,7 +249,7 @@ def _ties(model: nn.Module) -> dict[str, str]:
     return ties
 
 
-def _refuse_head(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _refuse_head(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A given head gets lm_head's weight, not its adapter."""
     if len(args) > 1 or "head" in kwargs:
         raise ConfigError(
@@ -266,7 +273,7 @@ def _fill_adapters(model: nn.Module, seed: int) -> None:
 
 
 def _fill_plain(fill: Callable[[nn.Module, int], None]) -> Callable[[nn.Module, int], None]:
-    """A source of the plain model's weights, which shall find the plain model's names and no others."""
+    """A source of the plain model's weights, which must match exactly that model's names."""
 
     def fill_without_adapters(model: nn.Module, seed: int) -> None:
         with _without_adapters(model):

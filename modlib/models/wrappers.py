@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from modlib.components import component
-from modlib.distributed.fsdp import Sharding, sharding_units
+from modlib.distributed.fsdp import HasShardingUnits, Sharding, sharding_units
 from modlib.models.weights import add_weights, named_state, parameter_names
 from modlib.runtime.errors import ConfigError
 
@@ -82,7 +82,7 @@ def CheckpointedModel(
         if not (adapter_only and isinstance(tensor, nn.Parameter) and not tensor.requires_grad)
     )
 
-    def fill(whole: nn.Module, seed: int) -> None:
+    def fill(whole: nn.Module, _: int) -> None:
         loading.load_model(path, whole, names)
 
     add_weights(built, fill, names)
@@ -126,7 +126,7 @@ def FSDPModel(
         problems.append(f"precision ({precision!r}) must be 'float32' or 'bfloat16'; leave it out to take the run's")
     if units is not None and not tuple(units):
         problems.append("units ([]) must name at least one class; leave it out to take the model's own blocks")
-    if units is None and not hasattr(built, "fsdp_units"):
+    if units is None and not isinstance(built, HasShardingUnits):
         problems.append(f"units (None) must be given: {type(built).__name__} does not say what its blocks are")
     if problems:
         raise ConfigError(problems)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modlib.components import component, component_name
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.metric_names import name_problem
 
 _TAKEN_NAMES = ("loss", "tokens", "perplexity", "bits_per_byte")  # what evaluation logs beside the terms
 
@@ -20,13 +21,13 @@ class _GatherRows(torch.autograd.Function):
     """The rows of all ranks in the order of ranks; gradients go back to the rank that a row came from."""
 
     @staticmethod
-    def forward(context: Any, rows: Tensor) -> Tensor:
+    def forward(_: Any, rows: Tensor) -> Tensor:
         pieces = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
         dist.all_gather(pieces, rows.contiguous())
         return torch.cat(pieces)
 
     @staticmethod
-    def backward(context: Any, *gradients: Tensor) -> Tensor:
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
         summed = gradients[0].contiguous().clone()  # every rank used every row
         dist.all_reduce(summed)
         return summed.chunk(dist.get_world_size())[dist.get_rank()]
@@ -151,6 +152,7 @@ class WeightedLosses:
             problems.append(
                 f"names ({', '.join(self.names)}) must differ from each other and from {', '.join(_TAKEN_NAMES)}"
             )
+        problems += [problem for name in self.names if (problem := name_problem("names", name))]
         if losses and self.nll_term not in self.names:
             problems.append(f"nll_term ({self.nll_term!r}) must be one of names ({', '.join(self.names)})")
         if problems:

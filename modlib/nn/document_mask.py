@@ -52,7 +52,7 @@ def document_mask_bytes(batch: int, steps: int, bytes_per_value: int) -> int:
 def _block_mask(document_ids: Tensor) -> Any:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def seen(batch: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & (document_ids[batch, query] == document_ids[batch, key])
 
     batch, steps = document_ids.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,35 @@ from modlib.components import component
 from modlib.runtime.errors import ConfigError
 
 Outputs = Tensor | Mapping[str, Tensor]
+
+
+class Loss(Protocol):
+    """What training asks of a loss. It may also be one of the protocols below."""
+
+    ignore_index: int
+    """Targets of this value do not count."""
+
+    def __call__(self, outputs: Any, targets: Tensor, /) -> Tensor:
+        """Outputs of the model, targets (B, T) -> the sum over unmasked targets."""
+        ...
+
+
+@runtime_checkable
+class FromHidden(Protocol):
+    """Computes itself from hidden states and the output matrix, so that all logits are never held at once."""
+
+    def of_hidden(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """hidden (B, T, dim), weight (V, dim), targets (B, T) -> the sum over unmasked targets."""
+        ...
+
+
+@runtime_checkable
+class HasTerms(Protocol):
+    """A sum of losses, whose terms are reported one by one."""
+
+    def terms(self, outputs: Any, targets: Tensor) -> dict[str, Tensor]:
+        """Name -> summed value."""
+        ...
 
 
 @component("loss", "clm_cross_entropy_loss")

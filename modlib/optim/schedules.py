@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch.optim import Optimizer
@@ -21,6 +21,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from modlib.components import component
 from modlib.runtime.errors import ConfigError
+
+
+class Scheduler(Protocol):
+    """What training asks of a learning-rate schedule; those of torch have it."""
+
+    def step(self) -> None:
+        """One update was made: set the rates of the next one in the optimizer's groups."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
 
 # Shapes of a decay from 1 to 0 as its progress goes from 0 to 1.
 _DECAYS: dict[str, Callable[[float], float]] = {
@@ -102,7 +115,7 @@ class DummyLR(LambdaLR):
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(optimizer, lambda step: 1.0)
+        super().__init__(optimizer, lambda _: 1.0)
 
 
 @component("scheduler", "linear_warmup_cosine", runtime_args=("optimizer",))

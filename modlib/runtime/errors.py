@@ -10,8 +10,11 @@ EXIT_DATA = 3
 EXIT_CHECKPOINT = 4
 EXIT_NON_FINITE = 5
 EXIT_HANG = 6
+EXIT_STEPS_LOST = 7
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
+STOPPED = (EXIT_PREEMPTED, EXIT_STEPS_LOST, EXIT_INTERRUPTED)
+"""Codes of a process that was told to stop, and did."""
 
 
 class ModlibError(Exception):
@@ -43,6 +46,17 @@ class DataError(ModlibError, ValueError):
     exit_code = EXIT_DATA
 
 
+def unreadable(text: str, error: OSError) -> ConfigError | DataError:
+    """The error for a file that was named and cannot be read: of the settings where no such file is there.
+
+    Args:
+        text: For the user.
+        error: What the system said.
+    """
+    wrong_name = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    return ConfigError(text) if wrong_name else DataError(text)
+
+
 class CheckpointError(ModlibError, RuntimeError):
     """A checkpoint cannot be written, found, verified or applied."""
 
@@ -54,7 +68,7 @@ class RunFolderError(CheckpointError):
 
 
 class NonFiniteError(ModlibError, ArithmeticError):
-    """The loss or the gradients are NaN or Inf; the parameters were not touched."""
+    """NaN or Inf: in the loss or the gradients, then the parameters were not touched; or in what would be saved."""
 
     exit_code = EXIT_NON_FINITE
 
@@ -85,6 +99,25 @@ class ClusterError(ModlibError, RuntimeError):
     def __init__(self, text: str, hosts: Sequence[str] = ()) -> None:
         super().__init__(text)
         self.hosts = tuple(hosts)
+
+
+class StoppedEarly(BaseException):
+    """A stop signal before the first step: nothing that was done is lost. Raised wherever the main thread is.
+
+    Args:
+        signal: Its name.
+    """
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(f"{signal}: stopped before training began")
+        self.signal = signal
+        self.kept = "the same command continues"
+        """What there is, for the user."""
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process: a person's Ctrl-C is an interrupt, everything else comes back."""
+        return EXIT_INTERRUPTED if self.signal == "SIGINT" else EXIT_PREEMPTED
 
 
 class Preempted(ModlibError):

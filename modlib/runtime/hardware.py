@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,9 @@ import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
+
+from modlib.runtime.json_files import JSONError, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -39,15 +42,30 @@ DATASHEET_FLOPS: tuple[tuple[str, float, str], ...] = (
     ("MI250", 191.5e12, "AMD Instinct MI250X datasheet, one of its two dies"),
 )
 MEASURE_S = 0.3
-MEASUREMENTS_KEPT = 3  # a busy machine measures too little: the best of so many runs is kept
+MEASUREMENTS_KEPT = 3  # the best of these is kept
+MEASURE_ROUNDS = 3  # where other work disturbs all of the first
+UNDISTURBED_WAIT = 0.05  # of a matmul's time, for which a thread may have waited for a processor
 
 
 @dataclass(frozen=True)
 class Peak:
-    """FLOP/s that count as 100 %, of one device, and where the number comes from."""
+    """FLOP/s that count as 100 %, of one device.
 
-    flops: float
+    Args:
+        flops: None where a measurement could not be trusted.
+        source: Where the number comes from; without a number why there is none.
+        kept_at: The file that remembers a measurement; None for a datasheet's number.
+    """
+
+    flops: float | None
     source: str
+    kept_at: Path | None = None
+
+    def forget(self) -> None:
+        """Measure anew the next time: training was faster than this measurement."""
+        if self.kept_at is not None:
+            with contextlib.suppress(OSError):
+                self.kept_at.unlink(missing_ok=True)
 
 
 def peak_flops(
@@ -88,7 +106,8 @@ def measured_peak(
 ) -> Peak:
     """The fastest torch.matmul seen on this machine; measured in about 0.3 s and remembered in the cache folder.
 
-    The first few calls on a machine measure again and keep the best, so that one busy moment does not stay.
+    The first few calls on a machine measure again and keep the best. Where other work takes the processors away all
+    the time, there is no number.
     """
     import torch
 
@@ -98,22 +117,34 @@ def measured_peak(
     dtype_name = str(dtype).removeprefix("torch.")
     where = f"{threads} thread{'s' if threads > 1 else ''}" if on_cpu else torch.cuda.get_device_name(device)
     precision = torch.get_float32_matmul_precision() if dtype == torch.float32 else ""
-    key = "|".join([socket.gethostname(), cpu_name(), where, dtype_name, precision, torch.__version__])
+    key = "|".join([socket.gethostname(), cpu_name(), where, dtype_name, precision, torch.__version__, "undisturbed"])
     path = cache_folder() / "matmul_peak" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     best, count = _read_cached(path)
     if count < MEASUREMENTS_KEPT:
-        best = max(best, measure_matmul(device, dtype, threads))
-        if remember:
-            _write_cached(path, {"flops": best, "measurements": count + 1, "of": key})
-    return Peak(best, f"measured matmul peak ({dtype_name}, {where})")
+        measured, waited = measure_matmul(device, dtype, threads)
+        if measured is not None:
+            best = max(best, measured)
+            if remember:
+                _write_cached(path, {"flops": best, "measurements": count + 1, "of": key})
+        elif not best:
+            return Peak(
+                None,
+                f"the peak could not be measured, since the machine is busy: {where} waited {waited:.0%} of the time "
+                "for a processor",
+            )
+    return Peak(best, f"measured matmul peak ({dtype_name}, {where})", path)
 
 
 def measure_matmul(
     device: torch.device | str, dtype: torch.dtype, num_threads: int | None = None, seconds: float = MEASURE_S
-) -> float:
+) -> tuple[float | None, float]:
     """Best FLOP/s of square matrix multiplications of several sizes, in about `seconds` seconds and warming up.
 
-    The numbers multiplied come from a generator of their own: the run's random numbers stay as they are.
+    One counts only if other work did not take the processors away meanwhile. The numbers multiplied come from a
+    generator of their own: the run's random numbers stay as they are.
+
+    Returns:
+        The best, None if all were disturbed; and the share of the time that threads waited for a processor, 0 to 1.
     """
     import torch
 
@@ -121,24 +152,30 @@ def measure_matmul(
     sizes = (256, 512, 1024, 2048) if device.type == "cpu" else (2048, 4096, 8192)
     random = torch.Generator().manual_seed(0)
     threads_before = torch.get_num_threads()
-    best = 0.0
+    best, took_s, waited_s = 0.0, 0.0, 0.0
     try:
         if device.type == "cpu" and num_threads:
             torch.set_num_threads(num_threads)
-        for size in sizes:
-            a = torch.randn(size, size, generator=random).to(device, dtype)
-            flops, took = 2.0 * size**3, _timed_matmul(a, a)  # the first time is warm-up
-            size_end = time.perf_counter() + seconds / len(sizes)
-            while True:
-                took = _timed_matmul(a, a)
-                best = max(best, flops / took)
-                if time.perf_counter() >= size_end:
+        for _ in range(MEASURE_ROUNDS):
+            for size in sizes:
+                a = torch.randn(size, size, generator=random).to(device, dtype)
+                _timed_matmul(a, a)  # warm-up
+                size_end = time.perf_counter() + seconds / len(sizes)
+                while True:
+                    took, waited = _timed_matmul(a, a)
+                    took_s, waited_s = took_s + took, waited_s + waited
+                    if waited <= UNDISTURBED_WAIT * took:
+                        best = max(best, 2.0 * size**3 / took)
+                    if time.perf_counter() >= size_end:
+                        break
+                if took > seconds / len(sizes):  # a slow machine: the next size takes eight times as long
                     break
-            if took > seconds / len(sizes):  # a slow machine: the next size takes eight times as long
+            if best:
                 break
     finally:
         torch.set_num_threads(threads_before)
-    return best
+    threads = (num_threads or threads_before) if device.type == "cpu" else 1
+    return best or None, min(1.0, waited_s / (took_s * threads))
 
 
 def cpu_name() -> str:
@@ -155,19 +192,6 @@ def cpu_name() -> str:
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def total_memory_bytes() -> int:
-    """Memory of this machine, or the limit of this process's control group where that is smaller."""
-    import psutil
-
-    total = int(psutil.virtual_memory().total)
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int(Path("/sys/fs/cgroup", name).read_text()))
-        except (OSError, ValueError):  # no such file, or "max"
-            continue
-    return total
 
 
 def disk_free_bytes(path: Path) -> int:
@@ -200,16 +224,27 @@ def cache_folder() -> Path:
     return Path(named) if named else Path("~/.cache/modlib").expanduser()
 
 
-def _timed_matmul(a: torch.Tensor, b: torch.Tensor) -> float:
+def _timed_matmul(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """Seconds that it took, and seconds that this process's threads waited for a processor meanwhile."""
     import torch
 
     if a.is_cuda:
         torch.cuda.synchronize(a.device)
-    start = time.perf_counter()
+    waited, start = _waited_s(), time.perf_counter()
     torch.matmul(a, b)
     if a.is_cuda:
         torch.cuda.synchronize(a.device)
-    return max(time.perf_counter() - start, 1e-9)
+    took = time.perf_counter() - start
+    return max(took, 1e-9), _waited_s() - waited
+
+
+def _waited_s() -> float:
+    """Seconds that this process's threads were ready to run and had no processor; 0 where the system does not say."""
+    waited_ns = 0
+    for path in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            waited_ns += int(path.read_text().split()[1])
+    return waited_ns * 1e-9
 
 
 def _boundary(word: str, name: str) -> bool:
@@ -218,11 +253,18 @@ def _boundary(word: str, name: str) -> bool:
     return not rest or not rest[0].isalnum() or (name.startswith("MI") and rest == "X")
 
 
+class PeakRecord(TypedDict):
+    """A remembered measurement of a device."""
+
+    flops: float
+    measurements: int
+
+
 def _read_cached(path: Path) -> tuple[float, int]:
     try:
-        cached = json.loads(path.read_text())
-        return float(cached["flops"]), int(cached["measurements"])
-    except (OSError, ValueError, KeyError, TypeError):
+        cached = read_json(path, PeakRecord, finite=True)
+        return float(cached["flops"]), cached["measurements"]
+    except JSONError:
         return 0.0, 0
 
 

@@ -5,34 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import TypedDict
 
+from modlib.runtime import bookkeeping
 from modlib.runtime.durable import atomic_write_text
-from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ModlibError, Preempted
+from modlib.runtime.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ModlibError, Preempted, StoppedEarly
+from modlib.runtime.limits import as_limit
+from modlib.runtime.secrets import mask
 
 logger = logging.getLogger("modlib")
 
-_SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
-_SHORTEST_SECRET = 8  # shorter values ("true", "1") would turn ordinary text into stars
-
-
-def redact(text: str) -> str:
-    """Replace the values of secret environment variables (names with KEY, TOKEN, SECRET, PASSW) by `***`."""
-    secrets = {
-        value for name, value in os.environ.items() if len(value) >= _SHORTEST_SECRET and _SECRET_NAME.search(name)
-    }
-    for value in sorted(secrets, key=len, reverse=True):  # a longer one may contain a shorter one
-        text = text.replace(value, "***")
-    return text
-
 
 class _Formatter(logging.Formatter):
-    """One line per record, redacted; tracebacks of expected errors only where asked for."""
+    """One line per record, without secrets; tracebacks of expected errors only where asked for."""
 
     def __init__(self, line: str, *, tracebacks: bool) -> None:
         super().__init__(line, datefmt="%Y-%m-%d %H:%M:%S")
@@ -42,7 +32,7 @@ class _Formatter(logging.Formatter):
         if not self.tracebacks and record.exc_info and isinstance(record.exc_info[1], ModlibError):
             record = logging.makeLogRecord(record.__dict__ | {"exc_info": None, "exc_text": None})
         record.exc_text = None  # formatted anew: another handler may have cached its own
-        return redact(super().format(record))
+        return mask(super().format(record))
 
 
 class _TerminalFormatter(_Formatter):
@@ -76,8 +66,16 @@ class _StderrHandler(logging.StreamHandler):
 class _FileHandler(logging.FileHandler):
     """Appends to the rank's file; a full disk does not disturb training."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Say nothing: the terminal has the message too."""
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002  logging's name
+        """Count it; the terminal has the message too."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            bookkeeping.note("the log file", error)
+
+    def close(self) -> None:
+        """Close the file, whether or not it takes what is left to write."""
+        with bookkeeping.write_or_warn("the log file"):
+            super().close()
 
 
 def start_logging(
@@ -94,12 +92,17 @@ def start_logging(
         level: The least level written.
     """
     stop_logging()
+    unopened: OSError | None = None
     prefix = f"[rank {rank}] " if world_size > 1 else ""
     handlers: list[logging.Handler] = []
     if log_file is not None:
-        file_handler = _FileHandler(log_file, encoding="utf-8")
-        file_handler.setFormatter(_Formatter(f"%(asctime)s {prefix}%(levelname)s %(message)s", tracebacks=True))
-        handlers.append(file_handler)
+        try:
+            file_handler = _FileHandler(log_file, encoding="utf-8")
+        except OSError as error:  # the terminal has every message too
+            unopened, log_file = error, None
+        else:
+            file_handler.setFormatter(_Formatter(f"%(asctime)s {prefix}%(levelname)s %(message)s", tracebacks=True))
+            handlers.append(file_handler)
     if log_file is None or not _is_stderr(log_file):
         terminal = _StderrHandler()
         terminal.setFormatter(_TerminalFormatter(f"{prefix}%(message)s", tracebacks=False))
@@ -109,6 +112,8 @@ def start_logging(
         logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
+    if unopened is not None:
+        bookkeeping.note("the log file", unopened)
 
 
 def stop_logging() -> None:
@@ -129,7 +134,7 @@ def _is_stderr(path: Path) -> bool:
 
 def exit_code_of(error: BaseException) -> int:
     """The exit code of an error's class; 1 for what modlib did not expect."""
-    if isinstance(error, ModlibError):
+    if isinstance(error, (ModlibError, StoppedEarly)):
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
@@ -150,9 +155,14 @@ def report_error(error: BaseException, *, record_path: Path | None = None, rank:
         record_path: JSON file to write for the launcher, usually `attempt.error_path(rank)`.
         rank: The failing rank, for the record.
     """
+    if (met := as_limit(error)) is not None:
+        met.__cause__ = error  # whose traceback the log file shows
+        error = met
     code = exit_code_of(error)
     if code == EXIT_PREEMPTED and isinstance(error, Preempted):
         logger.warning("%s", error)
+    elif isinstance(error, StoppedEarly):
+        logger.warning("%s; %s", error, error.kept)
     elif not isinstance(error, (SystemExit, KeyboardInterrupt)):
         text = error if isinstance(error, ModlibError) else "unexpected error"
         # with a record the terminal stays silent: it would show several ranks' errors, in no order
@@ -160,6 +170,20 @@ def report_error(error: BaseException, *, record_path: Path | None = None, rank:
     if record_path is not None:
         _write_record(record_path, error, code, rank)
     return code
+
+
+class ErrorRecord(TypedDict, total=False):
+    """What a failing rank leaves for the launcher."""
+
+    rank: int
+    host: str
+    pid: int
+    time: float
+    type: str
+    message: str
+    traceback: str
+    exit_code: int
+    hosts: list[str]
 
 
 def _write_record(path: Path, error: BaseException, code: int, rank: int) -> None:
@@ -170,12 +194,10 @@ def _write_record(path: Path, error: BaseException, code: int, rank: int) -> Non
         "pid": os.getpid(),
         "time": time.time(),
         "type": type(error).__name__,
-        "message": redact(str(error)),
-        "traceback": "" if expected else redact("".join(traceback.format_exception(error))),
+        "message": mask(str(error)),
+        "traceback": "" if expected else mask("".join(traceback.format_exception(error))),
         "exit_code": code,
         "hosts": list(getattr(error, "hosts", ())),  # that an error of the cluster blames
     }
-    try:
+    with bookkeeping.write_or_warn(f"the record of this error ({path})"):
         atomic_write_text(path, json.dumps(record, indent=1))
-    except OSError as failure:
-        logger.warning("cannot write %s: %s", path, failure)

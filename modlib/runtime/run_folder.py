@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import importlib.metadata
 import json
-import logging
 import os
 import platform
 import re
-import socket
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-import psutil
-
-from modlib.runtime import durable
+from modlib.runtime import bookkeeping, durable, run_lock
 from modlib.runtime.errors import ConfigError, RunFolderError
-
-logger = logging.getLogger("modlib")
+from modlib.runtime.json_files import JSONError, read_json
+from modlib.runtime.secrets import mask, masked, why_secret
 
 SWEEP_FILE = "sweep.json"  # in the folder of a sweep, beside the folders of its points
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-LEASE_RENEWED_S = 8.0
-LEASE_LASTS_S = 25.0  # three renewals
-CLOCKS_DIFFER_S = 60.0  # hosts and file servers agree on the time to within this
-SETTLE_S = 0.3
+WRITE_TEST = ".write-test-"
+# what `create` and `durable.atomic_write_text` leave when they are killed
+LEFTOVER = re.compile(rf"\.(.+\.[0-9a-f]{{8}}\.tmp|{re.escape(WRITE_TEST[1:])}\d+)")
+OLD_S = 60.0  # such files live for milliseconds
 
 
 def check_name(name: str) -> str:
@@ -46,7 +40,71 @@ def check_name(name: str) -> str:
             f"name ({name!r}) must be 1 to 64 letters, digits, '.', '_' or '-', the first a letter or digit; "
             "it is a name, not a path: choose the place with --runs_dir"
         )
+    if why := why_secret("", name):
+        raise ConfigError(f"name ({mask(name)}) must not hold {why}: it is written everywhere; choose another --name")
     return name
+
+
+class JobRecord(TypedDict, total=False):
+    """What run.json keeps of a submission to SLURM."""
+
+    job_ids: list[str]
+    config_sha256: str
+    attempts_before: int
+
+
+class DataRecord(TypedDict, total=False):
+    """What run.json keeps of a dataset."""
+
+    use: str
+    name: str
+    fingerprint: str
+    files: list[dict[str, str]]
+
+
+class RunRecord(TypedDict, total=False):
+    """The fields of run.json that modlib reads, beside others that it only writes."""
+
+    name: str
+    status: str | None
+    step: int
+    num_steps: int
+    attempts: int
+    host: str
+    pid: int
+    started: float | None
+    inode: int
+    lost_steps: int
+    world_size: int
+    executor: str | None
+    exit_code: int | None
+    checkpoint_bytes: int
+    config_hash: str
+    sample: str | None
+    lost_metrics: int
+    sweep: str
+    slurm: JobRecord
+    excluded_hosts: list[str]
+    data: list[DataRecord]
+    versions: dict[str, str]
+    git_commit: str | None
+    git_dirty: bool | None
+    working_directory: str
+    device: str
+    num_threads: int
+    reproduces: str | None
+    wandb_url: str | None
+    log_every: Any  # [[first step, steps between two lines of training], ...]
+    metrics_missing: Any  # [[first, last step], ...] of lines that were lost
+
+
+class EndingRecord(TypedDict, total=False):
+    """The fields of exit.json."""
+
+    reason: str
+    step: int | None
+    exit_code: int | None
+    time: float
 
 
 @dataclass(frozen=True)
@@ -89,19 +147,20 @@ class Attempt:
         return self.path / "exit.json"
 
     def finish(self, reason: str, step: int | None, exit_code: int | None) -> None:
-        """Record how the attempt ended.
+        """Record how the attempt ended, or warn.
 
         Args:
             reason: "finished", "stopped", "failed" or "died".
             step: Optimizer steps done; None when unknown.
             exit_code: None when nobody was left to see it.
         """
-        ending = {"reason": reason, "step": step, "exit_code": exit_code, "time": time.time()}
-        durable.atomic_write_text(self.exit_path, json.dumps(ending, indent=1) + "\n")
+        ending = {"reason": mask(reason), "step": step, "exit_code": exit_code, "time": time.time()}
+        with bookkeeping.write_or_warn("exit.json"):
+            durable.atomic_write_text(self.exit_path, json.dumps(ending, indent=1) + "\n")
 
     def ending(self) -> dict[str, Any]:
         """What `finish` recorded; empty before."""
-        return _read_json(self.exit_path)
+        return dict(_read_json(self.exit_path, EndingRecord))
 
 
 class RunFolder:
@@ -114,6 +173,8 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.name = self.path.name
+        self._pinned: int | None = None
+        self._waiting: dict[str, Any] = {}  # for run.json
 
     @property
     def config_path(self) -> Path:
@@ -157,13 +218,40 @@ class RunFolder:
         return parent.name if (parent / SWEEP_FILE).is_file() else None
 
     def read(self) -> dict[str, Any]:
-        """run.json; empty when it is missing or torn."""
-        return _read_json(self.run_json_path)
+        """run.json; empty when it is missing, torn, or not what modlib writes."""
+        return dict(_read_json(self.run_json_path, RunRecord))
+
+    def damage(self) -> str:
+        """What keeps run.json from being read; "" where nothing does."""
+        try:
+            read_json(self.run_json_path, RunRecord)
+        except JSONError as error:
+            return "run.json is missing" if error.missing else f"run.json {error.problem}"
+        return ""
 
     def update(self, **fields: Any) -> None:
-        """Merge fields into run.json, in one rename; processes that do so at once lose nothing."""
+        """Merge fields into run.json, in one rename; processes that do so at once lose nothing.
+
+        Raises:
+            RunFolderError: Another folder, or none, is in the place of a pinned one.
+        """
+        self.require_in_place()
         with _exclusive(self.path):
-            durable.atomic_write_text(self.run_json_path, json.dumps({**self.read(), **fields}, indent=1) + "\n")
+            durable.atomic_write_text(
+                self.run_json_path, json.dumps({**self.read(), **masked("", fields)}, indent=1) + "\n"
+            )
+
+    def note(self, **fields: Any) -> None:
+        """Merge fields into run.json, or warn; what could not be written is written with the next ones.
+
+        Raises:
+            RunFolderError: Another folder, or none, is in the place of a pinned one.
+        """
+        self._waiting |= fields
+        with bookkeeping.write_or_warn("run.json"):
+            self.update(**self._waiting)
+            self._waiting = {}
+            bookkeeping.made_good("run.json")
 
     def create(self) -> None:
         """Make the folder and what every run has in it.
@@ -174,19 +262,23 @@ class RunFolder:
         try:
             for folder in (self.path, self.checkpoints_path, self.attempts_path):
                 folder.mkdir(parents=True, exist_ok=True)
-            test = self.path / f".write-test-{os.getpid()}"  # another process may be testing too
-            durable.atomic_write_text(test, "written, waited for and renamed\n")
-            test.unlink()
+            with _exclusive(self.path):  # else another process would take the test for a leftover
+                test = self.path / f"{WRITE_TEST}{os.getpid()}"  # another process may be testing too
+                durable.atomic_write_text(test, "written, waited for and renamed\n")
+                test.unlink()
         except OSError as error:
-            raise RunFolderError(_unwritable("runs_dir", self.path.parent, error)) from error
+            raise RunFolderError(run_lock.unwritable("runs_dir", self.path.parent, error)) from error
 
     def begin_attempt(self) -> Attempt:
         """Start the next attempt and say in run.json that the run is running here."""
         self.close_attempts()
+        self._remove_leftovers()
         number = self.num_attempts + 1
         attempt = self.attempt(number)
         attempt.logs_path.mkdir(parents=True)
-        self.update(status="running", attempts=number, host=socket.gethostname(), pid=os.getpid(), versions=versions())
+        inode = self.path.stat().st_ino  # a copy of the folder is told by it
+        process = run_lock.this_process()
+        self.update(status="running", attempts=number, lost_steps=0, inode=inode, **process, versions=versions())
         return attempt
 
     def close_attempts(self) -> None:
@@ -194,6 +286,16 @@ class RunFolder:
         last = self.attempt(self.num_attempts)
         if last.path.is_dir() and not last.exit_path.exists():
             last.finish("died", self.read().get("step"), None)
+
+    def _remove_leftovers(self) -> None:
+        """Remove what processes left that were killed while they wrote; for who holds the run's lock."""
+        last = self.attempt(self.num_attempts)
+        with _exclusive(self.path) as alone:
+            for folder in (self.path, last.path, last.logs_path):
+                for path in folder.glob(".*") if folder.is_dir() else ():
+                    if LEFTOVER.fullmatch(path.name) and (alone or time.time() - path.stat().st_mtime > OLD_S):
+                        with contextlib.suppress(OSError):
+                            path.unlink()
 
     def current_attempt(self) -> Attempt:
         """The newest attempt, as a worker of it sees it."""
@@ -211,51 +313,60 @@ class RunFolder:
         return Attempt(number, self.attempts_path / f"{number:04d}")
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for this process: nobody else may train into the folder meanwhile.
+    def lock(self, *, lost: run_lock.Lost | None = None) -> Iterator[None]:
+        """Hold the run for this process: nobody else may train into the folder meanwhile; pins it.
 
-        A file lock decides where the file system has locks that all hosts see. The lease decides elsewhere, and names
-        host, pid and start time. A lease of this host counts while its process lives; one of another host counts while
-        it is renewed, which is watched for LEASE_LASTS_S where it looks fresh.
+        Where the folder or the lease in it is moved, removed or replaced, this process ends with exit code 4.
+
+        Args:
+            lost: Called by another thread right before that end, with the error; None logs it.
 
         Raises:
             RunFolderError: Another process holds it, or the folder cannot be written.
         """
-        path = self.path / "lease.json"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise RunFolderError(_unwritable("run folder", self.path, error)) from error
-        _leases_held.add(descriptor)
-        try:
-            holder = _read_json(path)
-            locked = _lock_file(descriptor)
-            if locked is False or _holds(path, holder):
-                raise RunFolderError(self._held_by(holder))
-            if holder:
-                logger.info("taking over from process %s on %s, which is gone", holder.get("pid"), holder.get("host"))
-            lease = {
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "started": _start_time(os.getpid()),
-                "since": time.time(),
-            }
-            data = json.dumps(lease).encode()
-            os.pwrite(descriptor, data, 0)
-            os.ftruncate(descriptor, len(data))
-            os.fsync(descriptor)
-            if locked is None:
-                time.sleep(SETTLE_S)  # of two that saw the folder free, the one that wrote last has it
-                if (winner := _read_json(path)) != lease:
-                    raise RunFolderError(self._held_by(winner))
+        with run_lock.held(self.path, last_trainer=self._last_trainer, lost=lost):
+            self.pin()
             try:
-                with _renewing(descriptor):
-                    yield
+                yield
             finally:
-                os.ftruncate(descriptor, 0)
-        finally:
-            _leases_held.discard(descriptor)
-            os.close(descriptor)
+                self._unpin()
+
+    def pin(self) -> None:
+        """From here on `update` and `require_in_place` refuse another folder at the path, or none."""
+        self._unpin()
+        self._pinned = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _unpin(self) -> None:
+        if self._pinned is not None:
+            os.close(self._pinned)
+            self._pinned = None
+
+    def require_in_place(self) -> None:
+        """See that the path still leads to the pinned folder; ask before writing by path.
+
+        Raises:
+            RunFolderError: It was moved, removed or replaced.
+        """
+        if self._pinned is None:
+            return
+        try:
+            in_place = os.path.samestat(self.path.stat(), os.fstat(self._pinned))
+        except (FileNotFoundError, NotADirectoryError):
+            in_place = False
+        except OSError:  # the disk has a bad moment; who writes will see
+            return
+        if not in_place:
+            raise RunFolderError(
+                f"run folder ({self.path}) must stay in its place while a run trains, but was moved, removed or "
+                "replaced; nothing more is written there"
+            )
+
+    def _last_trainer(self) -> dict[str, Any]:
+        """Who began an attempt in this folder and has not said that it ended; empty for nobody."""
+        state = self.read()
+        if state.get("status") != "running" or state.get("inode", -1) != self.path.stat().st_ino:
+            return {}
+        return state
 
     def holder(self) -> dict[str, Any] | None:
         """Who trains into the folder now, as far as one look tells; neither takes nor disturbs the lock.
@@ -264,26 +375,7 @@ class RunFolder:
         None when nobody holds it, when the process is of this host and gone, and when it is of another host and has
         not renewed its lease for longer than clocks may differ.
         """
-        path = self.path / "lease.json"
-        holder = _read_json(path)
-        try:
-            renewed = path.stat().st_mtime
-        except OSError:
-            return None
-        if not holder:
-            return None
-        if holder.get("host") == socket.gethostname():
-            alive = _lives_here(holder)
-        else:
-            alive = time.time() - renewed <= LEASE_LASTS_S + CLOCKS_DIFFER_S
-        return {**holder, "renewed": renewed} if alive else None
-
-    def _held_by(self, holder: dict[str, Any]) -> str:
-        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"])) if "since" in holder else "unknown"
-        return (
-            f"run folder ({self.path}) must have one trainer at a time: process {holder.get('pid', '?')} on "
-            f"{holder.get('host', '?')} holds it since {since}; wait for it, stop it, or choose another --name"
-        )
+        return run_lock.holder(self.path)
 
 
 def versions() -> dict[str, str]:
@@ -298,115 +390,23 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Let one process at a time change a file of the folder; without effect where there are no locks."""
+def _exclusive(folder: Path) -> Iterator[bool]:
+    """Let one process at a time change a file of the folder; yields False where there are no locks."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with contextlib.suppress(OSError):
+        alone = True
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            alone = False
+        yield alone
     finally:
         os.close(descriptor)
 
 
-def _unwritable(name: str, folder: Path, error: OSError) -> str:
-    return (
-        f"{name} ({folder}) must be a folder that can be written: {error.strerror or error}; "
-        "choose another with --runs_dir"
-    )
-
-
-def _lock_file(descriptor: int) -> bool | None:
-    """Take the file's lock: whether it was free, or None where the file system has no locks."""
+def _read_json(path: Path, schema: Any) -> dict[str, Any]:
+    """The object in a JSON file; empty when it is missing or damaged."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return False if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
-    return True
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty when it is missing or torn."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path, schema)  # type: ignore[no-any-return]
+    except JSONError:
         return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _holds(path: Path, holder: dict[str, Any]) -> bool:
-    """Whether a lease still counts, for file systems whose locks are missing or seen by one host only."""
-    if not holder:
-        return False
-    if holder.get("host") == socket.gethostname():
-        return _lives_here(holder)
-    return _is_renewed(path, holder)
-
-
-def _lives_here(holder: dict[str, Any]) -> bool:
-    """Whether the process that wrote a lease on this host still lives."""
-    try:
-        pid, since = int(holder.get("pid", 0)), float(holder.get("started") or 0)
-    except (TypeError, ValueError):
-        return False
-    started = _start_time(pid)
-    return started is not None and abs(started - since) < 1.0
-
-
-def _is_renewed(path: Path, holder: dict[str, Any]) -> bool:
-    """Watch the lease of another host for as long as it may take to be renewed. Needs no clock in common with it."""
-    before = path.stat().st_mtime_ns
-    if time.time() - before / 1e9 > LEASE_LASTS_S + CLOCKS_DIFFER_S:
-        return False
-    logger.info(
-        "watching for %g s whether process %s on %s still renews its lease",
-        LEASE_LASTS_S,
-        holder.get("pid"),
-        holder.get("host"),
-    )
-    deadline = time.monotonic() + LEASE_LASTS_S
-    while time.monotonic() < deadline:
-        if path.stat().st_mtime_ns != before:
-            return True
-        time.sleep(0.1)
-    return False
-
-
-@contextmanager
-def _renewing(descriptor: int) -> Iterator[None]:
-    """Touch the lease now and then, so that other hosts see that its holder lives."""
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(LEASE_RENEWED_S):
-            with contextlib.suppress(OSError):
-                os.utime(descriptor)
-
-    thread = threading.Thread(target=renew, name="modlib-lease", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _start_time(pid: int) -> float | None:
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
-    except (psutil.Error, ValueError):
-        return None
-
-
-_leases_held: set[int] = set()
-
-
-def _let_go_in_child() -> None:
-    """A forked data worker that outlives its trainer must not keep the run locked."""
-    while _leases_held:
-        with contextlib.suppress(OSError):
-            os.close(_leases_held.pop())
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)

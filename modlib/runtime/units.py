@@ -13,6 +13,17 @@ def format_count(count: float) -> str:
     return _scaled(count, 1000.0, ("", "k", "M", "B", "T"))
 
 
+def format_both(count: int) -> str:
+    """A number exactly and in short, where these are not the same: "4,915,200 = 4.92M", "384"."""
+    short = format_count(count)
+    return f"{count:,}" if short == str(count) else f"{count:,} = {short}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things: "1 run", "2 runs", "1,200 files"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def format_flops(flops: float, per_second: bool = False) -> str:
     """Floating-point operations: "3.4 PFLOP", or with `per_second` a rate: "989 TFLOP/s"."""
     number, prefix = _scaled_parts(flops, 1000.0, _THOUSANDS)

@@ -15,10 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from modlib.runtime.errors import EXIT_HANG, HangError
+from modlib.runtime.hard_exit import end_now
 
 logger = logging.getLogger("modlib")
 
@@ -120,10 +122,7 @@ class Watchdog:
         return len(self._hosts) > 1 and folder.is_dir() and bool(_found(self._stacks_path, len(self._hosts)))
 
     def _end(self, doing: _Doing) -> None:
-        speaker = threading.Thread(target=self._speak, args=(doing,), daemon=True)
-        speaker.start()
-        speaker.join(self._wait_s + _LAST_WORDS_S)
-        os._exit(EXIT_HANG)
+        end_now(EXIT_HANG, partial(self._speak, doing), self._wait_s + _LAST_WORDS_S)
 
     def _speak(self, doing: _Doing) -> None:
         assert self._stacks_path is not None
@@ -165,7 +164,7 @@ def _is_debugged() -> bool:
 
 def write_stacks(path: Path, header: str = "") -> None:
     """Append the stacks of all threads to a file, below a header, and wait for the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # in an attempt that is there, or was taken away with its run
     with open(path, "a") as file:
         if header:
             file.write(f"{header}\n")

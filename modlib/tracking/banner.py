@@ -11,9 +11,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from modlib.runtime.units import format_bytes, format_count, format_flops, format_seconds
-from modlib.tracking.plan import Plan
+from modlib.runtime.units import counted, format_both, format_bytes, format_flops, format_seconds
 from modlib.tracking.plot import plot
+from modlib.tracking.run_plan import Plan
 
 WIDE = 110  # columns from which the parameter table and the learning rate stand side by side
 WIDEST = 130
@@ -55,7 +55,7 @@ def parameter_table(plan: Plan) -> Table:
     table.add_column("count", justify="right", min_width=14)
     table.add_column("share", justify="right")
     for part, count in plan.parameter_table:
-        table.add_row(part, f"{count:,}", f"{100 * count / max(total, 1):.1f}%")
+        table.add_row(Text(part), f"{count:,}", f"{100 * count / max(total, 1):.1f}%")
     if plan.parameter_table:
         table.add_section()
     for name in ("total", "trainable", "non_embedding"):
@@ -71,7 +71,7 @@ def key_values(rows: Iterable[tuple[str, str]]) -> Table:
     grid.add_column(style="cyan", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(name, Text(value))
+        grid.add_row(Text(name), Text(value))
     return grid
 
 
@@ -120,7 +120,7 @@ def _batch_in_words(plan: Plan) -> str:
 
 
 def _tokens_in_words(plan: Plan) -> str:
-    words = f"{plan.num_tokens:,} = {format_count(plan.num_tokens)}"
+    words = format_both(plan.num_tokens)
     if (epochs := plan.num_epochs) is not None:
         words += f", {epochs:.3g} epochs"
     return words + f", {plan.num_tokens / max(1, plan.parameters['total']):.3g} per parameter"
@@ -141,7 +141,7 @@ def _data_in_words(plan: Plan) -> str:
 def _hardware_in_words(plan: Plan) -> str:
     words = f"{plan.world_size} x {plan.device}"
     if plan.num_threads:
-        words += f", {plan.num_threads} thread{'s' if plan.num_threads > 1 else ''} each"
+        words += f", {counted(plan.num_threads, 'thread')} each"
     words += f", {plan.precision}"
     if plan.peak_flops:
         words += f", {format_flops(plan.peak_flops, per_second=True)} per rank"

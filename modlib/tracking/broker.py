@@ -7,11 +7,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from modlib.tracking.messages import Message, StepDone
+from modlib.runtime.units import counted
+from modlib.tracking.messages import Message, RunEnded, StepDone, without_secrets
 
 logger = logging.getLogger("modlib")
 
@@ -23,8 +24,9 @@ class Subscriber(Protocol):
 
     Optional attributes: `synchronous = True` runs `receive` inside `publish` (for what must be on disk when publish
     returns); `receives` is the tuple of message types wanted (default: all but StepDone); `close_s` is how long `close`
-    may take where that is longer than others get; `once_per_run = True` says that it has files of its own in the run
-    folder, so that a second of its kind is refused.
+    may take where that is longer than others get, and `patient_close_s` at the end of a finished run;
+    `once_per_run = True` says that it has files of its own in the run folder, so that a second of its kind is refused;
+    `waiting` is the number of records that it could not write yet and tries again at every message.
     """
 
     def receive(self, message: Any) -> None:
@@ -44,6 +46,11 @@ class Missed:
     def __bool__(self) -> bool:
         return bool(self.failed or self.dropped)
 
+    def __str__(self) -> str:
+        failed = f"{counted(self.failed, 'message')} could not be recorded" if self.failed else ""
+        dropped = f"{counted(self.dropped, 'message')} came too fast" if self.dropped else ""
+        return ", ".join(filter(None, [failed, dropped]))
+
 
 class Broker:
     """Publishes messages to subscribers.
@@ -61,7 +68,7 @@ class Broker:
     def __init__(
         self, subscribers: Iterable[Subscriber] = (), *, capacity: int = 10_000, stall_s: float = 30.0
     ) -> None:
-        self._closed = False
+        self._closed = self._finished = False
         self._synchronous: list[_Direct] = []
         self._queued: list[_Queued] = []
         for subscriber in subscribers:
@@ -85,9 +92,11 @@ class Broker:
         return cls(subscribers)
 
     def publish(self, message: Message) -> None:
-        """Hand the message to every subscriber. Never raises and never waits for a queued subscriber."""
+        """Hand the message, without secrets, to every subscriber. Never raises, never waits for a queued subscriber."""
         if self._closed:
             return
+        message = without_secrets(message)
+        self._finished = isinstance(message, RunEnded) and message.reason == "finished"
         for direct in self._synchronous:
             direct.deliver(message)
         for queued in self._queued:
@@ -96,10 +105,16 @@ class Broker:
     @property
     def missed(self) -> dict[str, Missed]:
         """Subscriber name -> what it missed, of those that missed something."""
-        return {delivery.name: delivery.missed for delivery in (*self._synchronous, *self._queued) if delivery.missed}
+        return {one.name: one.lost for one in (*self._synchronous, *self._queued) if one.lost}
+
+    @property
+    def lost_metrics(self) -> int:
+        """Lines of metrics that those who write them synchronously could not write; the most of one of them."""
+        return max((getattr(one.subscriber, "lost_metrics", 0) for one in self._synchronous), default=0)
 
     def close(self, timeout_s: float = 10.0) -> None:
-        """Let subscribers finish what is queued, for at most `timeout_s` seconds in all, or the longest `close_s`.
+        """Let subscribers finish what is queued, for at most `timeout_s` seconds in all, or the longest `close_s`
+        (`patient_close_s` after a finished run).
 
         A hung one is left behind.
         """
@@ -112,7 +127,8 @@ class Broker:
         for queued in self._queued:
             queued.end()
         for queued in self._queued:
-            queued.join(started, max(timeout_s, queued.close_s))
+            own_s = queued.patient_close_s if self._finished else queued.close_s
+            queued.join(started, max(timeout_s, own_s))
 
 
 class _Delivery:
@@ -124,6 +140,12 @@ class _Delivery:
         self.missed = Missed()
         self.receives: tuple[type, ...] | None = getattr(subscriber, "receives", None)
         self._warned: set[str] = set()
+
+    @property
+    def lost(self) -> Missed:
+        """What it missed for good: what waits counts, what was written at another try does not."""
+        waiting = getattr(self.subscriber, "waiting", None)
+        return self.missed if waiting is None else replace(self.missed, failed=waiting)
 
     def wants(self, message: Message) -> bool:
         if self.receives is None:
@@ -144,10 +166,12 @@ class _Delivery:
 
     def _failed(self, what: str, error: BaseException) -> None:
         self.missed.failed += 1
+        kept = hasattr(self.subscriber, "waiting")
+        then = "keeps it for the next try" if kept else "misses this message and gets the next"
         self.warn_once(
             "failed",
-            f"subscriber {self.name} failed on {what} ({_in_words(error)}); training goes on, {self.name} misses this "
-            f"message and gets the next; further failures are only counted",
+            f"subscriber {self.name} failed on {what} ({_in_words(error)}); training goes on, {self.name} {then}; "
+            "further failures are only counted",
         )
 
     def warn_once(self, kind: str, text: str) -> None:
@@ -179,6 +203,7 @@ class _Queued(_Delivery):
     def __init__(self, subscriber: Subscriber, capacity: int, stall_s: float) -> None:
         super().__init__(subscriber)
         self.close_s: float = getattr(subscriber, "close_s", 0.0)
+        self.patient_close_s: float = getattr(subscriber, "patient_close_s", self.close_s)
         self._capacity = capacity
         self._stall_s = stall_s
         self._messages: deque[Message] = deque()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.json_files import JSONError, read_json
 
 COMPUTED = ("parameters", "plan", "mfu")
 """Kinds of claims that need no training."""
@@ -89,7 +89,7 @@ class Claim:
         return {"metric": self.metric, "at": self.at, "until": self.until, "reaches": self.reaches}
 
     def measure(self, lines: Iterable[Mapping[str, Any]]) -> float | None:
-        """The value in a run's metrics; None where they do not have it, inf for a value that was never reached.
+        """The value in a run's metrics; None if it is missing, inf if the target was never reached.
 
         Args:
             lines: Of metrics.jsonl.
@@ -139,6 +139,13 @@ class Expected:
     claims: tuple[Claim, ...]
 
 
+class ExpectedRecord(TypedDict):
+    """What expected.json holds."""
+
+    paper: str
+    claims: list[dict[str, Any]]
+
+
 def read_expected(path: Path) -> Expected:
     """The claims of an experiment.
 
@@ -146,10 +153,10 @@ def read_expected(path: Path) -> Expected:
         ConfigError: It cannot be read, or a claim is not one; all problems at once.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        paper, rows = content["paper"], content["claims"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} must be a JSON object with paper and claims; {error!r}") from error
+        content = read_json(path, ExpectedRecord)
+    except JSONError as error:
+        raise ConfigError(f"{error}; expected.json has a paper and its claims") from error
+    paper, rows = content["paper"], content["claims"]
     problems = [f"{path}: {problem}" for number, row in enumerate(rows, 1) for problem in _problems(row, number)]
     names = [row.get("name") for row in rows]
     problems += [f"{path}: claim {name!r} is there twice; give each its own name" for name in _twice(names)]

@@ -107,7 +107,6 @@ class CSV:
 
     def _rewrite(self, rows: Iterable[Mapping[str, str]]) -> None:
         """The whole file anew; readers see the old one or the new one."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._path.with_name(self._path.name + ".tmp")
         with open(aside, "wb") as file:
             if self._columns:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
+
+from modlib.runtime.secrets import masked, masked_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class RunStarted:
         config_text: The complete resolved configuration.
         resolved: The same as dotted name -> value.
         info: Anything else worth recording, e.g. versions and device.
+        chosen: What was set for this run: on the command line, then its macros, then the rest.
     """
 
     run_name: str
@@ -33,6 +36,7 @@ class RunStarted:
     config_text: str = ""
     resolved: Mapping[str, Any] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,3 +109,17 @@ class RunEnded:
 
 
 Message = RunStarted | StepDone | MetricsLogged | TextLogged | CheckpointSaved | Notice | RunEnded
+
+
+def without_secrets(message: Message) -> Message:
+    """The message with `***` for every secret: subscribers write to files, terminals and services."""
+    if isinstance(message, StepDone):
+        return message
+    changed: dict[str, Any] = {}
+    for one in fields(message):
+        value = getattr(message, one.name)
+        is_config = one.name == "config_text" and isinstance(value, str)
+        found = masked_config(value) if is_config else masked("", value)
+        if found != value:
+            changed[one.name] = found
+    return replace(message, **changed) if changed else message

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from modlib.components import component
+from modlib.runtime.console import PlainConsole
 from modlib.runtime.units import format_bytes, format_seconds
 from modlib.tracking.lines import Clock, Lines, format_value, printable, split_evaluations
 from modlib.tracking.messages import (
@@ -56,7 +57,7 @@ class RichProgress:
 
     def __init__(
         self,
-        run_path: Path | None = None,
+        run_path: Path | None = None,  # noqa: ARG002  every subscriber is called with it
         *,
         style: Literal["auto", "live", "lines"] = "auto",
         refresh_per_second: float = 2.0,
@@ -93,7 +94,7 @@ class _Live:
     """Two lines at the bottom of the terminal; evaluations, checkpoints, samples and notices scroll by above them."""
 
     def __init__(self, refresh_per_second: float, console: Console | None = None) -> None:
-        self._console = console or _QuietConsole(stderr=True, force_terminal=True, highlight=False)
+        self._console = console or _QuietConsole(stderr=True, force_terminal=True)
         self._refresh_per_second = refresh_per_second
         self._live: Live | None = None
         self._moved_handlers: list[tuple[logging.StreamHandler[Any], Any]] = []
@@ -164,7 +165,7 @@ class _Live:
         self._console.print(renderable, soft_wrap=isinstance(renderable, Text))
 
 
-class _QuietConsole(Console):
+class _QuietConsole(PlainConsole):
     """rich answers a broken pipe by ending the process; here the display ends and training goes on."""
 
     def on_broken_pipe(self) -> None:
@@ -229,11 +230,11 @@ def evaluation_line(step: int, name: str, values: dict[str, float]) -> Text:
 
 
 def checkpoint_line(message: CheckpointSaved) -> Text:
-    """`checkpoint  step 200  step-00000200  48 MiB in 0.4s`."""
+    """`checkpoint  step 200  48 MiB in 0.4s`."""
     return Text.assemble(
         ("checkpoint  ", "bold blue"),
         (f"step {message.step}  ", "cyan"),
-        (f"{message.path.name}  {format_bytes(message.bytes)} in {format_seconds(message.seconds)}", ""),
+        (f"{format_bytes(message.bytes)} in {format_seconds(message.seconds)}", ""),
     )
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from modlib.components import component
+from modlib.runtime.console import PlainConsole
 from modlib.tracking.lines import format_value
 from modlib.tracking.messages import MetricsLogged, RunEnded, RunStarted
 
@@ -39,7 +40,7 @@ class RichResults:
 
     def __init__(
         self,
-        run_path: Path | None = None,
+        run_path: Path | None = None,  # noqa: ARG002  every subscriber is called with it
         *,
         every: Literal["evaluation", "log"] = "evaluation",
         style: Literal["auto", "table", "lines"] = "auto",
@@ -123,7 +124,7 @@ def _change(name: str, values: Mapping[str, float], before: Mapping[str, float])
 def _drawn(table: Group) -> str:
     """The table as text with the terminal's colours: written in one piece, and through whatever stands for stderr."""
     text = io.StringIO()
-    Console(file=text, force_terminal=True, width=_width(), legacy_windows=False).print(table)
+    PlainConsole(file=text, force_terminal=True, width=_width(), legacy_windows=False).print(table)
     return text.getvalue()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
-from modlib.runtime.units import format_count, format_percent, format_seconds
+from modlib.runtime.run_folder import SWEEP_FILE
+from modlib.runtime.shell import broken_up
+from modlib.runtime.units import format_both, format_count, format_percent, format_seconds
 from modlib.tracking.banner import WIDEST, key_values
-from modlib.tracking.broker import Missed
-from modlib.tracking.jsonl import METRICS_FILE, read_lines
+from modlib.tracking.jsonl import METRICS_FILE
 from modlib.tracking.lines import format_value, printable, split_evaluations
 from modlib.tracking.tensorboard import TENSORBOARD_FOLDER
 
@@ -34,13 +34,15 @@ class RunSummary:
         tokens: Tokens trained on since step 0.
         seconds: Duration of this attempt.
         command: The arguments that started the run, e.g. sys.argv; none if they cannot be given again.
+        change: A binding that makes another experiment of it, e.g. "LR=5e-4"; None: none is known.
         tokens_per_s: Mean over this attempt, evaluations and checkpoints left out.
         mfu: Mean over this attempt.
         mfu_of: What the MFU is a share of, e.g. "measured matmul peak".
         values: The last value of every metric.
+        best: The lowest loss of every evaluator, "val/<name>/loss" -> (loss, step).
         checkpoints: Those on disk, oldest first.
         sample: The text sample made at the end.
-        missed: Subscriber name -> what it missed (Broker.missed).
+        incomplete: What could not be written or recorded, a line each.
         writes_text: Whether the model continues a text, so that `modlib generate` makes sense.
         has_metrics: Whether a subscriber wrote metrics.jsonl.
         has_curves: Whether a subscriber wrote TensorBoard's files.
@@ -54,13 +56,15 @@ class RunSummary:
     tokens: int
     seconds: float
     command: Sequence[str]
+    change: str | None = None
     tokens_per_s: float | None = None
     mfu: float | None = None
     mfu_of: str = ""
     values: Mapping[str, float] = field(default_factory=dict)
+    best: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     checkpoints: Sequence[Path] = ()
     sample: str | None = None
-    missed: Mapping[str, Missed] = field(default_factory=dict)
+    incomplete: Sequence[str] = ()
     writes_text: bool = True
     has_metrics: bool = True
     has_curves: bool = True
@@ -102,62 +106,58 @@ class _Summary:
             yield Text(broken_up(command, options.max_width), style="bold")
 
 
-def next_commands(summary: RunSummary) -> list[tuple[str, str]]:
-    """(what it does, the command) for what a person may want next, the most wanted first."""
-    command = command_line(summary.command)
-    run = shlex.quote(str(summary.run_path))
-    events = shlex.quote(str(summary.run_path / TENSORBOARD_FOLDER))
-    tensorboard = [("look at the curves", f"tensorboard --logdir {events}")] if summary.has_curves else []
-    generate = [("let the model write", f"modlib generate {run} --prompt 'import '")] if summary.writes_text else []
+def next_commands(summary: RunSummary) -> list[tuple[str, Sequence[str]]]:
+    """(what it does, the words of the command) for what a person may want next, the most wanted first."""
+    command, run = summary.command, str(summary.run_path)
+    events = str(summary.run_path / TENSORBOARD_FOLDER)
+    tensorboard: list[tuple[str, Sequence[str]]] = []
+    if summary.has_curves:
+        tensorboard.append(("look at the curves", ("tensorboard", "--logdir", events)))
+    generate: list[tuple[str, Sequence[str]]] = []
+    if summary.writes_text:
+        generate.append(("let the model write", ("modlib", "generate", run, "--prompt", "import ")))
     if not summary.complete:
-        last = f"continue from step {summary.checkpoints[-1].name}" if summary.checkpoints else "start again"
-        commands = [(last.replace("step step-", "step-"), command)] if command else []
-        commands += tensorboard
-        return commands + generate if summary.checkpoints else commands
-    if not command:
-        return [*tensorboard, *generate]
-    return [
-        *tensorboard,
-        *generate,
-        ("change a parameter: a new run in a folder of its own", f"{_unnamed(summary.command)} --gin_param LR=1e-3"),
-        ("continue after an interruption: the same command (this run is complete)", command),
-    ]
+        last = f"continue from {summary.checkpoints[-1].name}" if summary.checkpoints else "start again"
+        again = [(last, command)] if command else []
+        return [*again, *tensorboard, *(generate if summary.checkpoints else [])]
+    found = [*tensorboard, *generate]
+    if command and summary.change:
+        found.append(("change a parameter: a new run in a folder of its own", changed(command, summary.change)))
+    if command:
+        found.append(("continue after an interruption: the same command (this run is complete)", command))
+    return found
 
 
-def command_line(arguments: Sequence[str]) -> str:
-    """The arguments as a line for a shell; a Python file gets `python` in front."""
-    line = shlex.join(arguments)
-    return f"python {line}" if arguments and arguments[0].endswith(".py") else line
+def changed(arguments: Sequence[str], binding: str) -> list[str]:
+    """The call of launch.py that makes a run of its own with one more parameter.
+
+    Left out is what would make it the same run or none: its name, --resume, and a value for that parameter. The point
+    of a sweep becomes a run beside the sweep.
+    """
+    key = _key(binding)
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        flag = flag.replace("-", "_").replace("__", "--", 1) if word.startswith("--") else flag
+        if flag not in ("--name", "--resume", "--gin_param", "--runs_dir"):
+            kept.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if flag == "--runs_dir" and (Path(value) / SWEEP_FILE).is_file():
+            value = str(Path(value).parent)
+        if flag == "--runs_dir" or (flag == "--gin_param" and _key(value) != key):
+            kept += [flag, value]
+    return [*kept, "--gin_param", binding]
 
 
-def broken_up(command: str, width: int) -> str:
-    """The command in lines of at most `width` where that can be, each but the last ending in a backslash."""
-    lines = [""]
-    for word in map(shlex.quote, shlex.split(command)):
-        if lines[-1] and len(lines[-1]) + len(word) + 3 > width:
-            lines[-1] += " \\"
-            lines.append("    " + word)
-        else:
-            lines[-1] += f" {word}" if lines[-1] else word
-    return "\n".join(lines)
-
-
-def best_evaluations(run_path: Path) -> dict[str, tuple[float, int]]:
-    """The lowest loss of every evaluator in metrics.jsonl: "val/<name>/loss" -> (loss, step)."""
-    best: dict[str, tuple[float, int]] = {}
-    try:
-        for record in read_lines(run_path / METRICS_FILE, containing=b'"val/'):
-            for name, value in record.items():
-                if name.startswith("val/") and name.endswith("/loss") and value < best.get(name, (float("inf"), 0))[0]:
-                    best[name] = (value, record["step"])
-    except OSError:
-        pass  # no metrics, no best
-    return best
+def _key(binding: str) -> str:
+    return binding.partition("=")[0].strip()
 
 
 def _facts(summary: RunSummary) -> Iterable[tuple[str, str]]:
     yield "steps", f"{summary.step:,} of {summary.num_steps:,}"
-    yield "tokens", f"{summary.tokens:,} = {format_count(summary.tokens)}"
+    yield "tokens", format_both(summary.tokens)
     speed = "" if summary.tokens_per_s is None else f", {format_count(summary.tokens_per_s)} tokens/s"
     if summary.mfu is not None:
         speed += f", MFU {format_percent(summary.mfu)}" + (f" of {summary.mfu_of}" if summary.mfu_of else "")
@@ -165,10 +165,9 @@ def _facts(summary: RunSummary) -> Iterable[tuple[str, str]]:
     training, evaluations = split_evaluations(summary.values)
     if "train/loss" in training:
         yield "train loss", format_value("loss", training["train/loss"])
-    best = best_evaluations(summary.run_path) if evaluations else {}
     for name, values in evaluations.items():
         pairs = [f"{kind.replace('_', ' ')} {format_value(kind, value)}" for kind, value in values.items()]
-        lowest = best.get(f"val/{name}/loss")
+        lowest = summary.best.get(f"val/{name}/loss")
         yield name, ", ".join(pairs) + (f"; best loss {lowest[0]:.4f} at step {lowest[1]}" if lowest else "")
     if summary.checkpoints:
         more = len(summary.checkpoints) - 1
@@ -177,18 +176,5 @@ def _facts(summary: RunSummary) -> Iterable[tuple[str, str]]:
         yield "checkpoint", "none was saved"
     if summary.has_metrics:
         yield "metrics", str(summary.run_path / METRICS_FILE)
-    for name, missed in summary.missed.items():
-        yield (
-            "incomplete",
-            f"{name} missed {missed.failed} messages it failed on and {missed.dropped} it was too slow for",
-        )
-
-
-def _unnamed(arguments: Sequence[str]) -> str:
-    """The command line without --name: another configuration needs another run folder."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and argument != "--name" and not argument.startswith("--name="):
-            kept.append(argument)
-        skip = argument == "--name"
-    return command_line(kept)
+    for line in summary.incomplete:
+        yield "incomplete", line

@@ -17,7 +17,8 @@ class Throughput:
     Args:
         world_size: Ranks that train together.
         flops_per_token: Forward and backward; None leaves MFU out.
-        peak_flops: Peak FLOP/s of one rank's device; None leaves MFU out.
+        peak_flops: Peak FLOP/s of one rank's device; None leaves MFU out. So does training faster than this peak, from
+            then on: the peak, or flops_per_token, is wrong.
         device: "cpu" or a CUDA device; decides what memory is measured (see hardware.peak_memory_bytes).
         clock: Monotonic seconds.
     """
@@ -36,8 +37,8 @@ class Throughput:
         self._peak_flops = peak_flops
         self._device = device
         self._clock = clock
-        self.total_tokens = 0
-        self.total_seconds = 0.0
+        self.beyond_peak: float | None = None
+        """The first MFU above 1 that was seen."""
         self._reset()
 
     def step_done(self, tokens: int) -> None:
@@ -47,15 +48,6 @@ class Throughput:
     def waited(self, seconds: float) -> None:
         """Count seconds in which this rank had nothing to do but wait for data."""
         self._waited_s += seconds
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time a wait for data."""
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self.waited(self._clock() - start)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -76,12 +68,14 @@ class Throughput:
         if seconds > 0 and self._tokens > 0:
             tokens_per_s = self._tokens / seconds
             metrics["throughput/tokens_per_s"] = tokens_per_s
-            if self._flops_per_token and self._peak_flops:
-                metrics["throughput/mfu"] = self.mfu(tokens_per_s)
+            if self._flops_per_token and self._peak_flops and self.beyond_peak is None:
+                mfu = self.mfu(tokens_per_s)
+                if mfu > 1.0:
+                    self.beyond_peak = mfu
+                else:
+                    metrics["throughput/mfu"] = mfu
             metrics["throughput/data_wait"] = min(1.0, self._waited_s / seconds)
         metrics["memory/peak_gib"] = peak_memory_bytes(self._device) / 1024**3
-        self.total_tokens += self._tokens
-        self.total_seconds += max(0.0, seconds)
         self._reset()
         return metrics
 

@@ -12,7 +12,6 @@ import json
 import netrc
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -20,15 +19,22 @@ import time
 import traceback
 import urllib.parse
 import urllib.request
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from modlib.tracking.weights_and_biases import kill_with_children
+from modlib.runtime.json_files import parse_json
+from modlib.runtime.signals import ignore_stop_signals
+from modlib.runtime.streams import secure_streams
+from modlib.tracking.wandb_child import COULD_NOT_START, kill_with_children
+from modlib.tracking.wandb_sent import UNSURE_S, Sent, write_sent
+from modlib.tracking.weights_and_biases import PATIENT_S, shown
 
 PROBE_TIMEOUT_S = 5.0
 Mode = Literal["online", "offline"]
 PARENT_SEEN_EVERY_S = 0.5
+MARKED_EVERY_S = 5.0
 
 
 class Recorder:
@@ -43,6 +49,10 @@ class Recorder:
 
         self._wandb = wandb
         self._options = options
+        self._sent = Sent.of_json(options["sent"])
+        self._before = Sent.of_json(options["sent"])
+        self.lost_some = False
+        self._fresh: deque[tuple[float, int | None]] = deque()  # (when, attempt of a row or None of a text)
         self._exit_code = 255  # nobody said how it ended
         mode, why = choose_mode(options["mode"], os.environ)
         try:
@@ -60,16 +70,32 @@ class Recorder:
             say("info", f"offline ({why}); to upload the run: wandb sync {shown(self.folder)}")
         else:
             say("info", str(self._run.url))
+        say("began", "offline" if self._run.offline else "online")
         self._describe()
 
     def metrics(self, content: Mapping[str, Any]) -> None:
         """One row of the history."""
         self._run.log(dict(content))
+        self._fresh.append((time.monotonic(), content.get("attempt", 0)))
 
     def text(self, content: Mapping[str, Any]) -> None:
         """A text of one step. As HTML, W&B shows those of all steps; a table would be replaced by the next."""
         page = self._wandb.Html(f"<pre>{html.escape(content['text'])}</pre>", inject=False)
         self._run.log({"step": content["step"], content["tag"]: page})
+        self._fresh.append((time.monotonic(), None))
+
+    def mark(self, age_s: float = UNSURE_S) -> None:
+        """Mark as sent what W&B got so long ago that it cannot be in a buffer any more."""
+        settled = False
+        while self._fresh and time.monotonic() - self._fresh[0][0] >= age_s:
+            _, attempt = self._fresh.popleft()
+            settled = True
+            if attempt is None:
+                self._sent.texts += 1
+            else:
+                self._sent.lines[attempt] = self._sent.lines.get(attempt, 0) + 1
+        if settled:
+            write_sent(Path(self._options["folder"]), self._sent)
 
     def ended(self, content: Mapping[str, Any]) -> None:
         """How the attempt ended."""
@@ -84,12 +110,17 @@ class Recorder:
 
     def close(self) -> None:
         """Upload what is left, or write it to disk."""
+        uploaded = True
         try:
             self._run.finish(exit_code=self._exit_code)
         except TimeoutError:
+            uploaded = False
             say("warning", f"not everything could be uploaded in time; the rest: wandb sync {shown(self.folder)}")
         self._wandb.teardown()  # finish alone leaves the end of the run file in a buffer
-        Path(self._options["all_written"]).touch()
+        if uploaded and not self.lost_some:
+            self.mark(age_s=0.0)
+        elif not uploaded:  # of what this process was given nothing is sure: the network may have been away for long
+            write_sent(Path(self._options["folder"]), self._before)
 
     def _init(self, mode: Mode) -> Any:
         options = self._options
@@ -189,16 +220,9 @@ def say(level: str, text: str) -> None:
         os.write(_said, json.dumps([level, text]).encode() + b"\n")
 
 
-def shown(path: Path) -> str:
-    """A path as short as it can be typed."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
 def main() -> None:
     """Record what comes on stdin; what fails is reported once, and the next message gets its chance."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()
     messages: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(messages,), daemon=True).start()
     kind, content = messages.get()
@@ -210,22 +234,30 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         say("warning", f"nothing is recorded: {type(error).__name__}: {error}")
-        os._exit(1)
-    failed = False
+        sys.stderr.flush()
+        os._exit(COULD_NOT_START if isinstance(error, ImportError) else 1)
+    failed, marked = False, time.monotonic()
     while kind != "close":
-        kind, content = messages.get()
+        with contextlib.suppress(queue.Empty):
+            kind, content = "", {}
+            kind, content = messages.get(timeout=MARKED_EVERY_S)
+        if not failed and time.monotonic() - marked >= MARKED_EVERY_S:
+            marked = time.monotonic()
+            recorder.mark()
+        if not kind:
+            continue
         try:
             getattr(recorder, kind)(**({} if kind == "close" else {"content": content}))
         except Exception as error:
             traceback.print_exc()
             if not failed:
                 say("warning", f"{kind} could not be recorded ({type(error).__name__}: {error}); training goes on")
-            failed = True
+            failed = recorder.lost_some = True
 
 
 def _read(messages: queue.SimpleQueue[tuple[str, dict[str, Any]]]) -> None:
     for line in sys.stdin.buffer:
-        kind, content = json.loads(line)
+        kind, content = parse_json(line, list[Any])
         messages.put((kind, content))
     messages.put(("close", {}))
 
@@ -237,7 +269,7 @@ def _watch_parent(
     while os.getppid() == parent:
         time.sleep(PARENT_SEEN_EVERY_S)
     messages.put(("close", {}))
-    time.sleep(options["finish_timeout_s"] + 1.0)
+    time.sleep(max(options["finish_timeout_s"] + 1.0, PATIENT_S))  # nobody waits for this process any more
     kill_with_children(os.getpid())
 
 
@@ -246,6 +278,7 @@ _said = 1
 if __name__ == "__main__":
     _said = os.dup(1)  # whatever wandb prints goes to the log
     os.dup2(2, 1)
+    secure_streams()  # which masks secrets
     main()
     sys.stderr.flush()
     os._exit(0)  # all is written: wandb's telemetry would wait for an answer of the server for half a minute

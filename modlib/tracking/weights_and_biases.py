@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.util
-import json
 import logging
 import os
 import re
-import subprocess
-import sys
-import threading
-from collections import deque
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
-
-import psutil
+from typing import Any, Literal
 
 from modlib.components import component
 from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError
 from modlib.runtime.run_folder import RunFolder
-from modlib.tracking.jsonl import METRICS_FILE, read_lines
+from modlib.runtime.shell import quoted
 from modlib.tracking.messages import MetricsLogged, RunEnded, RunStarted, TextLogged
+from modlib.tracking.wandb_child import COULD_NOT_START, Child, ChildGone
+from modlib.tracking.wandb_sent import WANDB_FOLDER, count, given_before, read_sent, texts_kept, unsent, write_sent
 
 logger = logging.getLogger("modlib")
 
-WANDB_FOLDER = "wandb"
-ALL_WRITTEN = "all_written"  # in the folder: the last attempt's process came to its end
-UNSURE_S = 60.0  # a process that was killed may have kept rows of this age in its buffers
+PATIENT_S = 60.0  # at the end of a finished run, for what waits for no network
+START_S = 120.0  # wandb is imported in this time on the busiest machine
+MOST_RESTARTS = 3
 RUN_ID = re.compile(r"[^/\\#?%:\s]{1,128}")
-PROCESS = (sys.executable, "-m", "modlib.tracking.wandb_process")
 
 
 @component("results_subscriber", "wandb", runtime_args=("run_path",))
@@ -49,12 +43,13 @@ class WandB:
     run there: give one of them another `project` or `run_id`.
 
     W&B deletes no row: what a killed attempt logged beyond the step at which the next one started stays there with its
-    attempt, and the row with the highest attempt counts. What W&B may not have got from a killed attempt, the last
-    minute before that step, is sent again. An offline run leaves one folder per attempt; `wandb sync` makes one W&B
-    run of them.
+    attempt, and the row with the highest attempt counts. An offline run leaves one folder per attempt; `wandb sync`
+    makes one W&B run of them.
 
     All of it happens in a process of its own, so that a broken network, a login that hangs or a crash of wandb costs
-    nothing but its rows. metrics.jsonl has them all in any case.
+    training nothing. A process that dies or reads nothing any more is started again, up to three times. wandb/sent.json
+    marks what W&B has; the next attempt sends what is missing, and so does `modlib track RUN --to wandb` at any time,
+    from metrics.jsonl, which has every row.
 
     Args:
         run_path: The run folder; known at run time.
@@ -70,7 +65,8 @@ class WandB:
         alerts: Whether W&B notifies you when the run ends, in whatever way.
         system_metrics_every_s: Seconds between two measurements of GPU, CPU and memory.
         init_timeout_s: Seconds until a server that does not answer is given up.
-        finish_timeout_s: Seconds by which uploading may delay the end of the job; the rest stays for `wandb sync`.
+        finish_timeout_s: Seconds by which uploading may delay the end of the job. At the end of a finished run an
+            offline recording gets a minute, since it only waits for this machine.
 
     Raises:
         ConfigError: wandb is not installed, or a value is outside its range.
@@ -114,53 +110,93 @@ class WandB:
             "init_timeout_s": init_timeout_s,
             "finish_timeout_s": max(0.5, finish_timeout_s - 2.0),  # before the end of the time given to the process
         }
-        self._process: subprocess.Popen[bytes] | None = None
-        self._listener: threading.Thread | None = None
+        self._run_path = Path(run_path)
+        self._child: Child | None = None
+        self._restarts = 0
+        self._started: dict[str, Any] | None = None  # what a process is told first
+        self._start_step = 0
+        self._attempt = 0
+        self._given = self._texts = 0  # lines of this attempt, and texts of the run, that came here
+        self._ended: dict[str, Any] | None = None
         self.close_s = finish_timeout_s + 1.0
+        self.patient_close_s = max(finish_timeout_s, PATIENT_S) + 1.0
+
+    @property
+    def records(self) -> bool:
+        """Whether WANDB_MODE lets anything be recorded."""
+        return os.environ.get("WANDB_MODE") != "disabled"
 
     def receive(self, message: Any) -> None:
         if isinstance(message, RunStarted):
             self._start(message)
-        if self._process is None:
+        if self._started is None:
             return  # disabled by WANDB_MODE
         if isinstance(message, MetricsLogged):
             head = {"step": message.step, "tokens": message.tokens, "time": message.time, "attempt": message.attempt}
-            self._send("metrics", {**message.values, **head})
+            self._given += 1
+            self._deliver("metrics", {**message.values, **head})
         elif isinstance(message, TextLogged):
-            self._send("text", {"step": message.step, "tag": message.tag, "text": message.text})
+            self._texts += 1
+            self._deliver("text", {"step": message.step, "tag": message.tag, "text": message.text})
         elif isinstance(message, RunEnded):
-            self._send("ended", {"reason": message.reason, "step": message.step})
+            self._ended = {"reason": message.reason, "step": message.step}
+            self._deliver("ended", self._ended)
 
     def close(self) -> None:
-        """Wait until everything is uploaded or on disk, for at most `finish_timeout_s`; then end the process."""
-        if self._process is None:
+        """Wait until everything is uploaded or on disk, as long as there is time; then end the process."""
+        if self._child is None:
             return
+        began = time.monotonic()
+        patient = self._ended is not None and self._ended["reason"] == "finished"
+        status = self._finish(began, patient)
+        while status not in (0, None, COULD_NOT_START) and patient and self._restarts < MOST_RESTARTS:
+            with contextlib.suppress(ChildGone):
+                self._restart("it has ended")
+            status = self._finish(began, patient)
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
+        if status != 0:
+            self._say_what_is_missing(status, child is not None and bool(child.mode), time.monotonic() - began)
+
+    def _finish(self, began: float, patient: bool) -> int | None:
+        """Tell the process to end, and wait for it: its exit status, or None when the time is over."""
+        if self._child is None:
+            return 1
         try:
-            with contextlib.suppress(OSError, ValueError):
-                self._send("close", {})
-            self._process.wait(self._finish_timeout_s)
-        except subprocess.TimeoutExpired:
-            logger.warning(
-                "W&B did not end within %g s; what is not uploaded is in %s: wandb sync",
-                self._finish_timeout_s,
-                _shown(self._folder),
-            )
-        finally:
-            self._end()
+            self._child.send("close", {})
+        except ChildGone:
+            return self._child.wait(1.0)
+        while True:
+            # W&B's server is waited for less than this machine; which of them it is turns out when wandb is imported
+            local = patient and self._child.mode != "online"
+            allowed_s = max(self._finish_timeout_s, PATIENT_S) if local else self._finish_timeout_s
+            left = began + allowed_s - time.monotonic()
+            status = self._child.wait(min(left, 0.5))
+            if status is not None or left <= 0:
+                return status
+
+    def _say_what_is_missing(self, status: int | None, has_begun: bool, seconds: float) -> None:
+        rows = count(self._run_path)
+        if status == COULD_NOT_START:
+            how = "could not start"
+        elif status is not None:
+            how = f"ended with status {status} ({self._why()})"
+        else:
+            how = f"{'had not ended' if has_begun else 'had not even started'} after {seconds:.0f} s"
+        surely = f"it has {rows.sent} of {rows.rows} rows for sure" if has_begun or rows.sent else "nothing is recorded"
+        remedy = f"send the rest with: modlib track {quoted(shown(self._run_path))} --to wandb"
+        logger.warning("W&B %s; %s%s", how, surely, f"; {remedy}" if rows.rows else "")
 
     def _start(self, message: RunStarted) -> None:
-        if os.environ.get("WANDB_MODE") == "disabled":
+        if not self.records:
             logger.info("W&B: nothing is recorded, since WANDB_MODE is disabled")
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
-        all_written = self._folder / ALL_WRITTEN
-        lost = [] if all_written.exists() else latest_lines(message.run_path / METRICS_FILE, message.start_step)
-        all_written.unlink(missing_ok=True)
+        self._folder.mkdir(exist_ok=True)
         sweep = RunFolder(message.run_path).read().get("sweep")
         # other sweeps have points of the same names
         wanted = self._run_id or (f"{sweep}.{message.run_name}" if sweep else message.run_name)
-        run = {
-            "all_written": str(all_written),
+        self._started = self._options | {
             "id": _kept_id(self._folder / "run_id", wanted),
             "name": message.run_name,
             "folder": str(message.run_path),
@@ -168,43 +204,72 @@ class WandB:
             "config_text": message.config_text,
         }
         if sweep and self._options["group"] is None:
-            run["group"] = sweep
-        environment = {name: value for name, value in os.environ.items() if name not in ("WANDB_SERVICE", "WANDB_DIR")}
-        with open(self._folder / "process.log", "ab") as log:
-            self._process = subprocess.Popen(
-                PROCESS, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
-            )
-        atexit.register(self._end)  # where the broker gave up on this subscriber, its process must not survive
-        self._listener = threading.Thread(
-            target=_listen, args=(self._process.stdout,), name="modlib WandB listener", daemon=True
-        )
-        self._listener.start()
-        self._send("start", self._options | run)
-        for line in lost:
-            self._send("metrics", line)
+            self._started["group"] = sweep
+        self._run_path, self._start_step = message.run_path, message.start_step
+        self._attempt = message.attempt
+        self._given, self._texts = given_before(message.run_path, message.attempt, message.start_step)
+        self._launch()
 
-    def _send(self, kind: str, content: Mapping[str, Any]) -> None:
-        assert self._process is not None
-        assert self._process.stdin is not None
+    def _launch(self) -> int:
+        """Start the process and send what W&B lacks of the run so far; returns how much of this attempt it has then."""
+        assert self._started is not None
+        sent = read_sent(self._run_path)
+        sent.texts = min(sent.texts, texts_kept(self._run_path))  # some may have been dropped since
+        write_sent(self._run_path, sent)  # there are marks from now on: none of an older modlib have to be guessed
+        self._child = Child(self._folder / "process.log", self._started | {"sent": sent.to_json()})
+        here, texts = sent.lines.get(self._attempt, 0), sent.texts
+        for kind, record in unsent(self._run_path, sent):
+            if kind == "text":
+                texts += 1
+                waits = texts > self._texts
+            elif record.get("attempt") == self._attempt:
+                waits = here == self._given
+                here += not waits
+            else:
+                waits = record["step"] > self._start_step
+            if not waits:  # to come here in a message of its own
+                self._child.send(kind, record)
+        if self._ended is not None:
+            self._child.send("ended", self._ended)
+        return here
+
+    def _deliver(self, kind: str, content: dict[str, Any]) -> None:
+        """Send a message; where the process is gone, start another and send it all that is missing."""
+        if self._child is None:
+            raise ChildGone(self._gone())
+        started_late = time.monotonic() - self._child.began > START_S + 2 * self._options["init_timeout_s"]
         try:
-            self._process.stdin.write(json.dumps([kind, content]).encode() + b"\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise OSError(f"the process of W&B has ended; {_shown(self._folder / 'process.log')} says why") from error
+            if started_late and not self._child.mode:
+                raise ChildGone("it takes too long to start")
+            self._child.send(kind, content)
+        except ChildGone as error:
+            has = self._restart(str(error))
+            if kind == "metrics" and has < self._given:  # a run may do without metrics.jsonl
+                self._child.send(kind, content)
 
-    def _end(self) -> None:
-        """Leave nothing behind: neither the process nor what it started."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        atexit.unregister(self._end)
-        if process.poll() is None:
-            kill_with_children(process.pid)
-            process.wait()
-        if self._listener is not None:
-            self._listener.join(1.0)
-        with contextlib.suppress(OSError):  # what was not written yet has no reader any more
-            process.stdin.close()  # type: ignore[union-attr]
+    def _restart(self, why: str) -> int:
+        """Start another process: what the last one had not written is sent again, from metrics.jsonl.
+
+        Raises:
+            ChildGone: It cannot be started, or has been started too often.
+        """
+        while self._child is not None:
+            child, self._child = self._child, None
+            hopeless = child.process.poll() == COULD_NOT_START
+            child.end()
+            if hopeless or self._restarts == MOST_RESTARTS:
+                break
+            self._restarts += 1
+            logger.warning("W&B: its process is started again, since %s; %s", why, self._why())
+            with contextlib.suppress(ChildGone):
+                return self._launch()
+        raise ChildGone(self._gone())
+
+    def _gone(self) -> str:
+        return f"the process of W&B has ended; {self._why()}"
+
+    def _why(self) -> str:
+        return f"{shown(self._folder / 'process.log')} says why"
 
 
 def _check(run_id: str | None, system_metrics_every_s: float, init_timeout_s: float, finish_timeout_s: float) -> None:
@@ -239,28 +304,6 @@ def nested(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def latest_lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl up to a step that an attempt logged in its last minute."""
-    if not step or not path.exists():
-        return []
-    lines: deque[dict[str, Any]] = deque()
-    for line in read_lines(path):
-        if line["step"] <= step:
-            lines.append(line)
-            while lines[0]["time"] < line["time"] - UNSURE_S:
-                lines.popleft()
-    return list(lines)
-
-
-def kill_with_children(pid: int) -> None:
-    """Kill a process and all that it started."""
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for each in (*process.children(recursive=True), process):
-            with contextlib.suppress(psutil.Error):
-                each.kill()
-
-
 def _as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _as_json(item) for key, item in value.items()}
@@ -289,14 +332,7 @@ def _kept_id(path: Path, wanted: str) -> str:
     return wanted
 
 
-def _listen(said: IO[bytes]) -> None:
-    """Log what the process has to say, until it ends."""
-    for line in said:
-        with contextlib.suppress(ValueError):
-            level, text = json.loads(line)
-            logger.log(logging.WARNING if level == "warning" else logging.INFO, "W&B: %s", text)
-
-
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """The shortest form of a path."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from modlib.components import component
-from modlib.data.batch import Batch, map_tensors
 from modlib.models.coca import greedy_captions
 from modlib.nn.contrastive import gather_rows
-from modlib.runtime.errors import ConfigError
+from modlib.training.held_out import HeldOut, evaluating
 from modlib.training.parts import Parts, sum_over_ranks
 
 
 @component("evaluator", "caption_accuracy", not_science=("every",))
-class CaptionAccuracy:
+class CaptionAccuracy(HeldOut):
     """Greedy captions compared with the true ones, and retrieval by embeddings, over images of one dataset, in order.
 
     Logged as `val/<name>/...`, each a share of the images, each rank doing its part of them:
@@ -37,7 +35,7 @@ class CaptionAccuracy:
         micro_batch_size: Images per rank per forward; None takes the run's.
 
     Raises:
-        ConfigError: A number out of its range.
+        ConfigError: A number out of its range, or a name that metrics cannot have.
     """
 
     def __init__(
@@ -49,21 +47,7 @@ class CaptionAccuracy:
         num_images: int | None = None,
         micro_batch_size: int | None = None,
     ) -> None:
-        problems = []
-        if every < 1:
-            problems.append(f"every ({every}) must be at least 1 step; to never evaluate leave it out")
-        if num_images is not None and num_images < 1:
-            problems.append(f"num_images ({num_images}) must be at least 1; use None for all images")
-        if micro_batch_size is not None and micro_batch_size < 1:
-            problems.append(f"micro_batch_size ({micro_batch_size}) must be at least 1; use None for the run's")
-        if problems:
-            raise ConfigError(problems)
-        self.name, self.every, self.num_images, self.micro_batch_size = name, every, num_images, micro_batch_size
-        self.dataset = dataset()
-
-    def due(self, step: int, num_steps: int) -> bool:
-        """Whether to evaluate after optimizer step `step`."""
-        return step % self.every == 0 or step == num_steps
+        super().__init__(name, dataset, every, ("num_images", num_images, "images"), micro_batch_size)
 
     @torch.no_grad()
     def evaluate(self, parts: Parts, collate: Callable[..., Any], micro_batch_size: int) -> dict[str, float]:
@@ -76,10 +60,9 @@ class CaptionAccuracy:
         """
         masked = parts.loss.ignore_index
         found: dict[str, list[Tensor]] = {"captions": [], "targets": [], "image": [], "text": []}
-        parts.model.eval()
-        try:
-            for inputs, targets in self._batches(parts, collate, self.micro_batch_size or micro_batch_size):
-                inputs, targets = map_tensors(parts.to_device, inputs), parts.to_device(targets)
+        with evaluating(parts.model):
+            for inputs, targets in self.batches(parts, collate, micro_batch_size):
+                assert isinstance(inputs, dict)  # data of images and captions
                 with parts.in_precision():
                     outputs = parts.model(inputs)
                     start = inputs["input_ids"][:, 0]
@@ -87,8 +70,6 @@ class CaptionAccuracy:
                 rows = (captions, targets, outputs["image_embedding"], outputs["text_embedding"])
                 for name, tensor in zip(found, rows, strict=True):
                     found[name].append(tensor)
-        finally:
-            parts.model.train()
         captions, targets, image, text = (torch.cat(tensors) for tensors in found.values())
         sums = sum_over_ranks(_sums(captions, targets, image, text, masked), parts.world).tolist()
         images, right, tokens, tokens_right, to_text, to_image = sums
@@ -98,18 +79,6 @@ class CaptionAccuracy:
             f"val/{self.name}/image_to_text_accuracy": to_text / max(images, 1.0),
             f"val/{self.name}/text_to_image_accuracy": to_image / max(images, 1.0),
         }
-
-    def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[Batch]:
-        """This rank's share. Every rank gets the same number of equally shaped batches; what is missing is masked."""
-        rank, available = parts.world.rank, len(self.dataset)
-        images = min(available, self.num_images or available)
-        for number in range(math.ceil(images / (micro * parts.world.size))):
-            start = (number * parts.world.size + rank) * micro
-            present = max(0, min(micro, images - start))
-            indices = [(start + i) * available // images if i < present else 0 for i in range(micro)]
-            inputs, targets = collate([self.dataset[index] for index in indices])
-            targets[present:] = parts.loss.ignore_index
-            yield inputs, targets
 
 
 def _sums(captions: Tensor, targets: Tensor, image: Tensor, text: Tensor, masked: int) -> Tensor:

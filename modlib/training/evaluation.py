@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modlib.components import component
-from modlib.data.batch import Batch, Inputs, map_tensors
+from modlib.data.batches.batch import Inputs
+from modlib.nn.losses import FromHidden, HasTerms
 from modlib.runtime.errors import ConfigError
 from modlib.runtime.units import bits_per_byte, perplexity
+from modlib.training.held_out import HeldOut, evaluating
 from modlib.training.parts import Parts, sum_over_ranks
 
 
 @component("evaluator", "default", name="Evaluator", not_science=("every",))
-class Evaluator:
+class Evaluator(HeldOut):
     """Loss, perplexity and bits per byte over the windows of one dataset, in order.
 
     Give several of a kind by scopes: `train.evaluators = [@val/Evaluator, @code/Evaluator]`.
@@ -34,7 +35,7 @@ class Evaluator:
         micro_batch_size: Sequences per rank per forward; None takes the run's.
 
     Raises:
-        ConfigError: A number below 1.
+        ConfigError: A number below 1, or a name that metrics cannot have.
     """
 
     def __init__(
@@ -47,20 +48,8 @@ class Evaluator:
         micro_batch_size: int | None = None,
         accuracy: bool = False,
     ) -> None:
-        if every < 1:
-            raise ConfigError(f"every ({every}) must be at least 1 step; to never evaluate leave it out")
-        if num_sequences is not None and num_sequences < 1:
-            raise ConfigError(f"num_sequences ({num_sequences}) must be at least 1; use None for all windows")
-        self.name = name
-        self.every = every
-        self.num_sequences = num_sequences
-        self.micro_batch_size = micro_batch_size
+        super().__init__(name, dataset, every, ("num_sequences", num_sequences, "windows"), micro_batch_size)
         self.accuracy = accuracy
-        self.dataset = dataset()
-
-    def due(self, step: int, num_steps: int) -> bool:
-        """Whether to evaluate after optimizer step `step`."""
-        return step % self.every == 0 or step == num_steps
 
     @torch.no_grad()
     def evaluate(self, parts: Parts, collate: Callable[..., Any], micro_batch_size: int) -> dict[str, float]:
@@ -72,13 +61,10 @@ class Evaluator:
             micro_batch_size: The run's, used when this evaluator has none of its own.
         """
         totals: dict[str, Tensor] = {}
-        parts.model.eval()
-        try:
-            for inputs, targets in self._batches(parts, collate, self.micro_batch_size or micro_batch_size):
+        with evaluating(parts.model):
+            for inputs, targets in self.batches(parts, collate, micro_batch_size):
                 for name, value in _sums(parts, inputs, targets, self.accuracy).items():
                     totals[name] = totals.get(name, 0.0) + value.double()
-        finally:
-            parts.model.train()
         summed = sum_over_ranks(torch.stack(list(totals.values())), parts.world).tolist()
         tokens, *sums = summed
         means = {name: value / max(tokens, 1.0) for name, value in zip(list(totals)[1:], sums, strict=True)}
@@ -88,27 +74,12 @@ class Evaluator:
             means["bits_per_byte"] = bits_per_byte(nll, self.dataset.bytes_per_token)
         return {f"val/{self.name}/{name}": mean for name, mean in means.items()}
 
-    def _batches(self, parts: Parts, collate: Callable[..., Any], micro: int) -> Iterator[Batch]:
-        """This rank's share. Every rank gets the same number of equally shaped batches; what is missing is masked."""
-        rank, available = parts.world.rank, len(self.dataset)
-        windows = min(available, self.num_sequences or available)
-        for number in range(math.ceil(windows / (micro * parts.world.size))):
-            start = (number * parts.world.size + rank) * micro
-            present = max(0, min(micro, windows - start))
-            indices = [(start + i) * available // windows if i < present else 0 for i in range(micro)]
-            inputs, targets = collate(self.dataset.__getitems__(indices))
-            if present < micro:
-                targets = targets.clone()
-                targets[present:] = parts.loss.ignore_index
-            yield inputs, targets
-
 
 def _sums(parts: Parts, inputs: Inputs, targets: Tensor, accuracy: bool = False) -> dict[str, Tensor]:
     """Of one micro-batch: unmasked targets first, then the summed loss and, of a sum of losses, each of its terms."""
-    inputs, targets = map_tensors(parts.to_device, inputs), parts.to_device(targets)
     loss = parts.loss
     sums = {"tokens": (targets != loss.ignore_index).sum()}
-    if hasattr(loss, "of_hidden"):
+    if isinstance(loss, FromHidden):
 
         def head(hidden: Tensor, weight: Tensor) -> Tensor:
             if accuracy:  # the logits of one sequence at a time
@@ -125,7 +96,7 @@ def _sums(parts: Parts, inputs: Inputs, targets: Tensor, accuracy: bool = False)
     if accuracy:
         logits = outputs if isinstance(outputs, Tensor) else outputs[getattr(loss, "prediction_key", "logits")]
         sums["accuracy"] = _num_right(logits, targets, loss)
-    terms = loss.terms(outputs, targets) if hasattr(loss, "terms") else {}
+    terms = loss.terms(outputs, targets) if isinstance(loss, HasTerms) else {}
     return sums | {"loss": loss(outputs, targets)} | terms
 
 

@@ -5,10 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from modlib.components import component
 from modlib.runtime.errors import ConfigError
+
+if TYPE_CHECKING:
+    from modlib.data.batches.collate import Collator
+    from modlib.data.datasets.dataset import Dataset
+    from modlib.nn.losses import Loss
+    from modlib.optim.schedules import Scheduler
+else:  # the checks of a config read these annotations, and a config error must not wait for torch
+    Collator = Dataset = Loss = Scheduler = Any
 
 
 @component(
@@ -58,15 +66,15 @@ class Experiment:
 
     model: Callable[[], Any]
     initialization: Callable[[], Any] | None = None
-    loss: Callable[[], Any]
+    loss: Callable[[], Loss]
     parameter_groups: Callable[[], Any]
     optimizer: Callable[[Any], Any]
-    scheduler: Callable[[Any], Any]
+    scheduler: Callable[[Any], Scheduler]
     gradient_clipper: Callable[[Any], Any] | None = None
-    dataset: Callable[[], Any]
+    dataset: Callable[[], Dataset]
     sampler: Callable[..., Any]
     batch_sampler: Callable[..., Any] | None = None
-    collate: Callable[[], Any]
+    collate: Callable[[], Collator]
     data_loader: Callable[..., Any]
     evaluators: Sequence[Any] = ()
     checkpointing: Callable[[], Any]

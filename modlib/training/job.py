@@ -22,6 +22,7 @@ class Job:
         world: This rank's place.
         stop: Set by a signal or the time limit.
         watchdog: Told what begins, so that it can end what does not come to its end.
+        stop_after: The step that this attempt ends with, saved like any other stop; None: the run's last.
     """
 
     config: Config
@@ -30,3 +31,4 @@ class Job:
     world: World
     stop: StopRequest
     watchdog: Watchdog
+    stop_after: int | None = None

@@ -7,17 +7,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
-from modlib.checkpointing import SavedCheckpoint
-from modlib.config.secrets import text_without_secrets, without_secrets
+from modlib.checkpointing.writing import SavedCheckpoint
+from modlib.config.diff import recorded
+from modlib.runtime.hardware import Peak
 from modlib.tracking.broker import Broker
-from modlib.tracking.messages import CheckpointSaved, MetricsLogged, RunEnded, RunStarted, StepDone, TextLogged
-from modlib.tracking.plan import Plan
+from modlib.tracking.messages import CheckpointSaved, MetricsLogged, Notice, RunEnded, RunStarted, StepDone, TextLogged
+from modlib.tracking.results import Results
+from modlib.tracking.run_plan import Plan
 from modlib.tracking.throughput import Throughput
 from modlib.training.experiment import Experiment
 from modlib.training.job import Job
 from modlib.training.plan import device_peak
-from modlib.training.progress import Progress
+from modlib.training.run_progress import RunProgress
 from modlib.training.step import StepResult
 
 logger = logging.getLogger("modlib")
@@ -33,13 +36,14 @@ class RunLog:
         progress: Where it stands; read at every message.
     """
 
-    def __init__(self, experiment: Experiment, job: Job, plan: Plan, progress: Progress) -> None:
+    def __init__(self, experiment: Experiment, job: Job, plan: Plan, progress: RunProgress) -> None:
         self.job = job
         self.progress = progress
-        self.last_values: dict[str, float] = {}
+        continued = progress.step > 0 and job.world.rank == 0
+        self.results = Results.until(job.run.path, progress.step) if continued else Results()
         self.broker = Broker.of(experiment.subscribers if job.world.rank == 0 else (), run_path=job.run.path)
         # only rank 0 reports it, and ranks that measure at once would measure each other
-        peak = device_peak(experiment, remember=True) if job.world.rank == 0 else None
+        self.peak = peak = device_peak(experiment, remember=True) if job.world.rank == 0 else None
         self.throughput = Throughput(
             world_size=job.world.size,
             flops_per_token=plan.flops_per_token,
@@ -55,16 +59,18 @@ class RunLog:
                 start_step=progress.step,
                 num_steps=experiment.num_steps,
                 tokens_per_step=plan.tokens_per_step,
-                # no tracker gets a secret: a config file with one is refused, but a default may hold one
-                config_text=text_without_secrets(job.config.text),
-                resolved={name: without_secrets(name, value) for name, value in job.config.resolved.items()},
+                config_text=job.config.text,
+                resolved=job.config.resolved,
                 info={
                     "world_size": job.world.size,
                     "device": str(job.world.device),
                     "peak": peak.source if peak else "",
                 },
+                chosen=_chosen(job),
             )
         )
+        if peak is not None and peak.flops is None:
+            self.broker.publish(Notice(f"MFU is left out: {peak.source}"))
 
     def __enter__(self) -> RunLog:
         return self
@@ -73,7 +79,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:
-            self.broker.publish(RunEnded(f"failed: {error}", self.progress.step, self.last_values))
+            self.broker.publish(RunEnded(f"failed: {error}", self.progress.step, self.results.values))
         self.broker.close()
 
     def step_done(self, step: int) -> None:
@@ -82,7 +88,7 @@ class RunLog:
         self.broker.publish(StepDone(step))
 
     def training(self, step: int, result: StepResult, lr: float, waited_s: float) -> None:
-        """Log one training line. Collective: every rank calls it.
+        """Log one training line; a host sync.
 
         Args:
             step: Optimizer steps done.
@@ -90,15 +96,27 @@ class RunLog:
             lr: Learning rate of that step.
             waited_s: Seconds this rank has waited for data so far.
         """
-        loss = result.mean_loss(self.job.world.size)
+        loss = result.mean_loss()
         self.throughput.waited(waited_s - self._waited_s)
         self._waited_s = waited_s
         values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": float(result.grad_norm)}
+        known = self.throughput.beyond_peak
         self.metrics(step, values | self.throughput.measure())
+        if known is None and self.throughput.beyond_peak is not None and self.peak is not None:
+            self._doubt(self.peak, self.throughput.beyond_peak)
+
+    def _doubt(self, peak: Peak, mfu: float) -> None:
+        """Say why MFU is left out from here on, and measure the peak again at the next start."""
+        peak.forget()
+        text = (
+            f"MFU is left out from here on: training at {mfu:.0%} of the {peak.source} cannot be, so that peak or the "
+            "model's FLOPs per token are wrong; a measured peak is measured again at the next start"
+        )
+        self.broker.publish(Notice(text, "warning"))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Publish metrics of a step."""
-        self.last_values.update(values)
+        self.results.add(step, values)
         self.broker.publish(
             MetricsLogged(step, self.progress.tokens, time.time(), self.job.attempt.number, dict(values))
         )
@@ -113,10 +131,26 @@ class RunLog:
 
     def ended(self, reason: str) -> None:
         """Publish how the attempt ended."""
-        self.broker.publish(RunEnded(reason, self.progress.step, self.last_values))
+        self.broker.publish(RunEnded(reason, self.progress.step, self.results.values))
+
+    @property
+    def incomplete(self) -> list[str]:
+        """What subscribers did not get, a line each; once this is closed, for good."""
+        return [f"{name}: {missed}" for name, missed in self.broker.missed.items()]
+
+    @property
+    def lost_metrics(self) -> int:
+        """Lines of metrics.jsonl that are not on disk; once this is closed, for good."""
+        return self.broker.lost_metrics
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Time inside counts as evaluation or checkpoint, not as training."""
         with self.throughput.pause():
             yield
+
+
+def _chosen(job: Job) -> dict[str, Any]:
+    """What was set for the run, as its folder records it: a rank has only the resolved config.gin."""
+    record = recorded(job.run.path) if job.run.config_path.is_file() else None
+    return record["chosen"] if record and isinstance(record.get("chosen"), dict) else job.config.chosen

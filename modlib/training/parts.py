@@ -12,12 +12,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from modlib.data.batch import Inputs
+from modlib.data.batches.batch import Inputs
 from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.compilation import compile_blocks, should_compile, start_compile_workers
 from modlib.distributed.fsdp import COMPUTE_DTYPES, shard
 from modlib.distributed.process_group import World
 from modlib.models.weights import initialize
+from modlib.nn.losses import FromHidden, Loss
+from modlib.optim.schedules import Scheduler
 from modlib.training.experiment import Experiment
 
 
@@ -41,10 +43,10 @@ class Parts:
     """
 
     model: nn.Module
-    loss: Any
+    loss: Loss
     forward_loss: Callable[[Inputs, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
-    scheduler: Any
+    scheduler: Scheduler
     clipper: GradientClipper
     world: World
     compiled: bool
@@ -114,9 +116,9 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
 
 def assemble(
     model: nn.Module,
-    loss: Any,
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
-    scheduler: Any,
+    scheduler: Scheduler,
     gradient_clipper: Callable[..., Any] | None,
     world: World,
     precision: str,
@@ -142,11 +144,11 @@ def assemble(
 
 
 def loss_of(
-    model: nn.Module, loss: Any, inputs: Inputs, targets: Tensor, in_precision: AbstractContextManager[Any]
+    model: nn.Module, loss: Loss, inputs: Inputs, targets: Tensor, in_precision: AbstractContextManager[Any]
 ) -> Tensor:
     """The summed loss of one micro-batch; a loss that never holds all logits is computed inside the model."""
     with in_precision:
-        if hasattr(loss, "of_hidden"):
+        if isinstance(loss, FromHidden):
             return cast(Tensor, model(inputs, head=lambda hidden, weight: loss.of_hidden(hidden, weight, targets)))
         outputs = model(inputs)
     return cast(Tensor, loss(outputs, targets))

@@ -2,43 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from modlib.runtime.hardware import cpu_name
-from modlib.training.evaluation import Evaluator
+from modlib.training.contents import files_of
 
 
-def surroundings(dataset: Any, evaluators: Sequence[Evaluator]) -> dict[str, Any]:
+def surroundings(data: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of run.json: the data of training and of every evaluator, the device and its threads, where it ran.
 
     Args:
-        dataset: The training data.
-        evaluators: The run's; each has its own data.
+        data: Every dataset by its use, see `data_of`; compared with the files already.
     """
-    used = [("train", dataset), *((f"val/{one.name}", one.dataset) for one in evaluators if hasattr(one, "dataset"))]
+    files = files_of(data)
     return {
-        "data": [{"use": use, **_identity(each)} for use, each in used],
+        "data": [{"use": use, **_identity(each), "files": files[use]} for use, each in data.items()],
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "num_threads": torch.get_num_threads(),
         "working_directory": str(Path.cwd()),
     }
 
 
-def _identity(dataset: Any) -> dict[str, Any]:
-    """A dataset's name and fingerprint, and the packed files in it with the hash of their contents."""
+def _identity(dataset: Any) -> dict[str, str]:
+    """A dataset's name and fingerprint."""
     return {
         "name": str(getattr(dataset, "name", type(dataset).__name__)),
         "fingerprint": str(getattr(dataset, "fingerprint", "")),
-        "files": [{"path": str(packed.path.absolute()), "sha256": packed.sha256} for packed in _packed(dataset)],
     }
-
-
-def _packed(dataset: Any) -> Iterator[Any]:
-    if hasattr(dataset, "packed"):
-        yield dataset.packed
-    for source in getattr(dataset, "sources", ()):
-        yield from _packed(source)

@@ -10,14 +10,14 @@ import numpy.typing as npt
 
 from modlib.checkpointing.loading import complete_checkpoints
 from modlib.config import Config
-from modlib.data.batch import Inputs
-from modlib.data.loader import batch_fingerprint
+from modlib.data.batches.batch import Inputs
+from modlib.data.batches.fingerprint import batch_fingerprint
+from modlib.data.batches.layout import BatchLayout, batch_layout
 from modlib.runtime.errors import ConfigError, DataError
 from modlib.runtime.run_folder import RunFolder
-from modlib.training.batches import BatchLayout, batch_layout
+from modlib.training.building import build
+from modlib.training.data_loading import build_loader
 from modlib.training.experiment import Experiment
-from modlib.training.loading import build_loader
-from modlib.training.plan import build
 
 
 @dataclass(frozen=True)

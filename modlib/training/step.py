@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from modlib.data.batch import Batch, map_tensors
+from modlib.data.batches.batch import Batch, map_tensors
 from modlib.distributed.fsdp import set_gradient_sync
 from modlib.runtime.errors import NonFiniteError
+from modlib.training.known_ids import require_known_ids
 from modlib.training.parts import Parts, sum_over_ranks
 
 _REMEDY = (
@@ -24,7 +24,7 @@ class StepResult:
     """What one step leaves for the log, still on the device.
 
     Args:
-        loss_sum: This rank's sum of the loss over its unmasked targets, float32 scalar.
+        loss_sum: Sum of the loss over the unmasked targets of all ranks, float32 scalar.
         tokens: Unmasked targets over all ranks, scalar.
         grad_norm: Total gradient norm before clipping, scalar.
     """
@@ -33,12 +33,9 @@ class StepResult:
     tokens: Tensor
     grad_norm: Tensor
 
-    def mean_loss(self, world_size: int) -> float:
-        """The token-weighted loss of the global batch. A collective and a host sync: for log steps only."""
-        total = self.loss_sum.clone()
-        if world_size > 1:
-            dist.all_reduce(total)
-        return float(total / self.tokens)
+    def mean_loss(self) -> float:
+        """The token-weighted loss of the global batch. A host sync: for log steps only."""
+        return float(self.loss_sum / self.tokens)
 
 
 def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResult:
@@ -48,8 +45,12 @@ def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResul
     accumulation, masking and world size do not change the objective.
 
     Raises:
-        NonFiniteError: The gradient norm is NaN or Inf; parameters and optimizer state are as before the step.
+        DataError: A token id is not below the model's vocabulary.
+        NonFiniteError: The loss or the gradient norm is NaN or Inf; parameters and optimizer state are as before the
+            step.
     """
+    for inputs, targets in micro_batches:
+        require_known_ids(parts, inputs, targets, f"step {step}")
     tokens = _global_tokens(parts, micro_batches)
     # FSDP averages gradients over ranks; the objective is a sum over ranks divided by the global token count
     scale = parts.world.size / tokens
@@ -59,6 +60,7 @@ def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResul
         loss = parts.forward_loss(map_tensors(parts.to_device, inputs), parts.to_device(targets))
         (loss * scale).backward()
         loss_sum += loss.detach()
+    loss_sum = sum_over_ranks(loss_sum, parts.world)  # as the norm is: what one rank finds, all find
     grad_norm = parts.clipper.norm()
     _guard(parts, grad_norm, loss_sum / tokens, step)
     parts.clipper.clip(grad_norm)
@@ -71,16 +73,18 @@ def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResul
 def _guard(parts: Parts, grad_norm: Tensor, loss: Tensor, step: int) -> None:
     """Keep NaN and Inf out of the parameters: by an error here, or without a host sync where the optimizer can skip.
 
-    A fused optimizer takes `found_inf` as torch.amp's GradScaler gives it, and leaves parameters and state untouched
-    when it is 1; what was skipped is raised at the next log step or checkpoint (see `require_finite`).
+    A loss may be NaN where all gradients are finite, so both are tested. A fused optimizer takes `found_inf` as
+    torch.amp's GradScaler gives it, and leaves parameters and state untouched when it is 1; what was skipped is raised
+    at the next log step or checkpoint (see `require_finite`).
     """
+    finite = torch.isfinite(grad_norm) & torch.isfinite(loss)
     if parts.guard_on_device:
-        non_finite = (~torch.isfinite(grad_norm)).float()
+        non_finite = (~finite).float()
         parts.optimizer.found_inf = non_finite  # type: ignore[attr-defined]
         parts.num_skipped = non_finite if parts.num_skipped is None else parts.num_skipped + non_finite
-    elif not torch.isfinite(grad_norm):
+    elif not finite:
         raise NonFiniteError(
-            f"grad_norm ({float(grad_norm)}) must be finite at step {step} (loss {float(loss):.6g}); {_REMEDY}"
+            f"loss ({float(loss):.6g}) and grad_norm ({float(grad_norm):.6g}) must be finite at step {step}; {_REMEDY}"
         )
 
 
@@ -91,7 +95,9 @@ def require_finite(parts: Parts, step: int) -> None:
         NonFiniteError: At least one was.
     """
     if parts.num_skipped is not None and (skipped := int(parts.num_skipped)):
-        raise NonFiniteError(f"grad_norm must be finite, but was not in {skipped} of the steps up to {step}; {_REMEDY}")
+        raise NonFiniteError(
+            f"loss and grad_norm must be finite, but were not in {skipped} of the steps up to {step}; {_REMEDY}"
+        )
 
 
 def _global_tokens(parts: Parts, micro_batches: Sequence[Batch]) -> Tensor:

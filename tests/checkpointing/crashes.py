@@ -17,7 +17,10 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from modlib.checkpointing import CheckpointSaving, SaveKMostRecent, restore_newest, save
+from modlib.checkpointing.loading import restore_newest
+from modlib.checkpointing.saving import CheckpointSaving
+from modlib.checkpointing.strategies import SaveKMostRecent
+from modlib.checkpointing.writing import save
 from modlib.runtime import durable, faults
 from tests.checkpointing.training import Run, fingerprint
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from modlib.checkpointing import FSDPCheckpointLoading, save
 from modlib.checkpointing.checkpointed_optimizer import CheckpointedOptimizer
+from modlib.checkpointing.model_loading import FSDPCheckpointLoading
+from modlib.checkpointing.writing import save
 from modlib.runtime.errors import CheckpointError, ConfigError
 from tests.checkpointing.training import Run, whole
 from tests.workers import run_ranks
@@ -64,6 +65,7 @@ def test_moments_are_taken_over_and_settings_are_not(tmp_path: Path) -> None:
     assert float(found["blocks.0.weight.step"]) == 3
 
 
+@pytest.mark.slow
 def test_on_other_ranks_than_it_was_saved_on(tmp_path: Path) -> None:
     run_ranks(2, train_and_save, tmp_path)
     single, lr = trained_on(tmp_path, False)

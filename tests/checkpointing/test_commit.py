@@ -7,7 +7,6 @@ import json
 import os
 import re
 import resource
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from modlib.checkpointing import clean, newest, preflight, save, verify
-from modlib.checkpointing.commit import recover
+from modlib.checkpointing.commit import clean, preflight, recover
+from modlib.checkpointing.loading import newest, verify
 from modlib.checkpointing.names import aside_name, step_folders, step_of
+from modlib.checkpointing.writing import save
 from modlib.runtime import durable, faults
-from modlib.runtime.errors import CheckpointError
+from modlib.runtime.errors import CheckpointError, NonFiniteError
+from tests import forked
 from tests.checkpointing.crashes import SCENARIOS
 from tests.checkpointing.training import Run
 
@@ -59,7 +60,7 @@ def test_every_byte_and_name_is_on_the_disk_before_the_commit_and_the_commit_aft
     [name if name == "replace" else pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS],
 )
 def test_a_kill_before_any_file_operation_leaves_the_old_or_the_new_checkpoint(tmp_path: Path, scenario: str) -> None:
-    done = subprocess.run(
+    done = forked.run(
         [sys.executable, "-m", "tests.checkpointing.crashes", str(tmp_path), scenario],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -253,8 +254,9 @@ def test_nan_and_inf_are_never_committed(tmp_path: Path) -> None:
     ]:
         kept = tensor.clone()
         tensor.view(-1)[5] = value
-        with pytest.raises(CheckpointError, match=rf"{name} must be finite to be saved; it holds NaN or Inf"):
+        with pytest.raises(NonFiniteError, match=rf"{name} must be finite to be saved; it holds NaN or Inf") as caught:
             save(tmp_path, step=2, **run.parts)
+        assert caught.value.exit_code == 5
         tensor.copy_(kept)
     assert os.listdir(tmp_path) == ["step-00000001"]
     save(tmp_path, step=2, **run.parts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import shutil
@@ -14,11 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modlib.checkpointing import DamagedCheckpointError, load, newest, restore_newest, save, verify
-from modlib.checkpointing.manifest import _digest
+from modlib.checkpointing.loading import load, newest, restore_newest, verify
+from modlib.checkpointing.manifest import DamagedCheckpointError, _digest
+from modlib.checkpointing.writing import save
 from modlib.runtime.errors import CheckpointError
 from tests.checkpointing.training import Run, fingerprint
 
@@ -72,12 +75,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda f: os.unlink(f / "manifest.json"), "manifest.json must be a readable file; No such file"),
     "garbage manifest": (
         lambda f: (f / "manifest.json").write_bytes(b"\x80\x04gar"),
-        "manifest.json is not valid JSON",
+        "manifest.json must be UTF-8; byte 0",
     ),
-    "torn manifest": (lambda f: os.truncate(f / "manifest.json", 500), "manifest.json is not valid JSON"),
-    "empty manifest": (lambda f: os.truncate(f / "manifest.json", 0), "manifest.json is not valid JSON"),
-    "other JSON": (lambda f: (f / "manifest.json").write_text("[1]"), "manifest.json is not a JSON object"),
-    "deep JSON": (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is not valid JSON"),
+    "torn manifest": (lambda f: os.truncate(f / "manifest.json", 500), "manifest.json must be JSON: "),
+    "empty manifest": (lambda f: os.truncate(f / "manifest.json", 0), "manifest.json must be JSON: expecting value"),
+    "other JSON": (lambda f: (f / "manifest.json").write_text("[1]"), "manifest.json must have an object, and has"),
+    "deep JSON": (
+        lambda f: (f / "manifest.json").write_text("[" * 100_000),
+        "manifest.json must be JSON of at most 100 levels",
+    ),
     "manifest of another": (lambda f: (f / "manifest.json").write_text("{}"), "is not of the format modlib-checkpoint"),
     "linked shard": (link, f"{DATA} must be a readable file; Too many levels of symbolic links"),
     "fifo": (fifo, f"{DATA} has 0 bytes, which must equal the manifest's"),
@@ -122,7 +128,7 @@ def test_without_a_good_checkpoint_nothing_is_started_from_scratch_by_surprise(t
     assert restore_newest(folder / "none", **run.parts) is None
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30)
 @given(data=st.data())
 def test_any_damage_to_any_byte_is_found_or_harmless(two: tuple[Path, str, str], data: st.DataObject) -> None:
     folder, older, newer = two
@@ -163,6 +169,16 @@ def tensor(body: dict[str, Any]) -> dict[str, Any]:
     return body["tensors"]["model.norm.weight"]
 
 
+def halves(stored: dict[str, Any], *offsets: int) -> list[dict[str, Any]]:
+    """Two chunks of half a vector's values each, with bytes of their own, at these places."""
+    (chunk,) = stored["chunks"]
+    size = chunk["sizes"][0] // 2
+    return [
+        {**chunk, "offsets": [offset], "sizes": [size], "start": chunk["start"] + 4 * size * number}
+        for number, offset in enumerate(offsets)
+    ]
+
+
 FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "path traversal": (
         lambda b: b["files"].update({"../../canary": {"size": 1, "sha256": "0" * 64}}),
@@ -183,6 +199,23 @@ FORGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "outside its tensor": (lambda b: tensor(b)["chunks"][0].update(offsets=[5]), "has a chunk outside its tensor"),
     "unknown rank": (lambda b: tensor(b)["chunks"][0].update(rank=9), "outside its stream"),
     "unknown dtype": (lambda b: tensor(b).update(dtype="load"), "has an unknown dtype ('load')"),
+    "list as dtype": (lambda b: tensor(b).update(dtype=["float32"]), "has a dtype that is no text"),
+    "two equal halves": (
+        lambda b: tensor(b).update(chunks=halves(tensor(b), 0, 0)),
+        "has chunks that do not make up the tensor model.norm.weight",
+    ),
+    "halves that share a value": (
+        lambda b: tensor(b).update(chunks=[*halves(tensor(b), 0, 1), {**tensor(b)["chunks"][0], "sizes": [0]}]),
+        "has chunks that do not make up the tensor model.norm.weight",
+    ),
+    "bytes of another tensor": (
+        lambda b: tensor(b)["chunks"][0].update(start=0),
+        "in the bytes of another one",
+    ),
+    "deep state": (
+        lambda b: b.update(extra=functools.reduce(lambda inner, _: [inner], range(150), 1)),
+        "must be JSON of at most 100 levels",
+    ),
     "many dimensions": (lambda b: tensor(b).update(shape=[1] * 100), "has a malformed shape"),
     "huge stream": (lambda b: b["streams"]["0"].update(size=1 << 60), "has a stream of rank 0 without its files"),
     "no tensors": (lambda b: b.pop("tensors"), "has a missing or malformed entry (KeyError: 'tensors')"),
@@ -222,6 +255,31 @@ def test_a_forged_manifest_is_refused(
         lambda b: b["optimizer"]["state"]["norm.weight"]["tensors"].append("nowhere"),
         lambda b: b["optimizer"]["groups"][0].update(values={"!": "os.system"}),
         lambda b: b["scheduler"].pop("state"),
+        *(
+            lambda b, name=name, value=value: b["optimizer"]["groups"][0]["values"].update({name: value})
+            for name, value in (
+                ("weight_decay", math.nan),
+                ("eps", math.inf),
+                ("lr", "fast"),
+                ("lr", None.__class__.__name__),
+                ("weight_decay", [0.1]),
+                ("betas", {"!": "tuple", "items": [0.9, math.nan]}),
+                ("betas", {"!": "tuple", "items": [0.9]}),
+                ("betas", [0.9, 0.99]),
+                ("initial_lr", -math.inf),
+                ("lr", 10**400),
+            )
+        ),
+        *(
+            lambda b, name=name, value=value: b["scheduler"]["state"].update({name: value})
+            for name, value in (
+                ("base_lrs", [math.inf, 0.1]),
+                ("_step_count", "2"),
+                ("last_epoch", math.nan),
+                ("base_lrs", 0.1),
+                ("_last_lr", {"!": "dict", "items": []}),
+            )
+        ),
     ],
 )
 def test_a_forged_state_is_refused_before_anything_changes(

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from modlib.checkpointing import capture_rng, load, newest, restore_newest, restore_rng, save, verify
+from modlib.checkpointing.loading import load, newest, restore_newest, verify
 from modlib.checkpointing.plain import decode, encode
+from modlib.checkpointing.rng import capture_rng, restore_rng
+from modlib.checkpointing.writing import save
 from modlib.runtime.errors import CheckpointError
 from tests.checkpointing.training import Run, fingerprint
 

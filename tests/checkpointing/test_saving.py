@@ -11,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
-from modlib.checkpointing import (
-    CheckpointSaving,
-    FSDPCheckpointSaving,
-    SaveEveryKSteps,
-    SaveKMostRecent,
-    restore_newest,
-    save,
-)
+from modlib.checkpointing.loading import restore_newest
+from modlib.checkpointing.saving import CheckpointSaving, FSDPCheckpointSaving
+from modlib.checkpointing.strategies import SaveEveryKSteps, SaveKMostRecent
+from modlib.checkpointing.writing import save
 from modlib.components import CATALOGUE
 from modlib.runtime.errors import ConfigError
 from tests.checkpointing.training import Run
@@ -143,7 +140,19 @@ def test_wrong_settings_are_all_named() -> None:
         FSDPCheckpointSaving(0)
 
 
+def test_more_threads_write_more_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processors: 2 threads with 4 files each, or 8 threads with files of the smallest size."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("modlib.checkpointing.raw_writer.MIN_FILE_BYTES", 1 << 20)
+    model = nn.Linear(1024, 4096, bias=False)  # 16 MiB
+    num_files = {}
+    for threads in (1, 4):
+        saved = FSDPCheckpointSaving(threads).save(tmp_path, step=threads, model=model)
+        num_files[threads] = len(list(saved.path.glob("data-*")))
+    assert num_files == {1: 8, 4: 16}
+
+
 def test_it_is_a_component_that_imports_no_torch() -> None:
     assert CATALOGUE["CheckpointSaving"].type == "checkpoint_saving"
-    code = "import sys, modlib.checkpointing, modlib.checkpointing.saving; sys.exit('torch' in sys.modules)"
+    code = "import sys, modlib.checkpointing.saving; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,9 +10,12 @@ import pytest
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from modlib.checkpointing import CheckpointSaving, SaveKMostRecent, load, newest, restore_newest, save
+from modlib.checkpointing.loading import load, newest, restore_newest
+from modlib.checkpointing.saving import CheckpointSaving
+from modlib.checkpointing.strategies import SaveKMostRecent
+from modlib.checkpointing.writing import save
 from modlib.runtime import faults
-from modlib.runtime.errors import CheckpointError
+from modlib.runtime.errors import CheckpointError, ModlibError
 from tests.checkpointing.training import Run, fingerprint
 from tests.workers import run_ranks
 
@@ -46,7 +49,7 @@ def test_a_checkpoint_of_two_ranks_is_the_same_on_two_one_and_two_again(tmp_path
         assert (restored, step, rank_state) == (single, 4, None)
 
 
-def both_errors(folder: Path, fault: str) -> str:
+def both_errors(folder: Path, fault: str) -> tuple[str, int]:
     """Save step 2 with something wrong on rank 1 only; the error this rank sees."""
     run = Run(seed=0, sharded=True)
     run.train(2)
@@ -54,16 +57,17 @@ def both_errors(folder: Path, fault: str) -> str:
     rank_state: dict = {}
     if fault == "not plain" and dist.get_rank() == 1:
         rank_state = {"generator": object()}
-    if fault == "nan" and dist.get_rank() == 1:
+    if fault in ("nan", "inf") and dist.get_rank() == 1:
         weight = dict(run.model.named_parameters())["blocks.0.weight"]
-        assert isinstance(weight, DTensor)
-        weight.to_local().detach().view(-1)[3] = float("nan")
+        broken = weight if fault == "nan" else run.optimizer.state[weight]["exp_avg_sq"]
+        assert isinstance(broken, DTensor)
+        broken.to_local().detach().view(-1)[3] = float(fault)
 
     def fail(point: str, detail: str) -> None:
         if fault == "disk" and dist.get_rank() == 1:
             raise OSError(28, "No space left on device")
 
-    with faults.installed("ckpt.shard.write", fail), pytest.raises(CheckpointError) as caught:
+    with faults.installed("ckpt.shard.write", fail), pytest.raises(ModlibError) as caught:
         save(folder, step=2, **run.parts, rank_state=rank_state)
     dist.barrier()
     left = sorted(path.name for path in folder.iterdir())
@@ -71,24 +75,26 @@ def both_errors(folder: Path, fault: str) -> str:
     assert left == ["step-00000001"], left
     assert found is not None
     assert found.step == 1
-    return str(caught.value)
+    return str(caught.value), caught.value.exit_code
 
 
 @pytest.mark.parametrize(
-    ("fault", "text"),
+    ("fault", "text", "code"),
     [
-        ("not plain", "rank_state.generator (builtins.object) must be one of None, bool, int, float, str, bytes"),
-        ("nan", "blocks.0.weight must be finite to be saved; it holds NaN or Inf"),
-        ("disk", "No space left on device; the disk is full; free some space"),
+        ("not plain", "rank_state.generator (builtins.object) must be one of None, bool, int, float, str, bytes", 4),
+        ("nan", "blocks.0.weight must be finite to be saved; it holds NaN or Inf", 5),
+        ("inf", "optimizer.blocks.0.weight.exp_avg_sq must be finite to be saved; it holds NaN or Inf", 5),
+        ("disk", "No space left on device; the disk is full; free some space", 4),
     ],
 )
 def test_a_failure_on_one_rank_is_an_error_on_every_rank_and_leaves_nothing(
-    tmp_path: Path, fault: str, text: str
+    tmp_path: Path, fault: str, text: str, code: int
 ) -> None:
     first, second = run_ranks(2, both_errors, tmp_path, fault)
-    assert text in first
-    assert text in second
-    assert first.startswith("rank 1: ")
+    for told, exit_code in (first, second):
+        assert text in told
+        assert exit_code == code
+    assert first[0].startswith("rank 1: ")
 
 
 def test_ranks_agree_on_the_checkpoint_before_a_damaged_one(tmp_path: Path) -> None:

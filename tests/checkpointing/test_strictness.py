@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modlib.checkpointing import load, newest, restore_newest, save
+from modlib.checkpointing.loading import load, newest, restore_newest
+from modlib.checkpointing.writing import save
 from modlib.runtime.errors import CheckpointError
 from tests.checkpointing.training import Run, Small, fingerprint
 

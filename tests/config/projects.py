@@ -39,7 +39,7 @@ class Run:
     log_every: int = 1
 
 
-@component("model", "{m}", name="Model", runtime_args=("device",))
+@component("model", "{m}", name="Model", runtime_args=("device",), non_finite=("anything",))
 class Model:
     """A model of the test."""
 

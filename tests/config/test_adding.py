@@ -30,7 +30,7 @@ def test_what_is_there_is_not_added_again(tmp_path: Path) -> None:
 
 
 def test_a_list_that_a_later_file_replaces_is_added_to_from_there() -> None:
-    assert subscribers(TINY, "tracking/csv.gin", "tracking/quiet.gin", "tracking/rich_results.gin") == [
+    assert subscribers(TINY, "tracking/quiet.gin", "tracking/rich_results.gin") == [
         "@DummyProgress",
         "@JSONL",
         "@TensorBoard",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
+from modlib.components import known_components
 from modlib.config import load
 from modlib.runtime.errors import ConfigError
 from tests.config.projects import Project
@@ -275,6 +277,49 @@ def test_secret(project: Project, name: str) -> None:
     )
 
 
+ENDING = (
+    "and a config is written to the run folder; remove it and set the environment variable that the service reads "
+    "(WANDB_API_KEY, HF_TOKEN, ...)"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Model.path = 'see canary-value there'",
+        "Model.path = 'see cana' + 'ry-value'",
+        "HALF = 'canary'\nModel.path = %HALF + '-value'",
+        "Model.options = {'a': ['b', ('canary-value',)]}",
+        "Model.options = {'canary-value': 1}",
+        "Log.every = 1\nNOTE = 'canary-value'\nModel.path = %NOTE",
+    ],
+)
+def test_the_value_of_a_secret_variable(project: Project, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CREDENTIALS", "canary-value")
+    problems = project.problems(text)
+    (found,) = [one for one in problems if "holds the value" in one]
+    name = "NOTE" if "NOTE" in text else text.rpartition(".")[2].partition(" ")[0]
+    assert f"{name} holds the value of the environment variable AWS_CREDENTIALS, which is a secret, {ENDING}" in found
+    assert "canary-value" not in "\n".join(problems)
+
+
+def test_what_looks_like_a_secret_and_where(project: Project) -> None:
+    password = "0123456789"[:9]
+    for text, name, form in (
+        (f"Model.path = 'https://me:{password}@host/x'", "path", " (a URL with a password)"),
+        (f"Model.path = 'Bearer {password * 3}'", "path", " (a bearer token)"),
+        ("DB_URL = 'x'\nModel.path = %DB_URL", "DB_URL", ""),
+        ("Model.options = {'my_token': 'x'}", "options", ""),
+    ):
+        (found,) = [one for one in project.problems(text) if "holds a secret" in one]
+        assert f"{name} holds a secret{form}, {ENDING}" in found
+        assert password not in found
+
+
+def test_a_special_token_is_no_secret(project: Project) -> None:
+    project.load("Model.options = {'my_token': '<|end|>', 'eos_token': 'x', 'num_tokens': '3', 'author': 'me'}")
+
+
 def test_secret_is_not_repeated(project: Project) -> None:
     for text in ("Model.api_key = 'abc123'", "Model.api_key = abc123 x", "API_KEY = 'abc123'\nModel.path = %API_KEY"):
         assert "abc123" not in "\n".join(project.problems(text))
@@ -325,7 +370,7 @@ def test_no_run_at_all(tmp_path: Path) -> None:
         load([path])
     (text,) = caught.value.problems
     assert text.startswith(f"{path}:1: no line binds train, the run itself, which needs model (a component), ")
-    assert text.endswith("; include 'train.gin', or bind these")
+    assert text.endswith("; include 'training/causal_lm.gin', or bind these")
 
 
 def test_missing_is_told_where_the_scoped_reference_stands(project: Project) -> None:
@@ -352,3 +397,68 @@ def run(parameters=None, /, size: int = 3):
         ]
     finally:
         mine.forget()
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("1e999", "1e999"),
+        ("-1e999", "-1e999"),
+        ("float('inf')", "1e999"),
+        ("float('nan')", "float('nan')"),
+        ("1e999 - 1e999", "float('nan')"),
+    ],
+)
+def test_a_number_that_is_not_finite(project: Project, value: str, written: str) -> None:
+    (text,) = project.problems(f"Model.dropout = {value}")
+    assert text.startswith(
+        f"a.gin:4: Model.dropout ({written}) must be finite; write a number, or name it in non_finite"
+    )
+
+
+def test_it_is_named_with_the_macro_that_holds_it_and_what_it_overrides(project: Project) -> None:
+    (text,) = project.problems("DROP = 1e999\nModel.dropout = 0.1\nModel.dropout = %DROP")
+    assert text.startswith(
+        "a.gin:6: Model.dropout (1e999) must be finite (from %DROP, a.gin:4); write a number, or name"
+    )
+    assert text.endswith(" (overrides a.gin:5 = 0.1)")
+
+
+@pytest.mark.parametrize("line", ["betas = (0.9, 1e999)", "options = {'a': [1, {'b': 1e999}]}", "layers = [1e999]"])
+def test_a_number_inside_a_value_that_is_not_finite(project: Project, line: str) -> None:
+    (text,) = project.problems(f"Model.{line}")
+    assert "1e999" in text
+    assert "must be finite; write a number" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("lr", "%RATE", "1e999"),
+        ("betas", "(0.9, %RATE)", "(0.9, 1e999)"),
+        ("weight_decay", "-%RATE", "-1e999"),
+        ("eps", "%RATE", "1e999"),
+    ],
+)
+def test_settings_of_torch_are_finite_too(project: Project, name: str, value: str, written: str) -> None:
+    assert project.problems(f"RATE = 1e999\nRUN.optimizer = @AdamW\nAdamW.{name} = {value}") == [
+        f"a.gin:6: AdamW.{name} ({written}) must be finite (from %RATE, a.gin:4); write a number"
+    ]
+
+
+def test_where_inf_has_a_meaning_it_may_be_set(project: Project) -> None:
+    lines = "Model.norm = @GradientClipper\nGradientClipper.norm_type = 1e999\nModel.anything = float('nan')"
+    assert project.load(lines).resolved["GradientClipper.norm_type"] == math.inf
+    (text,) = project.problems(f"{lines}\nGradientClipper.max_norm = 1e999")
+    assert text == "a.gin:7: GradientClipper.max_norm (1e999) must be finite; write a number or None"
+
+
+def test_an_int_beyond_every_float(project: Project) -> None:
+    (text,) = project.problems("Model.dropout = 10 ** 400")
+    assert text.endswith("is int, expected float of at most 1.8e308; use a smaller number")
+
+
+def test_every_shipped_float_refuses_inf_but_the_ones_that_say_so() -> None:
+    """The list is short: who adds to it gives inf a meaning."""
+    found = {f"{one.name}.{name}" for one in known_components().values() for name in one.non_finite}
+    assert found == {"GradientClipper.norm_type", "LoggingOnlyClipper.norm_type"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import gin
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 from modlib.config import Config, load
 from modlib.config.values import format_value
@@ -148,7 +148,7 @@ def run(path: Path, other: Path | None = None, text: str | Path = ""):
         mine.forget()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(literals)
 def test_any_literal_round_trips(project: Project, value: Any) -> None:
     config = project.load(f"Model.anything = {format_value(value)}")
@@ -262,7 +262,7 @@ def test_run_folder(project: Project, tmp_path: Path) -> None:
     config.to_run_folder(tmp_path / "run")
     assert (tmp_path / "run" / "config.gin").read_text() == config.text
     record = json.loads((tmp_path / "run" / "provenance.json").read_text())
-    assert record["hash"] == config.hash
+    assert record["hash"] == config.identity
     assert record["parameters"]["Model.bias"]["value"] == "False"
     assert record["parameters"]["Model.bias"]["origins"] == ["--gin_param #1"]
     assert record["import_paths"] == [str(project.folder)]
@@ -300,6 +300,27 @@ def run(key=len, size: int = 3, choice={{1, 2}}):
         assert gin.get_configurable(mine.run)() == (len, 4, {1, 2})
     finally:
         mine.forget()
+
+
+def test_a_default_that_is_a_secret_is_not_written_down(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / f"{project.module}.py"
+    code.write_text(
+        code.read_text().replace('path: str | Path = ""', "path: str | Path = 'canary-value', pat: str = 'abc'")
+    )
+    monkeypatch.setenv("SOME_PASSWORD", "canary-value")
+    config = project.load()
+    assert "    # path = '***' (default; a secret, which is not written down)\n" in config.text
+    assert "    # pat = '***' (default; a secret, which is not written down)\n" in config.text
+    assert config.record()["parameters"]["Model.path"]["value"] == "'***'"
+    config.to_run_folder(tmp_path / "run")
+    assert not [
+        path for path in (tmp_path / "run").iterdir() if "canary" in path.read_text() or "abc" in path.read_text()
+    ]
+    loaded = load([tmp_path / "run" / "config.gin"])
+    assert loaded.resolved["Model.path"] == "canary-value"
+    assert loaded.hash == config.hash
 
 
 def test_constants_of_a_users_module(project: Project) -> None:

@@ -68,15 +68,19 @@ def test_a_stray_file_does_not_shadow_a_packaged_one(repository: Path, tmp_path:
     assert find("./gpt2.gin") == tmp_path / "here" / "gpt2.gin"
 
 
-def test_a_bare_name_is_not_looked_up_in_the_working_directory(repository: Path, tmp_path: Path) -> None:
-    write(tmp_path / "here" / "mine.gin", "X = 1\n")
-    with pytest.raises(NotFound, match=r"a file of this name is in the working directory: write \./mine\.gin"):
-        find("mine.gin")
+def test_a_plain_name_may_be_of_a_file_in_the_working_directory(repository: Path, tmp_path: Path) -> None:
+    mine = write(tmp_path / "here" / "mine.gin", "X = 1\ninclude 'gpt2.gin'\n")
+    assert find("mine.gin") == mine
+    assert values("mine.gin") == {"X": 1, "A": 1, "B": 2}
 
 
 def test_a_stray_file_is_not_included(repository: Path, tmp_path: Path) -> None:
+    """Whatever is in the working directory: packaged files include packaged files, and a user's those beside it."""
     write(tmp_path / "here" / "models" / "small.gin", "B = 99\n")
+    write(tmp_path / "here" / "mine.gin", "X = 1\n")
     assert values("gpt2.gin") == {"A": 1, "B": 2}
+    elsewhere = write(tmp_path / "elsewhere" / "a.gin", "include 'mine.gin'\n")
+    assert "cannot find 'mine.gin'" in str(read([elsewhere], []).problems[0])
 
 
 def test_inside_the_folder_of_packaged_files(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +107,12 @@ def test_not_found_says_where_and_what_is_similar(repository: Path) -> None:
     with pytest.raises(NotFound) as caught:
         find("gpt3.gin")
     assert str(caught.value) == (
-        f"cannot find 'gpt3.gin'; looked in {repository}/gin_configs, {repository}/slurm, {repository}/experiments; "
-        "similar: gpt2.gin"
+        f"cannot find 'gpt3.gin'; looked in {repository}/gin_configs, {repository}/slurm, {repository}/experiments, "
+        f"{Path.cwd()}; similar: gpt2.gin"
     )
+    write(Path("gpt3x.gin"), "")
+    with pytest.raises(NotFound, match=r"similar: gpt3x\.gin, gpt2\.gin$"):
+        find("gpt3.gin")
     with pytest.raises(NotFound, match=r"similar: gpt2\.gin$"):
         find("gpt2")
     with pytest.raises(NotFound, match=r"check the name$"):
@@ -161,6 +168,31 @@ def test_not_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load([path])
     assert caught.value.problems == [f"{path}:1: cannot be read: it is not UTF-8 text; correct the file"]
+
+
+def problems_of(path: Path) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load([path])
+    return caught.value.problems
+
+
+def test_another_kind_of_file_is_one_problem(tmp_path: Path) -> None:
+    """A list of users or a story: one hundred lines that are no statements are not one hundred errors."""
+    path = write(tmp_path / "passwd", "root:x:0:0:root:/root:/bin/bash\n" * 25)
+    assert problems_of(path) == [
+        f"{path}:1: is no gin file: nothing in it can be read (25 problems, the first: after 'root:' begin a new line, "
+        "and indent it; or write root.parameter = value); give a file with lines such as NAME = value"
+    ]
+    assert len(problems_of(write(tmp_path / "story", "It was a dark night.\n" * 100))) == 1
+    wrong = write(tmp_path / "a.gin", "A = 1\n" + "B =\n" * 25)
+    assert len(problems_of(wrong)) > 25, "a gin file with mistakes has each of them named"
+
+
+def test_a_file_that_is_far_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.gin"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a hole: takes no space
+    assert problems_of(path) == [f"{path}:1: its size (1 TiB) must be at most 16 MiB; give a gin file"]
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,18 @@ def test_error_text_of_a_parameter(text: str, expected: str) -> None:
     assert problems(text, is_file=False) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("opened", "closed"), [("[", "]"), ("(", ")"), ("{1: ", "}"), ("-", ""), ("2 ** ", ""), ("1 + (", ")")]
+)
+def test_nesting_has_a_limit(opened: str, closed: str) -> None:
+    for depth in (99, 100, 5000):
+        nested = parse(f"A.x = {opened * depth}1{closed * depth}\n", "a.gin")[1]
+        texts = [] if depth == 99 else ["A.x is nested more than 100 deep; write it flatter"]
+        assert [str(problem).partition(": ")[2] for problem in nested[:1]] == texts, depth
+    statements, _ = parse(f"A.x = {opened * 200}1{closed * 200}\nB = [[2]]\n", "a.gin")
+    assert [one.name for one in statements if isinstance(one, Macro)] == ["B"]
+
+
 def test_goes_on_after_errors() -> None:
     text = "A.b = true\nC = 1\nD:\n  e = nope\n  f = 2\n\nG:\n  h 3\nI = 4\nX = )\n"
     statements, wrong = parse(text, "a.gin")

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modlib.data.packed_writer import PackedFileWriter
-from modlib.data.tokenizer import Tokenizer, train_byte_level_bpe
+from modlib.data.packed.writer import PackedFileWriter
+from modlib.data.text.tokenizer import Tokenizer, train_byte_level_bpe
 
 SENTENCES = [
     "the quick brown fox jumps over the lazy dog",

@@ -7,9 +7,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from modlib.data.packed_file import PackedFile
-from modlib.data.packed_verify import verify
-from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.inspecting.verify import verify
+from modlib.data.packed.file import PackedFile
+from modlib.data.packed.writer import PackedFileWriter
 
 documents_of_ids = st.lists(st.lists(st.integers(0, 299), max_size=7), max_size=20)
 

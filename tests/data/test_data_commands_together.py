@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modlib.data import pack as packing
-from modlib.data import sources
-from modlib.data.pack import PackProgress, pack
-from modlib.data.packed_chunks import chunk
-from modlib.data.packed_file import PackedFile
-from modlib.data.packed_filter import filter_documents
-from modlib.data.packed_merge import merge
-from modlib.data.packed_mix import mix
-from modlib.data.packed_shuffle import shuffle
-from modlib.data.tokenizer import Tokenizer
-from tests.data.test_pack import BAD, SOME_TEXT, texts_of
+from modlib.data.packed.file import PackedFile
+from modlib.data.packing import pack as packing
+from modlib.data.packing.pack import PackProgress, pack
+from modlib.data.rewriting.chunks import chunk
+from modlib.data.rewriting.filter import filter_documents
+from modlib.data.rewriting.merge import merge
+from modlib.data.rewriting.mix import mix
+from modlib.data.rewriting.shuffle import shuffle
+from modlib.data.text import sources
+from modlib.data.text.tokenizer import Tokenizer
+from tests.data.packing.test_pack import BAD, SOME_TEXT, texts_of
 
 BAD_ROWS = [*(row for row, _ in BAD.values()), b'{"text": "\\ud800"}', b"[]", b"null", b'{"text": null}', b"\xff"]
 ROWS = st.lists(st.one_of(SOME_TEXT, SOME_TEXT, st.sampled_from(BAD_ROWS)), min_size=1, max_size=25)
@@ -33,7 +33,7 @@ class CutOff(Exception):
 
 
 @given(ROWS, st.integers(1, 200), st.integers(1, 8), st.one_of(st.none(), st.integers(1, 60)), st.integers(0, 3))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 def test_nothing_is_lost_and_all_is_in_order(
     tokenizer: Tokenizer,
     tmp_path: Path,
@@ -101,9 +101,9 @@ def test_of_twenty_documents_with_bad_rows_every_good_one_is_kept(tokenizer: Tok
     """Where Modalities' packer meets one empty document, it loses 14 of 20."""
     texts = [f"document {number}" for number in range(20)]
     bad = {
-        0: (b'{"text": "caf\xe9"}', "is not UTF-8 (byte 13)"),
+        0: (b'{"text": "caf\xe9"}', "must be UTF-8; byte 13 is not"),
         5: (b'{"text": ""}', "has an empty text at 'text'"),
-        6: (b'{"text": "cut o', "is not JSON (Unterminated string starting at: line 1 column 10 (char 9))"),
+        6: (b'{"text": "cut o', "must be JSON: unterminated string starting at (line 1, column 10)"),
         11: (b'{"body": "x"}', "has no 'text' (there is body)"),
         14: (b'{"text": 5}', "has no text at 'text' but int"),
         19: (b'{"text": null}', "has no text at 'text' but null"),

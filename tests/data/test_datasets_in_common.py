@@ -15,23 +15,25 @@ import torch
 from torch import nn
 
 from modlib.components import known_components
-from modlib.data.captioned_shapes import CaptionedShapes
-from modlib.data.coca_collate import CoCaCollator
-from modlib.data.collate import LMCollator
-from modlib.data.combined_dataset import CombinedDataset
-from modlib.data.dataset import Dataset
-from modlib.data.dummy_dataset import DummyDataset
-from modlib.data.jsonl_dataset import JSONLDataset
-from modlib.data.loader import DataLoader
-from modlib.data.loss_masking import LossMaskingCollator
-from modlib.data.masked_lm import MaskedLMCollator
-from modlib.data.mixture_dataset import MixtureDataset
-from modlib.data.packed_dataset import PackedDataset
-from modlib.data.packed_documents import PackedDocuments
-from modlib.data.packed_shards import PackedShards
-from modlib.data.packing import pack_documents
-from modlib.data.sampler import ShuffledSampler
-from modlib.data.tokenizer import Tokenizer
+from modlib.data.batches.coca_collate import CoCaCollator
+from modlib.data.batches.collate import LMCollator
+from modlib.data.batches.layout import BatchLayout
+from modlib.data.batches.loader import DataLoader
+from modlib.data.batches.loss_masking import LossMaskingCollator
+from modlib.data.batches.masked_lm import MaskedLMCollator
+from modlib.data.batches.sampler import ShuffledSampler
+from modlib.data.corpora.packing import pack_documents
+from modlib.data.datasets.captioned_shapes import CaptionedShapes
+from modlib.data.datasets.combined_dataset import CombinedDataset
+from modlib.data.datasets.dataset import Dataset
+from modlib.data.datasets.dummy_dataset import DummyDataset
+from modlib.data.datasets.jsonl_dataset import JSONLDataset
+from modlib.data.datasets.mixture_dataset import MixtureDataset
+from modlib.data.datasets.packed_dataset import PackedDataset
+from modlib.data.datasets.packed_documents import PackedDocuments
+from modlib.data.datasets.packed_shards import PackedShards
+from modlib.data.packed.header import HEADER_BYTES
+from modlib.data.text.tokenizer import Tokenizer
 from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.process_group import World
 from modlib.models.coca import CoCa
@@ -70,9 +72,22 @@ def make(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "dummy": functools.partial(DummyDataset, num_samples=40, seq_len=SEQ_LEN, vocab_size=300),
     }
     sources = list(choices.values())
+    choices["packed_shards"] = functools.partial(PackedShards, path=str(tmp_path / "*.packed"), seq_len=SEQ_LEN)
     choices["combined"] = functools.partial(CombinedDataset, datasets=sources)
     choices["mixture"] = functools.partial(MixtureDataset, datasets=sources, weights=[4, 3, 2, 1])
     return lambda name: choices[name]()
+
+
+@pytest.mark.parametrize("name", ["packed", "packed_shards", "packed_documents", "combined", "mixture"])
+def test_an_id_that_the_header_does_not_promise_is_named_with_its_place(make: Make, tmp_path: Path, name: str) -> None:
+    dataset = make(name)
+    with open(tmp_path / "data.packed", "r+b") as file:
+        file.seek(HEADER_BYTES + 2 * 7)
+        file.write(b"\xff\xff")
+    with pytest.raises(DataError, match=r"token id \(65535\) at token 7, byte 4110, document 0 of .*data\.packed must"):
+        dataset.__getitems__(range(len(dataset)))
+    with pytest.raises(DataError, match=r"SHA-256 of the contents of .*data\.packed"):
+        dataset.check_unchanged()
 
 
 def same(first: Any, second: Any) -> bool:
@@ -115,7 +130,7 @@ def test_loader_stops_and_goes_on(make: Make, name: str) -> None:
         dataset = make(name)
         sampler = ShuffledSampler(seed=0, num_samples=len(dataset))
         return DataLoader(
-            dataset=dataset, sampler=sampler, collate=LMCollator(), micro_batch_size=8, num_workers=num_workers
+            dataset=dataset, sampler=sampler, collate=LMCollator(), layout=BatchLayout(8), num_workers=num_workers
         )
 
     with loader(0) as whole, loader(1) as resumed:
@@ -220,9 +235,9 @@ def train_two_steps(
         model, loss or CLMCrossEntropyLoss(), optimizer, DummyLR(optimizer), GradientClipper, world, "float32", False
     )
     sampler = ShuffledSampler(seed=0, shuffle=False, num_samples=len(dataset))
-    sizes = {"micro_batch_size": len(dataset) // 4, "grad_accum_steps": 2}
-    with DataLoader(dataset=dataset, sampler=sampler, collate=make_collate(tokenizer), prefetch=0, **sizes) as loader:
-        losses = [update(parts, loader.batch(step), number).mean_loss(1) for number, step in enumerate((0, 1, 0), 1)]
+    layout, collate = BatchLayout(len(dataset) // 4, 2), make_collate(tokenizer)
+    with DataLoader(dataset=dataset, sampler=sampler, collate=collate, prefetch=0, layout=layout) as loader:
+        losses = [update(parts, loader.batch(step), number).mean_loss() for number, step in enumerate((0, 1, 0), 1)]
         trained = sum(int((targets != -100).sum()) for _, targets in loader.batch(0))
     assert losses[2] < losses[0] or trained == losses[0] == 0
     assert trained or collator == "LossMaskingCollator"

@@ -17,7 +17,7 @@ def test_every_size_gives_a_bijection(size: int) -> None:
 
 
 @given(st.integers(1, 20_000), st.text())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_size_and_key_give_a_bijection(size: int, key: str) -> None:
     assert len(np.unique(KeyedPermutation(size, key)(np.arange(size)))) == size
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from modlib.distributed import meeting
 from modlib.distributed.meeting import Meeting, meet, planned_hosts, same_host, this_host, within
 from modlib.runtime.errors import ClusterError, HangError, ModlibError
+from tests import forked
 
 HOSTS = ("node1", "node1", "node2", "node2", "node3")
 
@@ -68,9 +69,10 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.slow
 def test_a_rank_0_that_is_frozen_or_gone(how: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meeting, "GRACE_S", 0.2)
-    with subprocess.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE, text=True) as process:
+    with forked.Popen([sys.executable, "-c", STORE], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             port = int(process.stdout.readline())

@@ -15,6 +15,7 @@ import torch
 
 from modlib.distributed.process_group import device_index, process_group
 from modlib.runtime.errors import ClusterError
+from tests import forked
 from tests.distributed.test_rendezvous import free_ports
 
 RANK = """
@@ -36,7 +37,7 @@ except ModlibError as error:
 
 
 def start(rank: int, size: int, rendezvous: str, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return forked.Popen(
         [sys.executable, "-c", RANK],
         stdout=subprocess.PIPE,
         text=True,

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from modlib.data.tokenizer import Tokenizer
+from modlib.data.text.tokenizer import Tokenizer
 from modlib.distributed.fsdp import shard
 from modlib.inference.generation import generate, next_tokens, sample_text
 from modlib.models.gpt2 import GPT2

@@ -11,9 +11,10 @@ import pytest
 import tokenizers
 import torch
 
-from modlib.cli.trained_run import load_run
-from modlib.data.packed_file import PackedFile
-from modlib.data.tokenizer import train_byte_level_bpe
+from modlib.cli.models.trained_run import load_run
+from modlib.data.packed.file import PackedFile
+from modlib.data.text.tokenizer import train_byte_level_bpe
+from modlib.runtime.run_folder import RunFolder
 from tests.cli.commands import modlib
 from tests.data.cut_off import CHAT_TEMPLATE as TEMPLATE
 from tests.launching_command import launch, metrics
@@ -50,7 +51,7 @@ def test_a_run_is_trained_on_the_answers_alone(packed: Path, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "run"
     batch = json.loads(modlib("data", "batch", run, "1", "--json").stdout)
-    model = load_run(run).model.eval()
+    model = load_run(RunFolder(run)).model.eval()
     file, seq_len = PackedFile(packed), 32
     losses = []
     for sequence in batch["sequences"]:

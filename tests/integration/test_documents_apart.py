@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.packed.writer import PackedFileWriter
 from tests.launching_command import launch, metrics, numbers, started, wait_for_step
 
 TINY = "debug/tiny.gin"

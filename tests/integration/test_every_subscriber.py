@@ -22,6 +22,7 @@ def test_the_run_has_every_subscriber_of_the_catalogue() -> None:
     assert set(map(str, load(["debug/tiny.gin", *FILES], [DUMMY]).resolved["train.subscribers"])) == everything
 
 
+@pytest.mark.slow
 def test_two_steps_with_every_subscriber(tmp_path: Path) -> None:
     flags = [word for file in FILES for word in ("--gin_file", file)]
     result = launch("debug/tiny.gin", ["NUM_STEPS=2", DUMMY], *flags, "--runs_dir", str(tmp_path), "--name", "all")

@@ -26,7 +26,7 @@ import os
 import threading
 
 from modlib.components import component
-from modlib.data.collate import LMCollator
+from modlib.data.batches.collate import LMCollator
 
 
 @component("collator", "stuck")
@@ -94,9 +94,9 @@ def test_a_rank_that_is_frozen_is_named(tmp_path: Path) -> None:
 
 
 def rank_pid(launcher: int, rank: int) -> int:
-    """The process of a rank, a child of its launcher."""
+    """The process of a rank but the first, a child of its launcher that writes to its own log."""
     for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        if f"\0RANK={rank}\0" in Path(f"/proc/{child}/environ").read_text():
+        if os.readlink(f"/proc/{child}/fd/1").endswith(f"/rank-{rank}.out"):
             return int(child)
     raise AssertionError(f"rank {rank} is not there")
 

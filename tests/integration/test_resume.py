@@ -19,7 +19,7 @@ TINY = "debug/tiny.gin"
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
+    folder = tmp_path_factory.mktemp("undisturbed") / "r[" / "y]"  # brackets of a path are no style
     done = launch(TINY, [], "--runs_dir", str(folder), "--name", "run")
     assert done.returncode == 0, done.stderr
     return folder / "run"
@@ -108,7 +108,7 @@ def test_a_finished_run_is_left_alone(undisturbed: Path) -> None:
     before = (undisturbed / "metrics.jsonl").read_bytes()
     again = launch(TINY, [], "--runs_dir", str(undisturbed.parent), "--name", "run")
     assert again.returncode == 0
-    assert "is finished: 40 steps are done" in again.stderr
+    assert f"run run is finished: 40 steps are done and saved in {undisturbed}\n" in again.stderr
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 

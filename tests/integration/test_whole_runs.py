@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from modlib.cli.launch import app
+from modlib.cli.start.launch import app
 from tests.launching_command import launch, metrics, numbers, started, wait_for_step
 
 

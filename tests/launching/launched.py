@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests import forked
+
 DEADLINE_S = 30.0
 
 LAUNCHER = """
@@ -35,7 +37,9 @@ from modlib.launching.local import die_with_parent
 from modlib.runtime.errors import DataError, Preempted
 from modlib.runtime.logs import report_error, start_logging
 from modlib.runtime.run_folder import RunFolder
-from modlib.runtime.signals import StopRequest
+from modlib.runtime.signals import STOP_SIGNALS, StopRequest
+if "BLOCKED" not in os.environ:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 die_with_parent()
 run = RunFolder(sys.argv[1])
 attempt = run.current_attempt()
@@ -93,12 +97,12 @@ def launched(
     script.write_text(RANK.replace("{body}", "\n".join(f"    {line}" for line in body.strip("\n").split("\n"))))
     run = folder / "run"
     (folder / "tmp").mkdir(exist_ok=True)
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, "-c", LAUNCHER, str(run), str(script), str(grace_s)],
         stdout=subprocess.PIPE,
         stderr=stderr,
         text=True,
-        cwd=cwd,
+        cwd=cwd or folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder / "tmp"), **(environment or {})},
         start_new_session=True,
         preexec_fn=before_exec,
@@ -118,12 +122,13 @@ def launched(
 
 
 def alive(folder: Path) -> list[int]:
-    """The living processes that a launch in this folder started, by their TMPDIR."""
+    """The living processes that a launch in this folder started, by their TMPDIR or working directory."""
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             mark = f"\0TMPDIR={folder / 'tmp'}\0".encode()
-            if mark in b"\0" + (path / "environ").read_bytes() and int(path.name) != os.getpid():
+            marked = mark in b"\0" + (path / "environ").read_bytes()
+            if (marked or (path / "cwd").readlink() == folder) and int(path.name) != os.getpid():
                 found.append(int(path.name))
     return found
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from modlib.launching.sweep import Sweep, plan_sweep
 
 VALIDATION = "val/validation/loss"
@@ -23,7 +21,9 @@ def made(folder: Path, loss: Callable[[Mapping[str, str]], float | str], *flags:
         flags: Of the sweep.
         options: Of plan_sweep.
     """
-    sweep = plan_sweep(flags, ["debug/tiny.gin"], [], runs_dir=folder, **{"name": "s", **options})
+    sweep = plan_sweep(
+        flags, ["debug/tiny.gin"], [], runs_dir=folder, ranks_of=lambda config: 1, **{"name": "s", **options}
+    )
     sweep.write()
     for point in sweep.points:
         value = loss(point.values)
@@ -45,7 +45,7 @@ def is_a_drawing(path: Path, least_share: float = 0.01) -> bool:
     from PIL import Image
 
     with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        colors = image.convert("RGB").getcolors(maxcolors=1 << 24)
         width, height = image.size
-    drawn = np.any(pixels != 255, axis=1).mean()
-    return bool(width > 600 and height > 400 and drawn > least_share and len(np.unique(pixels, axis=0)) > 10)
+    drawn = 1 - sum(count for count, color in colors if color == (255, 255, 255)) / (width * height)
+    return bool(width > 600 and height > 400 and drawn > least_share and len(colors) > 10)

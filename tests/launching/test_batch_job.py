@@ -79,6 +79,25 @@ def test_the_end_of_a_finished_run(run: RunFolder) -> None:
     assert run.attempt(1).ending()["reason"] == "finished"
 
 
+def test_a_finished_run_whose_metrics_could_not_be_written_ends_with_4_and_is_not_queued_again(run: RunFolder) -> None:
+    begin(run)
+    run.update(status="finished", step=40, lost_metrics=3)
+    (run.checkpoints_path / "step-00000040").mkdir()
+    assert end(run, 4) == 4
+    assert (run.attempt(1).ending()["reason"], run.attempt(1).ending()["exit_code"]) == ("finished", 4)
+    assert run.read()["status"] == "finished"
+    assert begin(run) is None
+
+
+def test_a_run_that_is_saved_to_its_end_is_finished_though_run_json_could_not_say_so(run: RunFolder) -> None:
+    begin(run)
+    run.update(num_steps=40, step=30)
+    (run.checkpoints_path / "step-00000040").mkdir()
+    assert end(run, 4) == 4
+    assert run.read()["status"] == "finished"
+    assert run.attempt(1).ending()["reason"] == "finished"
+
+
 def test_a_stop_that_nobody_can_queue_again_names_the_command(
     run: RunFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:

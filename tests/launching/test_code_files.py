@@ -271,8 +271,9 @@ def test_a_module_that_may_read_files_beside_itself_is_warned_of(
     )
 
 
+@pytest.mark.slow
 def test_this_repository_is_taken_whole_but_for_what_no_run_needs(config: Config) -> None:
     code = code_files(SOURCE, config)
     names = {name.removeprefix("project/") for name in code.files}
-    assert {"modlib/__init__.py", "modlib/cli/worker.py", "gin_configs/quickstart.gin"} <= names
+    assert {"modlib/__init__.py", "modlib/cli/processes/worker.py", "gin_configs/quickstart.gin"} <= names
     assert code.commit is None or {"project/tests/", "project/docs/"} <= set(code.left_out)

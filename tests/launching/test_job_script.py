@@ -10,6 +10,7 @@ import pytest
 from modlib.launching.job_script import JobScript
 from modlib.launching.slurm import Slurm
 from modlib.launching.submission import submitit_text
+from modlib.runtime.errors import ConfigError
 
 FOLDER = Path("/runs/my run/submitit")
 
@@ -64,7 +65,7 @@ def test_an_exit_status_of_srun_is_what_the_end_sees(tmp_path: Path) -> None:
         text=True,
         timeout=20,
     )
-    assert done.stdout.split() == ["-m", "modlib.cli.slurm_job", "end", "/r", "7"]
+    assert done.stdout.split() == ["-m", "modlib.cli.processes.slurm_job", "end", "/r", "7"]
 
 
 def test_each_element_of_an_array_has_its_own_run(tmp_path: Path) -> None:
@@ -99,3 +100,18 @@ def test_no_environment_of_the_submitting_shell_is_written(monkeypatch: pytest.M
     for text in (made.text(""), submitit_text(made)):
         assert "canary" not in text
         assert "RANK" not in text
+
+
+def test_a_script_that_would_hold_a_secret_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_PAT", "canary-value")
+    made = script(Slurm(), Path("/runs/canary-value/run"))
+    for write in (lambda: made.text("train.seed = 0\n"), lambda: submitit_text(made)):
+        with pytest.raises(ConfigError) as caught:
+            write()
+        assert str(caught.value) == (
+            "the job's script must not hold the value of the environment variable GITHUB_PAT, which is a secret; it "
+            "would be in the line that begins 'export MODLIB_RUN=/runs/***/run': take it out of paths and settings, "
+            "and set it in the shell that submits: SLURM passes the environment on"
+        )
+    with pytest.raises(ConfigError):
+        script(Slurm()).text("note = 'canary-value'\n")

@@ -203,7 +203,7 @@ time.sleep(60)
         assert one.end()[0] == 9
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_reaches_each_rank_once_and_they_save(tmp_path: Path, number: signal.Signals) -> None:
     with launched(tmp_path, SAVES) as one:
         one.wait_for_ranks()
@@ -211,9 +211,9 @@ def test_a_signal_reaches_each_rank_once_and_they_save(tmp_path: Path, number: s
         code, err = one.end()
     assert code == 75
     for rank in (0, 1):
-        assert (one.run / f"saved-{rank}").read_text() == "SIGTERM"
+        assert (one.run / f"saved-{rank}").read_text() == signal.Signals(number).name
         text = err if rank == 0 else one.log(1)
-        assert text.count("SIGTERM: saving and stopping within 20 s") == 1
+        assert text.count(f"{signal.Signals(number).name}: saving and stopping within 20 s") == 1
         assert "already stopping" not in text
     assert err.splitlines()[-1].endswith("stopped at step 7, which is saved; the same command continues")
 
@@ -223,7 +223,7 @@ def test_a_second_ctrl_c_ends_everything_now(tmp_path: Path) -> None:
     with launched(tmp_path, body, grace_s=60) as one:
         one.wait_for_ranks()
         one.process.send_signal(signal.SIGINT)
-        wait_until(lambda: "SIGTERM" in one.log(1))
+        wait_until(lambda: "SIGINT" in one.log(1))
         sent = time.monotonic()
         one.process.send_signal(signal.SIGINT)
         code, err = one.end()
@@ -266,7 +266,56 @@ def test_a_stop_that_one_rank_alone_heard_of_does_not_wait_for_the_others_for_ev
     with launched(tmp_path, "ready()\nif rank == 1: os._exit(75)\ntime.sleep(60)", grace_s=1) as one:
         code, err = one.end()
     assert code == 75
-    assert err.startswith("another rank stopped: rank 0 did not stop in time and was killed")
+    assert err.startswith(
+        "rank 1 left with exit code 75 before training was over: rank 0 did not stop in time and was killed"
+    )
+
+
+@pytest.mark.parametrize(("left", "code"), [(0, 1), (75, 7)])
+def test_a_rank_that_leaves_early_is_named_although_the_others_fail_in_its_wake(
+    tmp_path: Path, left: int, code: int
+) -> None:
+    body = f"""
+print("the last line of rank", rank)
+if rank == 1:
+    os._exit({left})
+(run.path / "metrics.jsonl").write_text('{{"step": 3, "attempt": 1, "train/loss": 1.0}}\\n')
+time.sleep(0.2)
+raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:41552")
+"""
+    with launched(tmp_path, body) as one:
+        found, err = one.end()
+    assert found == code
+    assert err.endswith(
+        f"rank 1 left with exit code {left} before training was over, and the others failed without it "
+        f"(log: {one.logs / 'rank-1.out'})\n    the last line of rank 1\n"
+    )
+
+
+def test_a_rank_that_is_killed_while_it_stops_costs_steps(tmp_path: Path) -> None:
+    body = """
+if rank == 0:
+    (run.path / "metrics.jsonl").write_text('{"step": 3, "attempt": 1, "train/loss": 1.0}\\n')
+signal.signal(signal.SIGTERM, (lambda *_: os._exit(75)) if rank == 0 else signal.SIG_IGN)
+ready()
+while True:
+    time.sleep(60)
+"""
+    with launched(tmp_path, body, grace_s=0.5) as one:
+        one.wait_for_ranks()
+        one.process.send_signal(signal.SIGTERM)
+        assert one.end()[0] == 7
+
+
+def test_a_signal_before_a_rank_has_its_handlers_waits_for_them(tmp_path: Path) -> None:
+    slow = "time.sleep(0.5)\nwith StopRequest(starting=True):\n    ready()\n    time.sleep(60)"
+    own_start = {"PYTHONHASHSEED": "17"}  # a forked process would not inherit what the launcher blocks
+    with launched(tmp_path, slow, environment={"BLOCKED": "1", **own_start}) as one:
+        wait_until(lambda: one.logs.exists() and len(list(one.logs.iterdir())) == 2)
+        one.process.send_signal(signal.SIGUSR2)
+        code, err = one.end()
+    assert code == 75
+    assert err == "warning: [rank 0] SIGUSR2: stopped before training began; the same command continues\n"
 
 
 def test_a_failure_while_saving_outranks_the_stop(tmp_path: Path) -> None:

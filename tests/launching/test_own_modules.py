@@ -155,6 +155,7 @@ def test_the_modlib_that_runs_is_not_taken_for_the_users(tmp_path: Path, found: 
     assert sorted(found(tmp_path / "user", "mine")) == ["mine"]
 
 
+@pytest.mark.slow
 def test_this_projects_own_modules_are_found_with_what_they_import_later(config: Config) -> None:
     from modlib.launching.git import SOURCE
 

@@ -81,3 +81,21 @@ def test_read_last_lines_gives_whole_lines_alone(tmp_path: Path, most_bytes: int
     expected = list(read_lines(path))[3 - min(3, most_bytes // 10) :]
     assert read_last_lines(path, most_bytes) == expected
     assert read_last_lines(path, most_bytes, b"20") == [one for one in expected if one["a"] == 20]
+
+
+def test_lines_of_other_types_are_no_lines_and_values_of_other_types_no_values(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        b'{"step": 4, "tokens": 400, "time": 1.0, "attempt": 1, "train/loss": 7.0}',
+        b'{"step": "5", "time": 2.0, "attempt": 1, "train/loss": 6.0}',
+        b'{"step": Infinity, "time": 2.0, "attempt": 1, "train/loss": 6.0}',
+        b'{"step": 1' + 400 * b"0" + b', "time": 2.0, "attempt": 1}',
+        b"[" * 10_000,
+        b'{"step": 8, "tokens": "many", "time": "late", "attempt": [1], "train/loss": {"a": 1}, "throughput/x": 0}',
+    ]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    first, last = read_lines(path)
+    assert (first["step"], first["train/loss"]) == (4, 7.0)
+    assert last == {"step": 8, "throughput/x": 0}
+    found = recent_metrics(path)
+    assert (found.step, found.tokens, found.time, found.attempt, found.loss) == (8, None, None, None, 7.0)

@@ -254,7 +254,8 @@ def test_num_steps_from_the_configuration_of_the_run(run: RunFolder) -> None:
 
 def test_ruins(run: RunFolder) -> None:
     run.run_json_path.write_text('{"name": "on')
-    assert (run_state(run).state, run_state(run).why) == ("created", "run.json is missing or damaged")
+    assert run_state(run).state == "created"
+    assert run_state(run).why == "run.json must be JSON: unterminated string starting at (line 1, column 10)"
     (run.path / "lease.json").write_text(json.dumps({"host": socket.gethostname(), "pid": "x", "started": []}))
     run.metrics_path.write_bytes(b'\xff\x00{"step": 3')
     run.provenance_path.write_text("[]")
@@ -264,7 +265,10 @@ def test_ruins(run: RunFolder) -> None:
     run.run_json_path.write_text(
         json.dumps({"status": 3, "slurm": [1], "step": "x", "host": None, "num_steps": "y", "exit_code": []})
     )
-    assert run_state(run).state == "created"
+    assert (run_state(run).state, run_state(run).why) == (
+        "died",
+        "run.json must have a text or null at status, and has 3",
+    )
     shutil.rmtree(run.path)
     assert run_state(run).state == "created"
 

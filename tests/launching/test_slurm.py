@@ -91,9 +91,9 @@ def test_threads_follow_the_cores_and_the_users_variables_win() -> None:
         ),
         (
             {"environment": {"WANDB_API_KEY": "x"}},
-            "Slurm.environment ({'WANDB_API_KEY': ...}) must not hold secrets, since it is written into",
+            "Slurm.environment ({'WANDB_API_KEY': ...}) must not hold a secret, since it is written into",
         ),
-        ({"setup": ["export WANDB_API_KEY=0123456789abcdef"]}, "Slurm.setup (...) must not hold secrets"),
+        ({"setup": ["export WANDB_API_KEY=0123456789abcdef"]}, "Slurm.setup (...) must not hold a secret, since"),
     ],
 )
 def test_what_is_refused(settings: dict[str, object], text: str) -> None:
@@ -104,6 +104,18 @@ def test_what_is_refused(settings: dict[str, object], text: str) -> None:
 
 def test_ordinary_names_are_no_secrets() -> None:
     Slurm(environment={"TOKENIZERS_PARALLELISM": "true"}, setup=["export MODEL_KEY_COUNT=3"])
+    Slurm(setup=["export HF_TOKEN=$(cat ~/.token)", 'export WANDB_API_KEY="$OTHER"'])  # the shell fills it in
+
+
+def test_the_value_of_a_secret_variable_is_refused_with_the_variables_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "canary-of-a-variable")
+    for settings in ({"environment": {"X": "canary-of-a-variable"}}, {"setup": ["login canary-of-a-variable"]}):
+        with pytest.raises(ConfigError) as caught:
+            Slurm(**settings)  # type: ignore[arg-type]
+        assert "must not hold the value of the environment variable DATABASE_URL, which is a secret" in str(
+            caught.value
+        )
+        assert "canary" not in str(caught.value)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:

@@ -136,7 +136,7 @@ def test_a_job_trains_with_the_code_that_was_submitted_whatever_is_edited_later(
     (user / "helper.py").write_text("VALUE = 'NEW'\n")
     shutil.rmtree(user / "lazy")
     shutil.rmtree(source / "gin_configs")
-    job = python(os.pathsep.join(python_paths), "-m", "modlib.cli.worker", str(run.path))
+    job = python(os.pathsep.join(python_paths), "-m", "modlib.cli.processes.worker", str(run.path))
     assert job.returncode == 0, job.stderr
     assert "this is 0.OLD OLD OLD OLD\n" in job.stderr
     assert run.read()["step"] == 2
@@ -414,15 +414,24 @@ def test_a_manifest_that_was_edited_along_is_found(taken: Snapshot, run: RunFold
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", '{"format": 1', "[]", "{}", '{"format": 2}', '{"format": 1, "sha256": 3, "python_paths": []}']
+    ("text", "problem"),
+    [
+        (None, "must be a readable file: No such file or directory"),
+        ("", "must be JSON: expecting value (line 1, column 1)"),
+        ('{"format": 1', "must be JSON: expecting ',' delimiter (line 1, column 13)"),
+        ("[]", "must have an object, and has []"),
+        ("{}", "must have 'format'"),
+        ('{"format": 2}', "must have one of 1 at format, and has 2"),
+        ('{"format": 1, "sha256": 3, "python_paths": []}', "must have a text at sha256, and has 3"),
+    ],
 )
-def test_a_manifest_that_is_none(taken: Snapshot, text: str | None) -> None:
+def test_a_manifest_that_is_none(taken: Snapshot, text: str | None, problem: str) -> None:
     (taken.path / MANIFEST).unlink()
     if text is not None:
         (taken.path / MANIFEST).write_text(text)
     expected = (
-        f"code snapshot ({taken.path}) must have a snapshot.json that this version of modlib reads (format 1), but has "
-        "none; submit again"
+        f"code snapshot ({taken.path}) must have a snapshot.json that this version of modlib reads (format 1), but "
+        f"{taken.path / MANIFEST} {problem}; submit again"
     )
     assert refusal(taken.path) == expected
     with pytest.raises(RunFolderError) as caught:

@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 
-from modlib.config import load
+from modlib.config import Config, load
+from modlib.launching.identity import with_planned_batch
 from modlib.launching.prepare import prepare
 from modlib.launching.sweep import (
     Sweep,
-    grouped,
     pending_points,
     plan_sweep,
     point_command,
     read_sweep,
     sweep_command,
+    without_checkpoints,
 )
+from modlib.launching.sweep_points import grouped
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
 
@@ -27,7 +29,11 @@ TINY = "debug/tiny.gin"
 
 
 def planned(folder: Path, *flags: str, params: tuple[str, ...] = (), **options: Any) -> Sweep:
-    return plan_sweep(flags, [TINY], list(params), runs_dir=folder, **options)
+    return plan_sweep(flags, [TINY], list(params), runs_dir=folder, ranks_of=ranks_of, **options)
+
+
+def ranks_of(config: Config) -> int:
+    return config.resolved["Local.num_processes"] or 1
 
 
 def begin(sweep: Sweep, *names: str, status: str = "finished") -> None:
@@ -55,8 +61,8 @@ def test_every_point_is_a_checked_run_of_its_own(tmp_path: Path) -> None:
     assert last.params == ("LR=3e-4", "SEED=1")
     assert last.values == {"LR": "3e-4", "SEED": "1"}
     assert last.run.path == sweep.folder / "LR-3e-4_SEED-1"
-    alone = load([TINY], ["NUM_STEPS=5", "LR=3e-4", "SEED=1"])
-    assert last.config_hash == alone.hash == sweep.configs[last.name].hash
+    alone = with_planned_batch(load([TINY], ["NUM_STEPS=5", "LR=3e-4", "SEED=1"]), 1)
+    assert last.config_hash == alone.identity == sweep.configs[last.name].identity
     assert len({point.config_hash for point in sweep.points}) == 4
     assert list(tmp_path.iterdir()) == []
 
@@ -106,10 +112,23 @@ def test_points_that_mean_the_same_run_are_one(tmp_path: Path) -> None:
 
 
 def test_settings_that_change_no_number_can_be_swept_and_that_is_said(tmp_path: Path) -> None:
-    sweep = planned(tmp_path, "Local.num_processes=[1,2]")
+    sweep = planned(tmp_path, "LOG_EVERY=[1,2]")
     assert len(sweep.points) == 2
     assert sweep.points[0].config_hash == sweep.points[1].config_hash
-    assert sweep.notes == ("Local.num_processes=2 and Local.num_processes=1 differ in settings that change no number",)
+    assert sweep.notes == ("LOG_EVERY=2 and LOG_EVERY=1 differ in settings that change no number",)
+
+
+def test_the_number_of_processes_is_another_run_unless_the_global_batch_is_given(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "Local.num_processes=[1,2]")
+    assert [sweep.configs[point.name].resolved["train.global_batch_size"] for point in sweep.points] == [4, 8]
+    assert sweep.points[0].config_hash != sweep.points[1].config_hash
+    assert sweep.notes == ()
+    sweep = planned(tmp_path, "Local.num_processes=[1,2]", params=("train.global_batch_size=8",))
+    assert sweep.points[0].config_hash == sweep.points[1].config_hash
+    assert sweep.notes == (
+        "Local.num_processes=2 and Local.num_processes=1 train on the same batches; rounding, and dropout where there "
+        "is any, may differ",
+    )
 
 
 def test_sweep_json_says_it_all(tmp_path: Path) -> None:
@@ -143,6 +162,14 @@ def test_pending_points_are_those_that_are_not_finished(tmp_path: Path) -> None:
     assert [point.name for point in pending_points(read_sweep(tmp_path / "s"))] == ["SEED-1", "SEED-2", "SEED-3"]
 
 
+def test_finished_points_without_checkpoints_are_known(tmp_path: Path) -> None:
+    sweep = planned(tmp_path, "SEED=[0,1,2]", name="s")
+    begin(sweep, "SEED-0", "SEED-1")
+    begin(sweep, "SEED-2", status="running")
+    (sweep.points[0].run.checkpoints_path / "step-00000040").mkdir()
+    assert without_checkpoints(sweep) == ["SEED-1"]
+
+
 def test_a_point_knows_its_sweep(tmp_path: Path) -> None:
     sweep = planned(tmp_path, "SEED=[0]", name="s")
     sweep.write()
@@ -160,7 +187,7 @@ def test_a_points_own_config_is_the_same_run_and_keeps_the_origins(tmp_path: Pat
     words = point_command(point)
     assert words == ["--gin_file", str(point.run.config_path), "--name", point.name, "--runs_dir", str(sweep.folder)]
     config = load([words[1]])
-    assert config.hash == point.config_hash
+    assert config.identity == point.config_hash
     prepare(config, runs_dir=sweep.folder, name=point.name)
     provenance = json.loads(point.run.provenance_path.read_text())
     assert provenance["parameters"]["AdamW.lr"]["origins"][-1] == "--sweep #1"
@@ -213,8 +240,8 @@ def test_another_experiment_under_the_same_name_is_refused_with_the_difference(t
     begin(before, "LR-1e-4", "LR-3e-4")
     assert problem(tmp_path, "LR=[1e-4,3e-4]", params=("SEED=7",), name="s") == (
         "sweep 's' exists with a different config (at 2 points: LR-1e-4, LR-3e-4):\n"
-        "    train.seed: 0 -> 7  (train.gin:8 -> SEED quickstart.gin:7; train.gin:8 -> SEED quickstart.gin:7 -> SEED "
-        "--gin_param #1)\n"
+        "    train.seed: 0 -> 7  (training/causal_lm.gin:8 -> SEED quickstart.gin:7; "
+        "training/causal_lm.gin:8 -> SEED quickstart.gin:7 -> SEED --gin_param #1)\n"
         "    ShuffledSampler.seed: 0 -> 7  (data/packed.gin:9 -> SEED quickstart.gin:7; data/packed.gin:9 -> SEED "
         "quickstart.gin:7 -> SEED --gin_param #1)\n"
         "    start it as a new sweep with another --name, or set these values back to continue this one"
@@ -244,7 +271,7 @@ def test_a_folder_that_is_no_sweeps(tmp_path: Path) -> None:
         f"sweep ({tmp_path}) must be the folder of a sweep, with a sweep.json in it; there are {tmp_path / 's'}"
     )
     (tmp_path / "s" / "sweep.json").write_text('{"format": 1, "points": [')
-    with pytest.raises(RunFolderError, match=r"must have a sweep.json that can be read \(JSONDecodeError: "):
+    with pytest.raises(RunFolderError, match=r"must have a sweep.json that can be read \(JSONError: "):
         read_sweep(tmp_path / "s")
     (tmp_path / "s" / "sweep.json").write_text('{"format": 2}')
     with pytest.raises(RunFolderError, match=r"format of .* \(2\) must be 1; use the modlib that wrote it"):

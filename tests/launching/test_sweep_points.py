@@ -155,6 +155,7 @@ TEXTS = st.one_of(st.text(string.printable, max_size=80).map(repr), st.floats().
 
 
 @given(st.lists(st.tuples(KEYS, TEXTS), min_size=1, max_size=5, unique_by=lambda pair: pair[0]))
+@pytest.mark.slow
 def test_every_name_can_be_a_folder_and_a_wandb_id(pairs: list[tuple[str, str]]) -> None:
     name = point_name(tuple(pairs))
     assert check_name(name) == name

@@ -198,6 +198,7 @@ def test_flops_are_torchs_count(text_layers: int, tie_embeddings: bool) -> None:
     assert 4 * 64 * model.flops_per_token() == pytest.approx(counter.get_total_flops(), rel=0.05)
 
 
+@pytest.mark.slow
 def test_compiled_gives_the_same() -> None:
     model, inputs = small().eval(), batch()
     inputs["attention_mask"] = torch.ones(4, 6, dtype=torch.bool)
@@ -273,12 +274,12 @@ def train(accumulate: int = 1, precision: str = "float32") -> tuple[list[tuple[f
         pieces = [slice((n * size + rank) * micro, (n * size + rank + 1) * micro) for n in range(accumulate)]
         own = [({name: value[piece] for name, value in inputs.items()}, targets[piece]) for piece in pieces]
         result = update(parts, own, step)
-        lines.append((result.mean_loss(size), float(result.grad_norm)))
+        lines.append((result.mean_loss(), float(result.grad_norm)))
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     return lines, torch.cat([parameter.detach().flatten() for parameter in whole])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sharded_training_with_gathered_negatives_equals_one_process(accumulate: int) -> None:
     lines, parameters = train(accumulate)
     for ranks_lines, ranks_parameters in run_ranks(2, train, accumulate):
@@ -294,6 +295,7 @@ def test_sharded_bfloat16_is_close() -> None:
         assert [line[0] for line in ranks_lines] == pytest.approx([line[0] for line in lines], rel=0.03)
 
 
+@pytest.mark.slow
 def test_learns_to_match_and_to_describe() -> None:
     """Four images with four captions are told apart by heart, both by embeddings and in words."""
     model, inputs = small(std=0.1), batch()

@@ -81,7 +81,7 @@ def lengths(draw: st.DrawFn) -> list[int]:
 
 
 @given(st.sampled_from(list(VARIANTS)), st.lists(lengths(), min_size=1, max_size=3))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_losses_and_gradients_are_those_of_each_document_alone(variant: str, rows: list[list[int]]) -> None:
     model = small(**VARIANTS[variant])
     assert_equal_to_alone(model, rows, lambda inputs, targets: CLMCrossEntropyLoss()(model(inputs), targets))

@@ -132,6 +132,25 @@ def test_without_meta_it_has_its_weights_at_once(tmp_path: Path) -> None:
     assert torch.equal(ours.to(torch.float64)(tokens()), theirs.double()(tokens()).logits)
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_an_index_that_points_out_of_its_folder_is_refused(tmp_path: Path, absolute: bool) -> None:
+    oracle("llama").save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    name = next(iter(content["weight_map"]))
+    inside = tmp_path / "model" / content["weight_map"][name]
+    outside = inside.rename(tmp_path / inside.name)
+    named = str(outside) if absolute else f"../{inside.name}"
+    files = content["weight_map"]
+    files.update({each: named for each, file in files.items() if file == inside.name})
+    index.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError) as caught:
+        in_memory(path=str(tmp_path / "model"))
+    assert str(caught.value) == (
+        f"file ('{named}') of {index} must be one of the same folder; take the whole folder from its maker"
+    )
+
+
 @torch.no_grad()
 def test_files_of_other_kinds_are_read(tmp_path: Path) -> None:
     theirs = oracle("llama_tied").eval()
@@ -182,7 +201,9 @@ def random_on_ranks(name: str, seed: int) -> tuple[dict[str, torch.Tensor], torc
     return whole(model), logits
 
 
-@pytest.mark.parametrize("name", ["llama_tied", "gpt2", "bert"])
+@pytest.mark.parametrize(
+    "name", ["llama_tied", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bert"))]
+)
 def test_random_weights_do_not_depend_on_the_world_size(name: str) -> None:
     torch.manual_seed(11)
     before = torch.get_rng_state()
@@ -257,7 +278,7 @@ def train(given: dict[str, Any], chunked: bool = False, steps: int = 3) -> list[
     own = slice(rank * 8 // size, (rank + 1) * 8 // size)
     batch = ({"input_ids": inputs[own], "attention_mask": torch.ones_like(inputs[own])}, targets[own])
     results = [update(parts, [batch], step) for step in range(steps)]
-    return [(result.mean_loss(size), float(result.grad_norm)) for result in results]
+    return [(result.mean_loss(), float(result.grad_norm)) for result in results]
 
 
 @pytest.mark.parametrize("name", ["llama_tied", "bert"])

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from modlib.checkpointing import capture_rng, load, restore_newest, restore_rng, save, verify
-from modlib.checkpointing.loading import open_checkpoint
+from modlib.checkpointing.loading import load, open_checkpoint, restore_newest, verify
+from modlib.checkpointing.rng import capture_rng, restore_rng
+from modlib.checkpointing.writing import save
 from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.fsdp import shard
 from modlib.distributed.process_group import World
@@ -24,7 +25,7 @@ from modlib.models.gpt2 import GPT2
 from modlib.models.initialization import ComposedInitializer
 from modlib.models.lora import LoRAModel, merged_state_dict
 from modlib.models.weights import add_weights, initialize, named_state
-from modlib.nn.lora import is_layer
+from modlib.nn.lora_layers import is_layer
 from modlib.nn.losses import CLMCrossEntropyLoss
 from modlib.optim.groups import DecayGroups
 from modlib.runtime.errors import CheckpointError, ConfigError
@@ -82,7 +83,7 @@ def train(
         inputs, targets = data(step)
         own = [slice((n * size + rank) * micro, (n * size + rank + 1) * micro) for n in range(accumulate)]
         result = update(parts, [(inputs[part], targets[part]) for part in own], step)
-        lines.append((result.mean_loss(size), float(result.grad_norm)))
+        lines.append((result.mean_loss(), float(result.grad_norm)))
     return lines
 
 
@@ -263,6 +264,7 @@ def test_a_loss_that_reads_the_output_weight_is_refused_with_an_adapted_output()
 # --------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_a_compiled_model_computes_the_same() -> None:
     model = in_memory(lambda: lora(untied, targets=[*ATTENTION, "token_embedding", "up"]))
     train(parts_of(model), range(2))

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from typer.testing import CliRunner
 
-from modlib.checkpointing import load, save
-from modlib.checkpointing.loading import open_checkpoint
+from modlib.checkpointing.loading import load, open_checkpoint
 from modlib.checkpointing.model_loading import FSDPCheckpointLoading, TorchCheckpointLoading
+from modlib.checkpointing.writing import save
 from modlib.cli.main import app
 from modlib.distributed.fsdp import shard
 from modlib.models.huggingface import HuggingFacePretrainedModel
@@ -141,6 +141,7 @@ def train_hugging_face(folder: Path, steps: int) -> tuple[list, dict]:
     return train(parts_of(model), range(steps), data=count_up), merged_state_dict(model)
 
 
+@pytest.mark.slow
 def test_adapters_on_a_pretrained_model(tmp_path: Path) -> None:
     base = transformers_model("llama")
     base.save_pretrained(tmp_path / "base")

@@ -15,7 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from modlib.checkpointing import FSDPCheckpointLoading, TorchCheckpointLoading, save
+from modlib.checkpointing.model_loading import FSDPCheckpointLoading, TorchCheckpointLoading
+from modlib.checkpointing.writing import save
 from modlib.distributed.fsdp import Sharding, shard
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface import HuggingFacePretrainedModel
@@ -92,7 +93,7 @@ def build_in_order(path: str, order: str, inner: Wrapper) -> tuple[dict[str, tor
     return whole(model), units, logits
 
 
-@pytest.mark.parametrize("inner", [small, llama], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("inner", [small, pytest.param(llama, marks=pytest.mark.slow)], ids=["gpt2", "llama"])
 @pytest.mark.parametrize("order", list(orders("")))
 def test_any_order_gives_the_checkpoints_weights(order: str, inner: Wrapper, tmp_path: Path) -> None:
     source = in_memory(partial(InitializedModel, inner, partial(ComposedInitializer, "plain", std=0.3)), seed=1)

@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from modlib.checkpointing import restore_newest, save
+from modlib.checkpointing.loading import restore_newest
+from modlib.checkpointing.writing import save
 from modlib.models.gpt2 import GPT2
 from modlib.models.initialization import ComposedInitializer
 from modlib.models.seeded_normal import fill_normal

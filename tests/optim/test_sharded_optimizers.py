@@ -36,6 +36,7 @@ def all_trained(names: list[str]) -> list[torch.Tensor | str]:
     return [trained(name, True) for name in names]
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one_process() -> None:
     ranks = run_ranks(2, all_trained, list(OPTIMIZERS))
     for name, *found in zip(OPTIMIZERS, *ranks, strict=True):

@@ -11,7 +11,8 @@ import gin
 import pytest
 import torch
 
-from modlib.checkpointing import restore_newest, save
+from modlib.checkpointing.loading import restore_newest
+from modlib.checkpointing.writing import save
 from modlib.components import SCHEDULERS, component, load_component
 from modlib.config import load
 from modlib.runtime.errors import ConfigError

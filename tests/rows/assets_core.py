@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.packed.writer import PackedFileWriter
 
 
 def make(folder: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modlib.data.packed_writer import PackedFileWriter
-from modlib.data.tokenizer import train_byte_level_bpe
+from modlib.data.packed.writer import PackedFileWriter
+from modlib.data.text.tokenizer import train_byte_level_bpe
 
 TEXTS = ["the quick brown fox", "jumps over the lazy dog"]
 

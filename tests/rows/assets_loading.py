@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from modlib.checkpointing import save
-from modlib.data.packed_writer import PackedFileWriter
+from modlib.checkpointing.writing import save
+from modlib.data.packed.writer import PackedFileWriter
 
 
 def make(folder: Path) -> None:

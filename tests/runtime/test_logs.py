@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from modlib.runtime.errors import ConfigError, DataError, Preempted
-from modlib.runtime.logs import exit_code_of, redact, report_error, start_logging, stop_logging
+from modlib.runtime.logs import exit_code_of, report_error, start_logging, stop_logging
 
 logger = logging.getLogger("modlib")
 
@@ -55,7 +55,6 @@ def test_secrets_are_redacted_in_messages_and_tracebacks(
     seen = capsys.readouterr().err + (tmp_path / "log").read_text() + (tmp_path / "record.json").read_text()
     assert "canary" not in seen
     assert "true key ***\n" in seen
-    assert redact("a canary-1234567 b") == "a *** b"
 
 
 def test_an_expected_error_is_its_text_on_the_terminal_and_a_traceback_in_the_file(

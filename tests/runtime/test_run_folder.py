@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from modlib.runtime import faults, run_folder
+from modlib.runtime import faults
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.run_folder import RunFolder, check_name, versions
 
 DEADLINE_S = 30.0
-HOLDER = """
-import errno, fcntl, sys, time
-if "without_locks" in sys.argv:
-    def refuse(*_):
-        raise OSError(errno.ENOTSUP, "Operation not supported")
-    fcntl.flock = refuse
-from modlib.runtime.run_folder import RunFolder
-with RunFolder(sys.argv[1]).lock():
-    print("held", flush=True)
-    sys.stdin.readline()
-"""
 
 
 @pytest.fixture
@@ -40,42 +25,6 @@ def run(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "gpt2-0123abcd")
     folder.create()
     return folder
-
-
-@contextmanager
-def holder(run: RunFolder, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the run until its stdin is closed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run.path), *words],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line == "held\n", process.communicate(timeout=DEADLINE_S)[1]
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a file system that refuses flock."""
-
-    def refuse(*_: object) -> None:
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
-
-
-def lease_of(run: RunFolder, **changes: object) -> Path:
-    """Leave a lease as another process would."""
-    path = run.path / "lease.json"
-    path.write_text(json.dumps({"host": "node7", "pid": 4711, "started": 1.0, "since": 1.0} | changes))
-    return path
 
 
 # ------------------------------------------------------------------------------------------------ names and paths
@@ -151,6 +100,26 @@ def test_update_merges_and_survives_a_torn_file(run: RunFolder) -> None:
     assert run.read() == {"step": 3}
 
 
+def test_a_name_that_is_a_secret_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_CREDENTIALS", "canary-value")
+    with pytest.raises(ConfigError) as caught:
+        check_name("run-canary-value")
+    assert str(caught.value) == (
+        "name (run-***) must not hold the value of the environment variable MY_CREDENTIALS, which is a secret: it is "
+        "written everywhere; choose another --name"
+    )
+
+
+def test_no_record_holds_a_secret(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_CREDENTIALS", "canary-value")
+    run.create()
+    run.update(sample="it is canary-value", slurm={"job_ids": ["1"], "api_key": "abc"}, step=3)
+    assert run.read() == {"sample": "it is ***", "slurm": {"job_ids": ["1"], "api_key": "***"}, "step": 3}
+    attempt = run.begin_attempt()
+    attempt.finish("died of canary-value", 3, 1)
+    assert attempt.ending()["reason"] == "died of ***"
+
+
 def test_an_update_that_fails_halfway_leaves_the_old_content(run: RunFolder) -> None:
     run.update(step=1)
 
@@ -203,199 +172,6 @@ def test_attempts_count_up_and_are_recorded(run: RunFolder) -> None:
     assert run.begin_attempt().number == 10001
 
 
-# ------------------------------------------------------------------------------------------------------- the lock
-
-
-@pytest.mark.parametrize("words", [(), ("without_locks",)])
-def test_a_second_process_is_refused_and_told_who_holds_it(
-    run: RunFolder, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if words:
-        without_locks(monkeypatch)
-    with holder(run, *words) as process:
-        with pytest.raises(RunFolderError) as caught, run.lock():
-            raise AssertionError("locked twice")
-        text = str(caught.value)
-        assert f"run folder ({run.path}) must have one trainer at a time: process {process.pid} on " in text
-        assert f" on {socket.gethostname()} holds it since " in text
-        since = re.search(r"since (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d);", text)
-        assert since is not None
-        assert time.mktime(time.strptime(since[1], "%Y-%m-%d %H:%M:%S")) == pytest.approx(time.time(), abs=60)
-        assert text.endswith("; wait for it, stop it, or choose another --name")
-        process.communicate("\n", timeout=DEADLINE_S)
-        assert process.returncode == 0
-    with run.lock():
-        pass
-
-
-@pytest.mark.parametrize("words", [(), ("without_locks",)])
-def test_the_lease_of_a_killed_process_is_taken_over_with_a_word(
-    run: RunFolder, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    if words:
-        without_locks(monkeypatch)
-    with holder(run, *words) as process:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    with caplog.at_level("INFO", "modlib"), run.lock():
-        lease = json.loads((run.path / "lease.json").read_text())
-        assert (lease["host"], lease["pid"]) == (socket.gethostname(), os.getpid())
-    assert caplog.messages == [f"taking over from process {process.pid} on {socket.gethostname()}, which is gone"]
-    assert (run.path / "lease.json").read_text() == ""
-
-
-def test_a_lock_that_was_given_back_is_taken_without_a_word(run: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "modlib"):
-        for _ in range(2):
-            with run.lock():
-                pass
-        with pytest.raises(KeyError), run.lock():
-            raise KeyError
-        with run.lock():
-            pass
-    assert caplog.messages == []
-    assert not [thread for thread in threading.enumerate() if thread.name == "modlib-lease"]
-
-
-def test_the_same_process_cannot_hold_it_twice(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    with run.lock(), pytest.raises(RunFolderError, match=f"process {os.getpid()} on"), run.lock():
-        pass
-    without_locks(monkeypatch)
-    with run.lock(), pytest.raises(RunFolderError, match=f"process {os.getpid()} on"), run.lock():
-        pass
-
-
-def test_another_process_that_got_the_number_of_a_dead_holder_is_no_holder(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_locks(monkeypatch)
-    lease_of(run, host=socket.gethostname(), pid=os.getpid(), started=1.0)
-    with run.lock():
-        pass
-
-
-@pytest.mark.parametrize("torn", ["", '{"host": "no', "[]", "{}"])
-def test_a_torn_lease_that_nobody_holds_is_taken(run: RunFolder, torn: str) -> None:
-    (run.path / "lease.json").write_text(torn)
-    with run.lock():
-        assert json.loads((run.path / "lease.json").read_text())["pid"] == os.getpid()
-
-
-def test_another_hosts_lease_counts_while_it_is_renewed(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(run_folder, "LEASE_LASTS_S", 5.0)
-    path = lease_of(run)
-    timer = threading.Timer(0.3, os.utime, [path])
-    timer.start()
-    with caplog.at_level("INFO", "modlib"), pytest.raises(RunFolderError, match="process 4711 on node7 holds it since"):
-        run.lock().__enter__()
-    timer.join()
-    assert caplog.messages == ["watching for 5 s whether process 4711 on node7 still renews its lease"]
-
-
-def test_another_hosts_lease_that_is_not_renewed_is_taken_over(
-    run: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(run_folder, "LEASE_LASTS_S", 0.3)
-    lease_of(run)
-    with caplog.at_level("INFO", "modlib"), run.lock():
-        pass
-    assert caplog.messages[-1] == "taking over from process 4711 on node7, which is gone"
-
-
-def test_another_hosts_old_lease_is_taken_over_at_once(run: RunFolder) -> None:
-    path = lease_of(run)
-    os.utime(path, (1.0, 1.0))
-    started = time.monotonic()
-    with run.lock():
-        pass
-    assert time.monotonic() - started < 5
-
-
-def test_a_held_lease_is_renewed(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "LEASE_RENEWED_S", 0.01)
-    with run.lock():
-        path = run.path / "lease.json"
-        before, deadline = path.stat().st_mtime_ns, time.monotonic() + DEADLINE_S
-        while path.stat().st_mtime_ns == before:
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-
-
-def test_of_two_that_start_at_once_without_locks_one_wins(run: RunFolder) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(run.path), "without_locks"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    try:
-        outputs: dict[int, str] = {}
-
-        def first_line(number: int) -> None:
-            stdout = processes[number].stdout
-            assert stdout is not None
-            outputs[number] = stdout.readline()
-
-        readers = [threading.Thread(target=first_line, args=[number]) for number in range(2)]
-        for reader in readers:
-            reader.start()
-        deadline = time.monotonic() + DEADLINE_S
-        while all(process.poll() is None for process in processes) or not outputs:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        loser = next(number for number, process in enumerate(processes) if process.poll() is not None)
-        readers[1 - loser].join(DEADLINE_S)
-        assert outputs[1 - loser] == "held\n"
-        error = processes[loser].communicate()[1]
-        assert f"process {processes[1 - loser].pid} on" in error
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
-# ----------------------------------------------------------------------------- several processes, and killed ones
-
-
-def test_the_holder_is_seen_without_waiting_and_without_disturbing_it(run: RunFolder) -> None:
-    assert run.holder() is None
-    with holder(run) as process:
-        before = time.monotonic()
-        seen = run.holder()
-        assert time.monotonic() - before < 1
-        assert seen is not None
-        assert (seen["host"], seen["pid"]) == (socket.gethostname(), process.pid)
-        assert abs(seen["renewed"] - time.time()) < DEADLINE_S
-        process.kill()
-        process.wait()
-        assert run.holder() is None
-        assert (run.path / "lease.json").stat().st_size > 0  # it is left for the next one to take over
-
-
-def test_the_holder_on_another_host_counts_by_the_age_of_its_lease(run: RunFolder) -> None:
-    path = lease_of(run)
-    before = time.monotonic()
-    seen = run.holder()
-    assert time.monotonic() - before < 1
-    assert seen is not None
-    assert (seen["host"], seen["pid"]) == ("node7", 4711)
-    old = time.time() - run_folder.LEASE_LASTS_S - run_folder.CLOCKS_DIFFER_S - 5
-    os.utime(path, (old, old))
-    assert run.holder() is None
-
-
-@pytest.mark.parametrize("torn", ["", "{", "[]", '{"host": "HERE", "pid": "x"}', '{"host": "HERE", "started": []}'])
-def test_a_torn_lease_names_no_holder(run: RunFolder, torn: str) -> None:
-    (run.path / "lease.json").write_text(torn.replace("HERE", socket.gethostname()))
-    assert run.holder() is None
-
-
 def test_updates_of_several_processes_at_once_all_arrive(run: RunFolder) -> None:
     code = "import sys; from modlib.runtime.run_folder import RunFolder\n"
     code += "for n in range(20): RunFolder(sys.argv[1]).update(**{f'{sys.argv[2]}-{n}': n})"
@@ -415,25 +191,38 @@ def test_an_attempt_that_was_killed_is_closed_by_the_next(run: RunFolder) -> Non
     assert json.loads(second.exit_path.read_text())["reason"] == "stopped"
 
 
-def test_a_forked_data_worker_of_a_killed_trainer_does_not_keep_the_run_locked(run: RunFolder) -> None:
-    code = (
-        "import os, sys, time; from modlib.runtime.run_folder import RunFolder\n"
-        "with RunFolder(sys.argv[1]).lock():\n"
-        "    if os.fork() == 0:\n"
-        "        print('forked', flush=True); time.sleep(60); os._exit(0)\n"
-        "    time.sleep(60)"
+def test_what_killed_processes_left_half_written_is_removed_by_the_next_attempt(run: RunFolder) -> None:
+    killed = (
+        "import os, sys; from modlib.runtime import faults; from modlib.runtime.run_folder import RunFolder\n"
+        "run = RunFolder(sys.argv[1])\n"
+        "end = lambda _, detail: os._exit(0) if detail.startswith('rename') else None\n"
+        "with faults.installed('fs.operation', end):\n"
+        "    run.update(step=1) if sys.argv[2] == 'update' else run.create()"
     )
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        assert trainer.stdout is not None
-        assert trainer.stdout.readline() == "forked\n"
-        with pytest.raises(RunFolderError, match=f"process {trainer.pid} on"), run.lock():
-            pass
-        trainer.kill()
-        trainer.wait()
-        with run.lock():
-            pass
-    finally:
-        os.killpg(trainer.pid, signal.SIGKILL)  # the worker, at last
+    for what in ("update", "create"):
+        subprocess.run([sys.executable, "-c", killed, str(run.path), what], check=True, timeout=DEADLINE_S)
+    (run.path / ".write-test-17").write_text("")
+    (run.path / ".notes").write_text("mine")
+    assert len(list(run.path.glob(".*"))) == 4, "nothing was left behind"
+    with run.lock():
+        run.begin_attempt()
+    assert [path.name for path in run.path.glob(".*")] == [".notes"]
+
+
+def test_nothing_is_written_where_a_pinned_folder_was(run: RunFolder) -> None:
+    run.pin()
+    moved = RunFolder(run.path.rename(run.path.with_name("moved")))
+    for _ in range(2):
+        with pytest.raises(RunFolderError) as caught:
+            run.update(step=1)
+        assert str(caught.value) == (
+            f"run folder ({run.path}) must stay in its place while a run trains, but was moved, removed or replaced; "
+            "nothing more is written there"
+        )
+        assert list(run.path.iterdir() if run.path.exists() else ()) == []
+        run.path.mkdir(exist_ok=True)  # another folder there is no better
+    assert moved.read() == {}
+    run.path.rmdir()
+    moved.path.rename(run.path)
+    run.update(step=1)
+    assert run.read() == {"step": 1}

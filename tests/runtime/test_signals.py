@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from modlib.runtime.signals import STOP_SIGNALS, StopRequest, ignored_in_children
+from modlib.runtime.errors import StoppedEarly
+from modlib.runtime.signals import STOP_SIGNALS, StopRequest, handled_by, ignored_in_children
 
 DEADLINE_S = 15.0
 PREAMBLE = """
@@ -57,7 +62,9 @@ class Child:
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_each_signal_is_recorded_with_its_time(number: signal.Signals):
+def test_each_signal_is_recorded_with_its_time(number: signal.Signals, request: pytest.FixtureRequest):
+    # under nohup SIGHUP is ignored, by this process too
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.default_int_handler)))
     with StopRequest() as stop:
         assert stop.signal is None
         assert not stop.requested
@@ -78,8 +85,9 @@ def test_a_main_thread_blocked_in_c_is_logged_at_once_and_ended_by_the_grace_clo
     stacks = tmp_path / "stacks" / "rank-0.txt"
     words = tmp_path / "words"
     child = Child(
+        f"words = Path({str(words)!r})\n"
         f"stop = StopRequest(grace_s=1, stacks_path=Path({str(stacks)!r}),"
-        f" last_words=Path({str(words)!r}).write_text).install()\nblock_in_c()"
+        " last_words=lambda code: words.write_text(str(code))).install()\nblock_in_c()"
     )
     sent = time.monotonic()
     child.send(signal.SIGTERM)
@@ -87,14 +95,14 @@ def test_a_main_thread_blocked_in_c_is_logged_at_once_and_ended_by_the_grace_clo
     assert time.monotonic() - sent < 0.9, "the signal was seen only when the grace was over"
     code, _, err = child.end()
     assert code == 75
-    assert "error: 1 s after SIGTERM the process had not stopped (exit code 75)" in err
+    assert "error: 1 s after SIGTERM the process had not stopped; no step was done yet (exit code 75)" in err
     assert str(stacks) in err
     assert "in block_in_c" in stacks.read_text()
-    assert words.read_text() == "1 s after SIGTERM the process had not stopped"
+    assert words.read_text() == "75"
 
 
 def test_last_words_that_hang_do_not_delay_the_exit():
-    child = Child("StopRequest(grace_s=0.2, last_words=lambda reason: time.sleep(60)).install()\nblock_in_c()")
+    child = Child("StopRequest(grace_s=0.2, last_words=lambda *_: time.sleep(60)).install()\nblock_in_c()")
     child.send(signal.SIGUSR2)
     code, _, err = child.end()
     assert code == 75
@@ -194,6 +202,134 @@ def test_helpers_started_under_ignored_in_children_survive_and_the_parent_still_
         assert os.waitpid(helper, os.WNOHANG) == (0, 0), "the helper died from a stop signal"
         os.kill(helper, signal.SIGKILL)
         os.waitpid(helper, 0)
+
+
+def test_without_a_grace_a_step_may_take_its_time_and_is_named():
+    child = Child(
+        "stop = StopRequest().install()\nstop.begins(30)\nstop.step_begins(31)\ntime.sleep(0.2)\nstop.step_ends(31)\n"
+        "stop.step_begins(32)\nblock_in_c()"
+    )
+    child.send(signal.SIGINT)
+    line = child.stderr_line()
+    assert re.fullmatch(
+        r"warning: SIGINT: saving and stopping after step 32 \(a step takes 0\.\d\ds\); Ctrl-C again stops now\n", line
+    )
+    time.sleep(0.5)
+    assert child.process.poll() is None
+    child.send(signal.SIGINT)
+    code, _, err = child.end()
+    assert code == 130
+    assert "interrupted twice: stopping now, without saving; step 30 is saved; step 31 is lost (exit code 130)" in err
+
+
+def test_a_hard_end_that_costs_steps_has_a_code_of_its_own():
+    steps = "stop.begins(4)\nfor step in (5, 6): stop.step_begins(step); stop.step_ends(step)\n"
+    child = Child(f"stop = StopRequest(grace_s=0.2).install()\n{steps}stop.step_begins(7)\nblock_in_c()")
+    child.send(signal.SIGTERM)
+    assert "saving and stopping within 0.2 s, after step 7 (a step takes 0.00s)" in child.stderr_line()
+    code, _, err = child.end()
+    assert code == 7
+    assert (
+        "error: 0.2 s after SIGTERM the process had not stopped; step 4 is saved; steps 5 to 6 are lost (exit code 7)"
+        in err
+    )
+
+
+def test_after_a_save_nothing_is_lost():
+    child = Child(
+        "stop = StopRequest(grace_s=0.2).install()\nstop.begins(4)\nstop.step_begins(5)\nstop.step_ends(5)\n"
+        "stop.is_saved()\nblock_in_c()"
+    )
+    child.send(signal.SIGTERM)
+    code, _, err = child.end()
+    assert code == 75
+    assert "step 5 is saved (exit code 75)" in err
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_before_training_a_signal_interrupts_what_is_done_and_is_named(number: signal.Signals):
+    child = Child(
+        "from modlib.runtime.signals import answered\nwith answered():\n    print('ready')\n    time.sleep(60)"
+    )
+    child.send(number)
+    code, _, err = child.end()
+    assert code == (130 if number == signal.SIGINT else 75)
+    assert err == f"{number.name}: stopped before training began; nothing was changed\n"
+
+
+def test_before_training_a_main_thread_that_does_not_come_back_is_ended():
+    child = Child(
+        "from modlib.runtime import signals\nsignals.EARLY_END_S = 0.2\nwith signals.answered():\n    block_in_c()"
+    )
+    time.sleep(1)  # it says that it is ready just before it blocks
+    child.send(signal.SIGHUP)
+    code, _, err = child.end()
+    assert code == 75
+    assert err == "error: SIGHUP: stopped before training began (exit code 75)\n"
+
+
+def test_the_time_limit_before_training_interrupts_too():
+    child = Child(
+        "from modlib.runtime.errors import StoppedEarly\ntry:\n"
+        "    with StopRequest(stop_at=time.time() + 0.3, starting=True):\n"
+        "        print('ready', flush=True)\n        time.sleep(60)\n"
+        "except StoppedEarly as early:\n    print(early)"
+    )
+    code, out, _ = child.end()
+    assert (code, out) == (0, "time limit: stopped before training began\n")
+
+
+def test_signals_that_were_blocked_come_when_somebody_answers():
+    child = Child(
+        "from modlib.runtime.signals import STOP_SIGNALS, answered\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)\nprint('ready', flush=True)\ninput()\n"
+        "with answered():\n    time.sleep(60)"
+    )
+    child.send(signal.SIGTERM)
+    assert child.process.stdin is not None
+    child.process.stdin.write("\n")
+    code, _, err = child.end()
+    assert (code, err) == (75, "SIGTERM: stopped before training began; nothing was changed\n")
+
+
+def test_inside_a_block_another_handles_the_signals_and_nothing_else_happens():
+    noted: list[int] = []
+    with StopRequest(starting=True) as stop:
+        with handled_by(lambda number, frame: noted.append(number)):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGHUP)
+            wait_until(lambda: len(noted) == 2)
+            time.sleep(0.05)
+        assert not stop.requested
+        with pytest.raises(StoppedEarly, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+    with handled_by(lambda number, frame: noted.append(number)):  # where nobody has installed anything
+        os.kill(os.getpid(), signal.SIGHUP)
+        wait_until(lambda: len(noted) == 3)
+    assert sorted(noted) == [signal.SIGHUP, signal.SIGHUP, signal.SIGINT]
+
+
+def test_a_hard_end_gives_the_terminal_back():
+    ours, theirs = pty.openpty()
+    code = "stop = StopRequest().install()\nos.write(2, b'\\x1b[?25lstep 3')\nblock_in_c()"
+    with os.fdopen(ours, "rb", buffering=0) as terminal:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PREAMBLE + code], stdout=subprocess.PIPE, stderr=theirs, text=True
+        )
+        os.close(theirs)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(DEADLINE_S) == 130
+        process.stdout.close()
+        shown = b""
+        with contextlib.suppress(OSError):  # a terminal whose other side is closed
+            while piece := terminal.read(4096):
+                shown += piece
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert shown.endswith(b"\n")
 
 
 def test_a_grace_of_zero_is_refused():

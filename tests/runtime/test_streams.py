@@ -51,3 +51,19 @@ def test_stderr_is_otherwise_as_before(tmp_path: Path) -> None:
     lines = done.stderr.decode().splitlines()
     assert lines[0] == "line 0 \\udc80"
     assert lines[-1] == "x" * 100_000
+
+
+def test_no_secret_passes_whoever_writes(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, threading; from modlib.runtime.streams import secure_streams; secure_streams()\n"
+        "os.environ['MY_PAT'] = 'canary' + '-value'\n"
+        "print('see', os.environ['MY_PAT'], file=sys.stderr)\n"
+        "def fail(): raise ValueError('thread ' + os.environ['MY_PAT'])\n"
+        "thread = threading.Thread(target=fail); thread.start(); thread.join()\n"
+        "raise KeyError('at the end ' + os.environ['MY_PAT'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "canary-value" not in done.stderr
+    assert done.stderr.startswith("see ***\n")
+    assert "ValueError: thread ***\n" in done.stderr
+    assert done.stderr.endswith("KeyError: 'at the end ***'\n")

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from modlib.tracking.banner import start_banner
-from modlib.tracking.plan import Plan
+from modlib.tracking.run_plan import Plan
 
 PLAN = Plan(
     run_name="quickstart-1a2b3c4d",
@@ -141,3 +141,9 @@ def test_the_plan_as_json() -> None:
     assert plan["estimated_seconds"] == pytest.approx(28e6 * 4_915_200 / (2 * 152e9 * 0.4))
     assert plan["device_hours"] == pytest.approx(plan["estimated_seconds"] * 2 / 3600)
     assert plan["outputs"] == {"run folder": "runs/q", "metrics": "runs/q/metrics.jsonl"}
+
+
+def test_mfu_is_a_share_or_nothing() -> None:
+    assert PLAN.mfu(5e3) == pytest.approx(28e6 * 5e3 / 304e9)
+    assert PLAN.mfu(3 * 304e9 / 28e6) is None
+    assert dataclasses.replace(PLAN, peak_flops=None).mfu(5e3) is None

@@ -105,5 +105,5 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
 
 def test_no_json(tmp_path: Path) -> None:
     (tmp_path / "expected.json").write_text("[]")
-    with pytest.raises(ConfigError, match="must be a JSON object with paper and claims"):
+    with pytest.raises(ConfigError, match=r"must have an object, and has \[\]; expected.json has a paper"):
         read_expected(tmp_path / "expected.json")

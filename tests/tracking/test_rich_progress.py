@@ -176,7 +176,7 @@ def test_on_a_terminal(tmp_path: Path) -> None:
     starts = [line.split()[0] for line in left]
     assert starts == ["eval", "eval", "checkpoint", "sample", "import", "quick", "loss", "WARNING"]
     assert "loss 4.0000  perplexity 54.6  bits per byte 1.9000" in left[0]
-    assert "step-00000020  47.7 MiB in 0.41s" in left[2]
+    assert "step 20  47.7 MiB in 0.41s" in left[2]
     assert "20/20 100%" in left[5]
     assert written.rstrip().endswith("WARNING after the end, stdout is open")
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h")  # the cursor is back

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import shlex
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from modlib.tracking.broker import Missed
-from modlib.tracking.jsonl import JSONL
-from modlib.tracking.messages import MetricsLogged
-from modlib.tracking.summary import RunSummary, best_evaluations, broken_up, command_line, end_summary, next_commands
+from modlib.runtime.shell import command_line
+from modlib.tracking.summary import RunSummary, changed, end_summary, next_commands
 
 RUN = Path("runs/quickstart-1a2b3c4d")
 COMMAND = ("launch.py", "--gin_file", "quickstart.gin", "--name", "mine", "--gin_param", "DATA = 'a b'")
@@ -26,6 +23,7 @@ SUMMARY = RunSummary(
     tokens=4_915_200,
     seconds=151.0,
     command=COMMAND,
+    change="LR=5e-4",
     tokens_per_s=32543.2,
     mfu=0.412,
     mfu_of="measured matmul peak",
@@ -71,18 +69,42 @@ def test_a_finished_run(width: int) -> None:
 
 def test_without_a_command_nothing_is_said_to_give_again() -> None:
     for summary in (SUMMARY, dataclasses.replace(SUMMARY, step=400, reason="stopped")):
-        words = [command.split()[0] for _, command in next_commands(dataclasses.replace(summary, command=()))]
+        words = [command[0] for _, command in next_commands(dataclasses.replace(summary, command=()))]
         assert words == ["tensorboard", "modlib"]
 
 
 def test_the_next_commands_of_a_finished_run() -> None:
-    commands = [command for _, command in next_commands(SUMMARY)]
-    same = "python launch.py --gin_file quickstart.gin --name mine --gin_param 'DATA = '\"'\"'a b'\"'\"''"
-    assert commands[0] == "tensorboard --logdir runs/quickstart-1a2b3c4d/tb"
-    assert commands[1] == "modlib generate runs/quickstart-1a2b3c4d --prompt 'import '"
-    assert commands[2] == same.replace("--name mine ", "") + " --gin_param LR=1e-3"  # another config, another folder
-    assert commands[3] == same
-    assert shlex.split(commands[3])[1:] == list(COMMAND)
+    commands = [command_line(command) for _, command in next_commands(SUMMARY)]
+    assert commands == [
+        "tensorboard --logdir runs/quickstart-1a2b3c4d/tb",
+        "modlib generate runs/quickstart-1a2b3c4d --prompt 'import '",
+        "python launch.py --gin_file quickstart.gin --gin_param \"DATA = 'a b'\" --gin_param LR=5e-4",
+        "python launch.py --gin_file quickstart.gin --name mine --gin_param \"DATA = 'a b'\"",
+    ]
+    assert "change a parameter" not in shown(dataclasses.replace(SUMMARY, change=None))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("--name mine --gin_file a.gin", "--gin_file a.gin --gin_param LR=5e-4"),
+        ("--gin_file a.gin --name=mine --resume must", "--gin_file a.gin --gin_param LR=5e-4"),
+        ("--gin_param LR=1e-3 --gin_param SEED=1", "--gin_param SEED=1 --gin_param LR=5e-4"),
+        ("--gin-file a.gin --gin-param=LR=1e-3", "--gin-file a.gin --gin_param LR=5e-4"),
+        ("--gin_param LR_X=1 --runs_dir mine", "--gin_param LR_X=1 --runs_dir mine --gin_param LR=5e-4"),
+    ],
+)
+def test_a_changed_command_is_of_a_new_run_and_sets_the_parameter_once(before: str, after: str) -> None:
+    assert changed(before.split(), "LR=5e-4") == after.split()
+
+
+def test_a_changed_point_is_a_run_beside_its_sweep(tmp_path: Path) -> None:
+    sweep = tmp_path / "runs" / "lr"
+    (sweep / "p1").mkdir(parents=True)
+    (sweep / "sweep.json").write_text("{}")
+    words = ["--gin_file", f"{sweep}/p1/config.gin", "--name", "p1", "--runs_dir", str(sweep)]
+    after = [*words[:2], "--runs_dir", str(tmp_path / "runs"), "--gin_param", "AdamW.lr=5e-4"]
+    assert changed(words, "AdamW.lr=5e-4") == after
 
 
 def test_a_stopped_run_names_what_was_saved_and_the_command_that_continues() -> None:
@@ -92,7 +114,7 @@ def test_a_stopped_run_names_what_was_saved_and_the_command_that_continues() -> 
     assert "450 of 600" in text
     assert "checkpoints/step-00000400" in text
     assert "older" not in text
-    assert next_commands(stopped)[0] == ("continue from step-00000400", command_line(COMMAND))
+    assert next_commands(stopped)[0] == ("continue from step-00000400", COMMAND)
 
 
 def test_a_run_stopped_before_its_first_checkpoint() -> None:
@@ -101,37 +123,15 @@ def test_a_run_stopped_before_its_first_checkpoint() -> None:
     assert [what for what, _ in next_commands(stopped)] == ["start again", "look at the curves"]
 
 
-def test_what_subscribers_missed_is_told() -> None:
-    text = shown(dataclasses.replace(SUMMARY, missed={"TensorBoard": Missed(failed=2, dropped=7)}), 120)
-    assert "TensorBoard missed 2 messages it failed on and 7 it was too slow for" in text
+def test_what_could_not_be_written_is_told() -> None:
+    lines = ["JSONL: 23 messages could not be recorded", "exit.json: 1 write failed (No space left on device)"]
+    text = shown(dataclasses.replace(SUMMARY, incomplete=lines), 120)
+    assert [line.split("incomplete")[1].strip(" │") for line in text.splitlines() if "incomplete" in line] == lines
 
 
-def test_the_best_evaluation_comes_from_metrics_jsonl(tmp_path: Path) -> None:
-    jsonl = JSONL(run_path=tmp_path)
-    for step, loss in [(100, 4.0), (200, 3.5), (300, float("nan")), (400, 3.6)]:
-        jsonl.receive(MetricsLogged(step, 1, 1.0, 1, {"train/loss": 0.1}))
-        jsonl.receive(MetricsLogged(step, 1, 1.0, 1, {"val/validation/loss": loss, "val/code/loss": 9.0}))
-    jsonl.close()
-    assert best_evaluations(tmp_path) == {"val/validation/loss": (3.5, 200), "val/code/loss": (9.0, 100)}
-    text = shown(dataclasses.replace(SUMMARY, run_path=tmp_path), 120)
-    assert "best loss 3.5000 at step 200" in text
-
-
-def test_a_run_without_metrics_has_no_best(tmp_path: Path) -> None:
-    assert best_evaluations(tmp_path) == {}
-
-
-def test_long_commands_are_broken_so_that_they_can_be_pasted() -> None:
-    command = command_line(COMMAND) + " --gin_param LR=1e-3"
-    lines = broken_up(command, 40).splitlines()
-    assert all(len(line) <= 40 for line in lines)
-    assert all(line.endswith(" \\") for line in lines[:-1])
-    assert shlex.split(broken_up(command, 40).replace("\\\n", "")) == shlex.split(command)
-    assert broken_up("short one", 40) == "short one"
-
-
-def test_an_installed_command_is_shown_as_it_is() -> None:
-    assert command_line(["modlib", "train", "a b"]) == "modlib train 'a b'"
+def test_the_best_evaluation_is_told() -> None:
+    best = {"val/validation/loss": (3.5, 200)}
+    assert "best loss 3.5000 at step 200" in shown(dataclasses.replace(SUMMARY, best=best), 120)
 
 
 def test_a_model_that_does_not_continue_text_is_not_asked_to() -> None:

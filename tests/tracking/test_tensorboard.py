@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from modlib.tracking.broker import Broker
@@ -18,11 +22,12 @@ from modlib.tracking.messages import CheckpointSaved, MetricsLogged, RunEnded, R
 from modlib.tracking.tensorboard import TensorBoard, as_code
 
 RESOLVED = {"AdamW.lr": 3e-4, "AdamW.betas": (0.9, 0.95), "train.model": "@GPT2", "GPT2.bias": True, "x.none": None}
+CHOSEN = {"SEED": 3, "LR": 3e-4, "AdamW.lr": 3e-4, "GPT2.bias": True, "AdamW.betas": "(0.9, 0.95)", "x.none": None}
 CONFIG = "train.model = @GPT2\nAdamW.lr = 3e-4\n# a ``` fence\n"
 
 
 def started(path: Path, step: int, attempt: int = 1) -> RunStarted:
-    return RunStarted("run", path, attempt, step, 10, 100, CONFIG, RESOLVED)
+    return RunStarted("run", path, attempt, step, 10, 100, CONFIG, RESOLVED, chosen=CHOSEN)
 
 
 def metrics(step: int, attempt: int = 1) -> MetricsLogged:
@@ -77,9 +82,77 @@ def test_scalars_equal_metrics_jsonl_and_texts_and_hparams_are_there(tmp_path: P
     assert start.hparams["AdamW.betas"].string_value == "(0.9, 0.95)"
     assert start.hparams["GPT2.bias"].string_value == "True"
     assert start.hparams["x.none"].string_value == "None"
+    assert start.group_name == f"{tmp_path.resolve().parent.name}/run"  # not "tb"
     experiment = HParamsPluginData.FromString(plugin["_hparams_/experiment"]).experiment
-    assert {info.name.tag for info in experiment.metric_infos} == {"train/loss", "train/lr", "val/validation/loss"}
+    assert [info.name for info in experiment.hparam_infos] == list(CHOSEN)
+    tags = [info.name.tag for info in experiment.metric_infos]
+    assert tags == ["val/validation/loss", "train/loss", "train/lr"]
     assert "_hparams_/session_end_info" in plugin
+
+
+def test_the_losses_come_first_where_tensorboard_lets_one_choose(tmp_path: Path) -> None:
+    tensorboard = TensorBoard(run_path=tmp_path)
+    tensorboard.receive(started(tmp_path, 0))
+    tensorboard.close()
+    (event,) = read(tmp_path).Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    first = layout.category[0].chart[0]
+    assert (first.title, list(first.multiline.tag)) == ("loss", ["train/loss", "val/.*/loss"])
+
+
+@contextlib.contextmanager
+def full_beyond(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond this size, and the system takes a part of what is too long."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_a_full_disk_did_not_take_is_there_when_it_has_room_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broker = Broker([AtOnce(run_path=tmp_path), JSONL(run_path=tmp_path)])
+    broker.publish(started(tmp_path, 0))
+    for step in range(1, 4):
+        broker.publish(metrics(step))
+    (file,) = (tmp_path / "tb").iterdir()
+    whole = file.stat().st_size
+    with full_beyond(whole + 30):  # more than metrics.jsonl needs
+        for step in range(4, 8):
+            broker.publish(metrics(step))
+        assert file.stat().st_size == whole  # nothing torn
+        warnings = [record.getMessage() for record in caplog.records if record.name == "modlib"]
+        assert broker.missed["AtOnce"].failed == 4
+    for step in range(8, 11):
+        broker.publish(metrics(step))
+    broker.publish(RunEnded("finished", 10))
+    broker.close()
+    assert_same_numbers(tmp_path)
+    assert "Traceback" not in capfd.readouterr().err
+    assert broker.missed == {}
+    assert warnings[0].startswith("subscriber AtOnce failed on MetricsLogged (OSError: only 30 of ")
+    assert "; training goes on, AtOnce keeps it for the next try; further failures are only counted" in warnings[0]
+    assert [one.partition(" failed")[0] for one in warnings] == ["subscriber AtOnce", "subscriber JSONL"]
+
+
+def test_a_disk_that_is_full_at_the_start_costs_nothing_once_it_has_room(tmp_path: Path) -> None:
+    broker = Broker([AtOnce(run_path=tmp_path)])
+    with full_beyond(10):
+        broker.publish(started(tmp_path, 0))
+        broker.publish(metrics(1))
+    broker.publish(metrics(2))
+    broker.close()
+    assert [event.step for event in read(tmp_path).Scalars("train/loss")] == [1, 2]
+    assert len(text_of(read(tmp_path), "config")) == 1
+
+
+class AtOnce(TensorBoard):
+    """Inside of publish, so that a test knows when."""
+
+    synchronous = True
 
 
 def test_a_killed_run_goes_on_without_the_steps_that_did_not_count(tmp_path: Path) -> None:

@@ -28,9 +28,8 @@ def clock() -> Clock:
 def test_rates_between_two_log_steps(clock: Clock) -> None:
     throughput = Throughput(world_size=2, flops_per_token=6e6, peak_flops=3e9, clock=clock)
     for _ in range(10):
-        with throughput.waiting():
-            clock.now += 0.1
-        clock.now += 0.9
+        clock.now += 1.0
+        throughput.waited(0.1)
         throughput.step_done(500)
     metrics = throughput.measure()
     assert metrics["throughput/tokens_per_s"] == pytest.approx(500)
@@ -43,8 +42,6 @@ def test_rates_between_two_log_steps(clock: Clock) -> None:
     metrics = throughput.measure()
     assert metrics["throughput/tokens_per_s"] == pytest.approx(2000)
     assert metrics["throughput/data_wait"] == 0.0
-    assert throughput.total_tokens == 7000
-    assert throughput.total_seconds == pytest.approx(11.0)
 
 
 def test_evaluations_and_checkpoints_do_not_count(clock: Clock) -> None:
@@ -68,6 +65,17 @@ def test_no_time_and_no_tokens_divide_nothing(clock: Clock) -> None:
     assert set(throughput.measure()) == {"memory/peak_gib"}  # no time passed
     clock.now += 1.0
     assert set(throughput.measure()) == {"memory/peak_gib"}  # nothing was counted
+
+
+def test_above_the_peak_there_is_no_mfu_from_then_on(clock: Clock) -> None:
+    throughput = Throughput(flops_per_token=1e6, peak_flops=1e9, clock=clock)
+    shares = []
+    for tokens in (1000, 1001, 3970, 500):
+        clock.now += 1.0
+        throughput.step_done(tokens)
+        shares.append(throughput.measure().get("throughput/mfu"))
+    assert shares == [pytest.approx(1.0), None, None, None]
+    assert throughput.beyond_peak == pytest.approx(1.001)
 
 
 @pytest.mark.parametrize(("flops", "peak"), [(None, 1e9), (1e6, None), (1e6, 0.0)])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,10 @@ from modlib.tracking.broker import Broker
 from modlib.tracking.csv_file import read_rows
 from modlib.tracking.jsonl import JSONL, read_lines
 from modlib.tracking.messages import MetricsLogged, RunEnded, RunStarted, TextLogged
+from modlib.tracking.wandb_child import kill_with_children
 from modlib.tracking.wandb_process import choose_mode, has_key, unreachable
-from modlib.tracking.weights_and_biases import WandB, latest_lines, nested
+from modlib.tracking.wandb_sent import Sent, read_sent, unsent
+from modlib.tracking.weights_and_biases import WandB, nested
 from tests.launching_command import launch, started, wait_for_step
 from tests.tracking.wandb_file import config, history, records, run_files, run_record
 
@@ -194,9 +198,11 @@ def test_texts_are_kept_per_step_and_a_broken_server_costs_nothing(
     (alert,) = [record.alert for record in records(file) if record.WhichOneof("record_type") == "alert"]
     assert (alert.title, alert.text) == ("my-run stopped", "stopped by SIGTERM, at step 10")
     assert any(record.WhichOneof("record_type") == "preempting" for record in records(file))
-    assert (tmp_path / "wandb" / "all_written").exists()
+    assert read_sent(tmp_path) == Sent({1: 11}, 10)
+    assert list(unsent(tmp_path, read_sent(tmp_path))) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -215,6 +221,7 @@ def test_a_server_that_never_answers_is_given_up(
     )
 
 
+@pytest.mark.slow
 def test_a_hung_process_is_ended_in_time_and_leaves_nothing_behind(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,50 +229,125 @@ def test_a_hung_process_is_ended_in_time_and_leaves_nothing_behind(
     broker = Broker([subscriber])
     broker.publish(begun(tmp_path))
     deadline = time.monotonic() + 60
-    while subscriber._process is None or not psutil.Process(subscriber._process.pid).children():
+    while subscriber._child is None or not psutil.Process(subscriber._child.process.pid).children():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process = psutil.Process(subscriber._process.pid)
+    process = psutil.Process(subscriber._child.process.pid)
     family = [process, *process.children(recursive=True)]
     process.send_signal(signal.SIGSTOP)
     start = time.perf_counter()
     broker.close(timeout_s=1.0)
     assert time.perf_counter() - start < 10
-    assert [message.partition(" within ")[0] for message in messages_of(caplog) if "what is not" in message] == [
-        "W&B did not end"
-    ]
+    (message,) = [message for message in messages_of(caplog) if message.startswith("W&B had not")]
+    assert re.fullmatch(
+        r"W&B had not (even started|ended) after \d s; (nothing is recorded|it has 0 of 0 rows .*)", message
+    )
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
 def test_signals_that_stop_the_job_do_not_end_the_recording(tmp_path: Path) -> None:
     subscriber = WandB(tmp_path, mode="offline", **PATIENT)
     subscriber.receive(begun(tmp_path))
-    assert subscriber._process is not None
-    assert subscriber._process.stdout is not None
-    while not run_files(tmp_path):
-        time.sleep(0.05)
-        assert subscriber._process.poll() is None
+    child = wait_until_recording(subscriber, tmp_path)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-        subscriber._process.send_signal(number)
+        child.send_signal(number)
     subscriber.receive(metrics(1))
     subscriber.close()
     assert [row["step"] for row in logged(tmp_path)] == [1]
 
 
-def test_a_process_that_died_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    subscriber = WandB(tmp_path, mode="offline")
-    broker = Broker([subscriber])
-    broker.publish(begun(tmp_path))
-    while subscriber._process is None:
-        time.sleep(0.01)
-    subscriber._process.kill()
-    subscriber._process.wait()
-    for step in range(1, 4):
-        broker.publish(metrics(step))
-    broker.close()
+def test_a_signal_before_the_process_is_ready_does_not_end_it_either(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscriber = WandB(tmp_path, mode="offline", **PATIENT)
+    subscriber.receive(begun(tmp_path))
+    assert subscriber._child is not None
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # while Python starts in it
+        subscriber._child.process.send_signal(number)
+    subscriber.receive(metrics(1))
+    subscriber.receive(RunEnded("stopped by SIGINT", 1))
+    subscriber.close()
+    assert messages_of(caplog) == []
+    assert [row["step"] for row in logged(tmp_path)] == [1]
+
+
+def wait_until_recording(subscriber: WandB, path: Path, files: int = 1) -> subprocess.Popen[bytes]:
+    """The process, once it has begun this run file."""
+    deadline = time.monotonic() + 120
+    while subscriber._child is None or len(run_files(path)) < files:
+        time.sleep(0.05)
+        assert time.monotonic() < deadline
+    return subscriber._child.process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    kill_with_children(process.pid)
+    process.wait()
+
+
+def test_a_process_that_is_killed_is_started_again_and_no_row_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    subscriber, lines = WandB(tmp_path, mode="offline", **PATIENT), JSONL(run_path=tmp_path)
+    for message in (begun(tmp_path), *map(metrics, range(1, 6)), TextLogged(5, "sample", "a text")):
+        lines.receive(message)
+        subscriber.receive(message)
+    kill(wait_until_recording(subscriber, tmp_path))
+    for step in range(6, 9):
+        lines.receive(metrics(step))
+        subscriber.receive(metrics(step))
     (message,) = messages_of(caplog)
-    assert message.startswith("subscriber WandB failed on MetricsLogged (OSError: the process of W&B has ended; ")
-    assert "process.log says why" in message
+    assert message.startswith("W&B: its process is started again, since it has ended; ")
+    assert message.endswith("process.log says why")
+    kill(wait_until_recording(subscriber, tmp_path, 2))  # and at the very end
+    for message in (metrics(9), RunEnded("finished", 9)):
+        lines.receive(message)
+        if isinstance(message, RunEnded):
+            subscriber._ended = {"reason": "finished", "step": 9}  # as if it had died right after it got this
+        else:
+            subscriber._given += 1
+    subscriber.close()
+    assert len(messages_of(caplog)) == 2
+    last = run_files(tmp_path)[-1]
+    rows = [row for row in history(last) if "tokens" in row]
+    assert newest(rows) == newest(list(read_lines(tmp_path / "metrics.jsonl")))
+    assert [row["step"] for row in history(last) if "sample/path" in row] == [5]
+    assert read_sent(tmp_path) == Sent({1: 9}, 1)
+
+
+def test_what_an_earlier_attempt_could_not_send_the_next_one_sends(tmp_path: Path) -> None:
+    lines = JSONL(run_path=tmp_path)
+    for step in range(1, 4):
+        lines.receive(metrics(step))  # by an attempt without W&B, or one that it was never started for
+    lines.receive(TextLogged(2, "sample", "a text"))
+    lines.receive(begun(tmp_path, 2, attempt=2))  # which drops step 3
+    subscriber = WandB(tmp_path, mode="offline", **PATIENT)
+    for message in (begun(tmp_path, 2, attempt=2), metrics(3, attempt=2), RunEnded("finished", 3)):
+        lines.receive(message)
+        subscriber.receive(message)
+    subscriber.close()
+    assert [(row["step"], row["attempt"]) for row in logged(tmp_path)] == [(1, 1), (2, 1), (3, 2)]
+    assert read_sent(tmp_path) == Sent({1: 2, 2: 1}, 1)
+
+
+def test_a_process_that_cannot_start_is_said_and_not_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "broken" / "wandb"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('a broken installation')\n")
+    monkeypatch.setenv("PYTHONPATH", str(broken.parent))
+    run = tmp_path / "run"
+    run.mkdir()
+    lines, subscriber = JSONL(run_path=run), WandB(run, mode="offline", **PATIENT)
+    for message in (begun(run), metrics(1), RunEnded("finished", 1)):
+        lines.receive(message)
+        subscriber.receive(message)
+    subscriber.close()
+    assert messages_of(caplog) == [
+        "W&B: nothing is recorded: ImportError: a broken installation",
+        f"W&B could not start; nothing is recorded; send the rest with: modlib track {run} --to wandb",
+    ]
 
 
 def test_disabled_by_the_environment(
@@ -279,17 +361,6 @@ def test_disabled_by_the_environment(
     broker.close()
     assert messages_of(caplog) == ["W&B: nothing is recorded, since WANDB_MODE is disabled"]
     assert not (tmp_path / "wandb").exists()
-
-
-def test_what_a_killed_attempt_may_not_have_sent_is_sent_again(tmp_path: Path) -> None:
-    lines = JSONL(run_path=tmp_path)
-    for step in range(1, 101):
-        lines.receive(MetricsLogged(step, step, 1000.0 + step, 1, {"train/loss": 1.0}))
-    lines.close()
-    found = latest_lines(tmp_path / "metrics.jsonl", 80)
-    assert [line["step"] for line in found] == list(range(20, 81))
-    assert latest_lines(tmp_path / "metrics.jsonl", 0) == []
-    assert latest_lines(tmp_path / "none.jsonl", 5) == []
 
 
 def test_the_mode_follows_key_network_and_environment(tmp_path: Path) -> None:
@@ -349,7 +420,10 @@ def test_without_wandb_the_config_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(
     ("options", "group", "run_id"),
-    [({}, "lr-sweep", "lr-sweep.LR-1e-3"), ({"group": "mine", "run_id": "own"}, "mine", "own")],
+    [
+        ({}, "lr-sweep", "lr-sweep.LR-1e-3"),
+        pytest.param({"group": "mine", "run_id": "own"}, "mine", "own", marks=pytest.mark.slow),
+    ],
 )
 def test_the_points_of_a_sweep_are_a_group_with_ids_of_their_own(
     tmp_path: Path, options: dict[str, str], group: str, run_id: str

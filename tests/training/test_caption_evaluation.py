@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from modlib.data.captioned_shapes import CaptionedShapes, tokenizer_json
-from modlib.data.coca_collate import CoCaCollator
-from modlib.data.tokenizer import Tokenizer
+from modlib.data.batches.coca_collate import CoCaCollator
+from modlib.data.datasets.captioned_shapes import CaptionedShapes, tokenizer_json
+from modlib.data.text.tokenizer import Tokenizer
 from modlib.distributed.fsdp import shard
 from modlib.distributed.process_group import World
 from modlib.inference.caption import CaptionSample
@@ -161,5 +161,6 @@ def test_sample_shows_captions_beside_the_truth(tmp_path: Path) -> None:
 
 def test_a_run_takes_the_tokenizer_that_its_dataset_brings() -> None:
     sample = partial(CaptionSample, dataset=DATA, collate=lambda: COLLATE, num_images=1)
-    text = _sample(SimpleNamespace(sample=sample), SimpleNamespace(model=Knows({0}, set())), DATA())  # type: ignore[arg-type]
+    parts, job = SimpleNamespace(model=Knows({0}, set())), SimpleNamespace(world=SimpleNamespace(control_group=None))
+    text = _sample(SimpleNamespace(sample=sample), parts, DATA(), job)  # type: ignore[arg-type]
     assert text == f"right: {DATA()[0]['caption']}"

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gin
 import pytest
 import torch
 import torch.distributed as dist
@@ -15,10 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from typer.testing import CliRunner
 
-from modlib.cli.launch import app
+from modlib.cli.start.launch import app
 from modlib.config import load
-from modlib.data.batch import Batch
-from modlib.data.loader import batch_fingerprint
+from modlib.data.batches.batch import Batch
+from modlib.data.batches.fingerprint import batch_fingerprint
 from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.compilation import compile_blocks
 from modlib.distributed.fsdp import shard
@@ -28,10 +27,10 @@ from modlib.models.initialization import ComposedInitializer
 from modlib.nn.losses import ChunkedCLMCrossEntropyLoss, CLMCrossEntropyLoss
 from modlib.optim.groups import DecayGroups
 from modlib.runtime.run_folder import RunFolder
-from modlib.training.experiment import Experiment
-from modlib.training.loading import build_loader
+from modlib.training.building import build_experiment
+from modlib.training.data_loading import build_loader
 from modlib.training.parts import assemble
-from modlib.training.plan import build, make_plan
+from modlib.training.plan import make_plan
 from modlib.training.replay import replay
 from modlib.training.step import update
 from tests.workers import run_ranks
@@ -75,7 +74,7 @@ def train_on_ranks(
         micro = ROWS // size // 2
         own = [slice((number * size + rank) * micro, (number * size + rank + 1) * micro) for number in range(2)]
         result = update(parts, [batch(rows) for rows in own], step)
-        lines.append((result.mean_loss(size), float(result.grad_norm)))
+        lines.append((result.mean_loss(), float(result.grad_norm)))
     whole = [p.full_tensor() if isinstance(p, DTensor) else p for p in model.parameters()]
     return lines, torch.cat([parameter.detach().flatten() for parameter in whole])
 
@@ -114,8 +113,7 @@ def test_compiled_equals_eager(position: str) -> None:
 
 def test_a_batch_of_documents_is_replayed(tmp_path: Path) -> None:
     config = load(["debug/tiny.gin", "data/intra_document_masking.gin"], ["SEQ_LEN=4096", "MICRO_BATCH_SIZE=16"])
-    config.activate()
-    experiment: Experiment = build(config, gin.get_configurable("train"))
+    experiment = build_experiment(config)
     run = RunFolder(tmp_path / "one")
     run.create()
     found = replay(run, config, experiment, 3)
@@ -129,7 +127,7 @@ def test_the_plan_counts_the_mask() -> None:
     def memory(*files: str) -> dict[str, int]:
         config = load(["debug/tiny.gin", *files], ["SEQ_LEN=256", "MICRO_BATCH_SIZE=4", "train.compile=False"])
         config.activate()
-        return make_plan(build(config, gin.get_configurable("train")), config, 1).memory_per_rank_bytes
+        return make_plan(build_experiment(config), config, 1).memory_per_rank_bytes
 
     plain, apart = memory(), memory("data/intra_document_masking.gin")
     assert apart == plain | {"activations": plain["activations"] + 4 * 256 * 256 * 4}
@@ -165,6 +163,6 @@ def test_the_plan_says_how_much_is_padding(packing: str) -> None:
     assert result.exit_code == 0, result.output
     config = load(["debug/tiny.gin", "data/packed_documents.gin"], ["SEQ_LEN=1024", f"PACKING='{packing}'"])
     config.activate()
-    padding = build(config, gin.get_configurable("train")).dataset().padding
+    padding = build_experiment(config).dataset().padding
     assert 0 < padding < 0.2
     assert f"{padding:.2%} of the windows is padding" in " ".join(result.output.replace("│", " ").split())

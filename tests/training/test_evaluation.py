@@ -13,13 +13,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 
-from modlib.data.collate import LMCollator
+from modlib.data.batches.collate import LMCollator
 from modlib.distributed.fsdp import shard
 from modlib.distributed.process_group import World
 from modlib.models.gpt2 import GPT2
 from modlib.models.initialization import ComposedInitializer
+from modlib.nn.contrastive import WeightedLosses
 from modlib.nn.losses import ChunkedCLMCrossEntropyLoss, CLMCrossEntropyLoss
 from modlib.runtime.errors import ConfigError
+from modlib.training.caption_evaluation import CaptionAccuracy
 from modlib.training.evaluation import Evaluator, build_evaluators
 from modlib.training.parts import assemble
 from tests.training.test_plain_loop import SEQ_LEN, VOCAB
@@ -40,7 +42,7 @@ class Windows:
         return len(WINDOWS)
 
     def __getitems__(self, indices: Sequence[int]) -> np.ndarray:
-        self.read += indices
+        self.read += np.asarray(indices).tolist()
         return WINDOWS[list(indices)]
 
 
@@ -118,9 +120,31 @@ def test_due_on_its_steps_and_the_last() -> None:
 
 
 def test_wrong_numbers_and_equal_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"every \(0\) must be at least 1 step; to never evaluate leave it out"):
-        Evaluator(dataset=Windows, every=0)
-    with pytest.raises(ConfigError, match=r"num_sequences \(0\) must be at least 1; use None for all windows"):
-        Evaluator(dataset=Windows, every=1, num_sequences=0)
+    with pytest.raises(ConfigError) as caught:
+        Evaluator(dataset=Windows, every=0, num_sequences=0, micro_batch_size=0)
+    assert caught.value.problems == [
+        "every (0) must be at least 1 step; to never evaluate leave it out",
+        "num_sequences (0) must be at least 1; use None for all windows",
+        "micro_batch_size (0) must be at least 1; use None for the run's",
+    ]
     with pytest.raises(ConfigError, match=r"name \('validation'\) must differ between evaluators"):
         build_evaluators([Evaluator(dataset=Windows, every=1), lambda: Evaluator(dataset=Windows, every=1)])
+
+
+@pytest.mark.parametrize("name", ["", "../out", "a/b", "a\\b", ".hidden", "a\nb", "a\x1b[2J", "a\u2028b"])
+def test_a_name_that_metrics_cannot_have_is_refused(name: str) -> None:
+    text = (
+        f"name ({name!r}) must be printable, without '/' and '\\', and not begin with '.', since it is part of metric "
+        "names; use letters, digits, '_' and '-'"
+    )
+    for make in (Evaluator, CaptionAccuracy):
+        with pytest.raises(ConfigError) as caught:
+            make(name=name, dataset=Windows, every=1)
+        assert str(caught.value) == text
+    with pytest.raises(ConfigError, match=r"^names \("):
+        WeightedLosses(losses=[CLMCrossEntropyLoss], names=[name])
+
+
+@pytest.mark.parametrize("name", ["validation", "code-2.5", "Straßen und Wege"])
+def test_other_names_stay_as_they_are(name: str) -> None:
+    assert Evaluator(name=name, dataset=Windows, every=1).name == name

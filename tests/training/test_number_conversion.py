@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from modlib.checkpointing import save
+from modlib.checkpointing.writing import save
 from modlib.config import load
-from modlib.data.packed_writer import PackedFileWriter
+from modlib.data.packed.writer import PackedFileWriter
 from modlib.runtime.errors import CheckpointError, ConfigError
 from modlib.training import number_conversion as conversions
 
@@ -163,6 +163,6 @@ def test_a_wrong_number_in_a_gin_file_is_told_with_its_place(tmp_path: Path, lau
 def launched() -> Callable[..., Any]:
     from typer.testing import CliRunner
 
-    from modlib.cli.launch import app
+    from modlib.cli.start.launch import app
 
     return lambda *flags: CliRunner().invoke(app, list(flags))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from modlib.optim.schedules import LinearWarmupCosine
 from modlib.training.parts import Parts, assemble
 from modlib.training.step import update
 
+ALONE = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
 STEPS, WARMUP, LR, VOCAB, SEQ_LEN = 50, 5, 3e-3, 61, 16
 
 
@@ -33,11 +35,11 @@ def batch(step: int, size: int = 12) -> tuple[Tensor, Tensor]:
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-def modlib_parts(model: nn.Module) -> Parts:
+def modlib_parts(model: nn.Module, loss: Any = None, world: World = ALONE) -> Parts:
     optimizer = torch.optim.AdamW(DecayGroups()(model), lr=LR, betas=(0.9, 0.95), weight_decay=0.1)
     scheduler = LinearWarmupCosine(optimizer, warmup_steps=WARMUP, num_steps=STEPS)
-    world = World(rank=0, local_rank=0, size=1, device=torch.device("cpu"))
-    return assemble(model, CLMCrossEntropyLoss(), optimizer, scheduler, GradientClipper, world, "float32", False)
+    loss = loss or CLMCrossEntropyLoss()
+    return assemble(model, loss, optimizer, scheduler, GradientClipper, world, "float32", False)
 
 
 def plain_losses(model: nn.Module) -> list[float]:
@@ -65,7 +67,7 @@ def plain_losses(model: nn.Module) -> list[float]:
 
 def test_fifty_steps_equal_a_plain_loop() -> None:
     parts = modlib_parts(small_model())
-    ours = [update(parts, [batch(step)], step).mean_loss(1) for step in range(STEPS)]
+    ours = [update(parts, [batch(step)], step).mean_loss() for step in range(STEPS)]
     plain = plain_losses(small_model())
     assert max(abs(a - b) for a, b in zip(ours, plain, strict=True)) < 1e-5
     assert ours[-1] < 0.9 * ours[0]
@@ -80,7 +82,7 @@ def losses_with_accumulation(sizes: list[int], masked: bool) -> list[float]:
             targets[0, 3:] = -100
             targets[5] = -100
         micro_batches = list(zip(inputs.split(sizes), targets.split(sizes), strict=True))
-        losses.append(update(parts, micro_batches, step).mean_loss(1))
+        losses.append(update(parts, micro_batches, step).mean_loss())
     return losses
 
 
@@ -94,5 +96,5 @@ def test_an_all_masked_batch_changes_nothing_but_decay_and_gives_zero_loss() -> 
     parts = modlib_parts(small_model())
     inputs, targets = batch(0)
     result = update(parts, [(inputs, torch.full_like(targets, -100))], 1)
-    assert result.mean_loss(1) == 0.0
+    assert result.mean_loss() == 0.0
     assert all(torch.isfinite(parameter).all() for parameter in parts.model.parameters())

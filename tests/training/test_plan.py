@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gin
 import pytest
 import torch
 from torch import nn
 
 from modlib.config import load
 from modlib.runtime.errors import DataError
-from modlib.training.experiment import Experiment
-from modlib.training.plan import build, flops_per_token
+from modlib.training.building import build, build_experiment
+from modlib.training.plan import flops_per_token
 
 TINY = "debug/tiny.gin"
 
@@ -38,8 +37,7 @@ def test_an_error_of_data_is_as_it_was_raised_with_its_origin(tmp_path: Path) ->
     (tmp_path / "data.packed").write_bytes(b"no header")
     path = tmp_path / "data.packed"
     config = load([TINY], [f"DATA='{path}'"])
-    config.activate()
-    experiment: Experiment = build(config, gin.get_configurable("train"))
+    experiment = build_experiment(config)
     with pytest.raises(DataError) as caught:
         build(config, experiment.dataset)
     assert type(caught.value) is DataError

@@ -5,25 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import gin
 import pytest
 import torch
 
 from modlib.config import Config, load
-from modlib.data.loader import batch_fingerprint
+from modlib.data.batches.fingerprint import batch_fingerprint
+from modlib.data.batches.layout import BatchLayout
 from modlib.runtime.errors import ConfigError, DataError
 from modlib.runtime.run_folder import RunFolder
-from modlib.training.batches import BatchLayout
+from modlib.training.building import build_experiment
+from modlib.training.data_loading import build_loader
 from modlib.training.experiment import Experiment
-from modlib.training.loading import build_loader
-from modlib.training.plan import build
 from modlib.training.replay import replay
 
 
 def settings(*params: str) -> tuple[Config, Experiment]:
     config = load(["debug/tiny.gin"], list(params))
     config.activate()
-    return config, build(config, gin.get_configurable("train"))
+    return config, build_experiment(config)
 
 
 @pytest.fixture
@@ -60,7 +59,7 @@ def test_a_step_that_is_not_there_is_refused(run: RunFolder) -> None:
 
 
 def test_a_checkpoint_keeps_the_global_batch_and_knows_the_data(run: RunFolder) -> None:
-    from modlib.checkpointing import save
+    from modlib.checkpointing.writing import save
 
     config, experiment = settings("MICRO_BATCH_SIZE=2")
     dataset = experiment.dataset()

@@ -1,0 +1,124 @@
+"""A run that was trained, back in memory: its model with the weights of a checkpoint, and its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modlib.runtime.errors import CheckpointError, DataError, RunFolderError
+from modlib.runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from modlib.checkpointing.loading import LoadedState
+    from modlib.config import Config
+    from modlib.data.text.tokenizer import TextTokenizer
+
+logger = logging.getLogger("modlib")
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """What a run folder says about a model.
+
+    Args:
+        config: The run's.
+        experiment: The settings.
+        model: In memory, with the checkpoint's weights.
+        loaded: Which checkpoint it was.
+    """
+
+    config: Config
+    experiment: Any
+    model: Any
+    loaded: LoadedState
+
+
+def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun:
+    """The model of a run with the weights of a checkpoint.
+
+    Nothing in the run folder changes, so the run may be training meanwhile.
+
+    Args:
+        run: Its folder, or the path of it.
+        step: Of the checkpoint; None takes the newest one that is undamaged.
+
+    Raises:
+        RunFolderError: The folder has no configuration.
+        CheckpointError: It has no checkpoint, not this one, or one that does not fit its config.
+    """
+    from modlib.checkpointing.names import step_folders
+
+    run = run if isinstance(run, RunFolder) else RunFolder(run)
+    if not run.config_path.is_file():
+        raise RunFolderError(f"run ({run.path}) must have a config.gin to load its model; there is none")
+    steps = sorted(found for found, _ in step_folders(run.checkpoints_path))
+    if not steps:
+        raise CheckpointError(
+            f"run ({run.path}) must have a checkpoint, and {run.checkpoints_path} has none; train it up to its first "
+            "one, which CHECKPOINT_EVERY sets"
+        )
+    if step is not None and step not in steps:
+        raise CheckpointError(
+            f"--step ({step}) must be a checkpoint of {run.path}, which has {', '.join(map(str, steps))}"
+        )
+
+    import torch
+
+    from modlib.config import load
+    from modlib.models.weights import initialize
+    from modlib.runtime.logs import start_logging
+    from modlib.training.building import build, build_experiment
+
+    start_logging(level=logging.WARNING)
+    config = load([run.config_path])
+    experiment = build_experiment(config)
+    with torch.device("meta"):
+        model = build(config, experiment.model)
+    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(model, "adapter_only_checkpoints", False):  # the rest comes from where training took it
+        initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
+    loaded = _restore(run, model, step)
+    return TrainedRun(config, experiment, model, loaded)
+
+
+def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
+    """Load the weights of one checkpoint, or of the newest that is what was saved."""
+    from modlib.checkpointing.loading import complete_checkpoints, load
+    from modlib.checkpointing.manifest import DamagedCheckpointError
+    from modlib.checkpointing.names import step_name
+
+    if step is not None:
+        return load(run.checkpoints_path / step_name(step), model=model)
+    for checkpoint in complete_checkpoints(run.checkpoints_path):
+        try:
+            return load(checkpoint, model=model)
+        except DamagedCheckpointError as error:
+            logger.warning("checkpoint %s is damaged and skipped: %s", checkpoint.path.name, error)
+    raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
+
+
+def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
+    """The tokenizer that made the training data, and the token that ends a document there, if any does.
+
+    Raises:
+        DataError: The training data or its tokenizer is gone.
+    """
+    from modlib.data.datasets.dataset import tokenizer_path_of
+    from modlib.data.tokenizers.from_files import load_tokenizer
+    from modlib.inference.generation import end_of_document_of
+    from modlib.training.building import build
+
+    dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
+    name = getattr(dataset, "name", None)
+    path = tokenizer_path_of(dataset)
+    if path is None:
+        raise DataError(
+            f"training data ({name or type(dataset).__name__}) must have its tokenizer beside it, as tokenizer.json "
+            "or NAME.tokenizer.model, with the fingerprint in the data's header; put it there"
+        )
+    if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
+        logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
+    tokenizer, end = load_tokenizer(path), getattr(dataset, "end_of_document_id", None)
+    return tokenizer, end_of_document_of(tokenizer) if end is None else end

@@ -1,0 +1,133 @@
+"""Do the parts of a run fit each other? Asked before anything starts."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from modlib.components import CATALOGUE, component_name
+from modlib.config import Config
+from modlib.config.resolving import Setting
+from modlib.data.batches.layout import BatchLayout
+from modlib.data.datasets.dataset import ChecksTokenizer, Dataset
+from modlib.models.weights import check_initialization
+from modlib.nn.model import Model
+from modlib.runtime.errors import ConfigError
+from modlib.training.building import build, explained
+from modlib.training.data_loading import build_loader, require_steps
+from modlib.training.experiment import Experiment
+
+
+def check_data(model: Model, dataset: Dataset, layout: BatchLayout) -> None:
+    """Refuse data that the model cannot take, before anything is trained on it.
+
+    Raises:
+        ConfigError: The model's window is shorter than the data's.
+        DataError: Token ids beyond the vocabulary, or less data than one global batch.
+    """
+    if dataset.seq_len > model.seq_len:
+        raise ConfigError(
+            f"seq_len of the data ({dataset.seq_len}) must be at most seq_len of the model ({model.seq_len}); "
+            "set both with SEQ_LEN"
+        )
+    dataset.check_vocabulary(model.vocab_size)
+    layout.require_one_batch(len(dataset))
+
+
+def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> None:
+    """Build now what a run calls late, to catch bad values before it starts.
+
+    Raises:
+        ConfigError: A component refused its parameters.
+    """
+    for choice in (experiment.loss, experiment.checkpointing, experiment.sample):
+        if choice is not None:
+            build(config, choice)
+    for choice in experiment.subscribers:
+        require_run_path(config, choice)
+    initialization = build(config, experiment.initialization) if experiment.initialization else None
+    build(config, check_initialization, model, initialization)
+    check_takes_documents(config, model, "takes_document_ids")
+    if experiment.gradient_clipper is not None:
+        build(config, experiment.gradient_clipper, model)
+
+
+def check_takes_documents(config: Config, part: Any, attribute: str) -> None:
+    """Refuse data with documents kept apart and a model or collator that would mix them up.
+
+    Args:
+        config: Says whether a dataset of the run keeps them apart.
+        part: The model or the collator.
+        attribute: True in a part that can.
+
+    Raises:
+        ConfigError: It cannot; with the setting and its origin.
+    """
+    if getattr(part, attribute, False):
+        return
+    for setting in documents_apart(config):
+        text = (
+            f"{setting.name} (True) must be False with {type(part).__name__}, which takes no document_ids; leave "
+            "it out, or use a model and a collator that do: GPT2, LMCollator"
+        )
+        raise ConfigError(config.explain(setting.instance.name, text))
+
+
+def documents_apart(config: Config) -> list[Setting]:
+    """What makes datasets of the run keep their documents apart."""
+    return [one for one in config.settings if one.parameter == "intra_document_masking" and one.value is True]
+
+
+def require_run_path(config: Config, subscriber: Any) -> None:
+    """Refuse a component that is no subscriber: one is called with the run folder, which is not there yet.
+
+    Raises:
+        ConfigError: It cannot be called so.
+    """
+    name = component_name(subscriber)
+    target = CATALOGUE[name].target if name in CATALOGUE else subscriber
+    parameters = inspect.signature(target).parameters if target is not None else {}
+    if "run_path" not in parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        problem = f"{name}: a subscriber must take run_path, the run folder; take it out of train.subscribers"
+        raise ConfigError(config.explain(name, problem))
+
+
+def check_loading(config: Config, experiment: Experiment, dataset: Any, layout: BatchLayout) -> None:
+    """Build the first rank's data loader, without reading, to see what it refuses.
+
+    Raises:
+        ConfigError: A wrong value in it, or it ends before the run does.
+    """
+    call = partial(build, config)
+    collate = call(experiment.collate)
+    check_takes_documents(config, collate, "hands_on_document_ids")
+    loader = build_loader(experiment, dataset, collate, layout, 0, call)
+    with explained(config, component_name(experiment.data_loader), "train"):
+        require_steps(loader, experiment.num_steps)
+
+
+def check_evaluation_data(model: Model, dataset: Dataset, held_out: Dataset) -> None:
+    """Refuse held-out data of another tokenizer than the training data's, or with ids that the model does not have.
+
+    Raises:
+        DataError: Either of them.
+    """
+    if dataset.tokenizer_fingerprint and isinstance(held_out, ChecksTokenizer):
+        held_out.check_tokenizer(dataset.tokenizer_fingerprint)
+    held_out.check_vocabulary(model.vocab_size)
+
+
+def check_subscribers(config: Config, experiment: Experiment) -> None:
+    """Refuse two subscribers that would write the same files.
+
+    Raises:
+        ConfigError: One that has files of its own in the run folder is there more than once.
+    """
+    for name, count in Counter(map(component_name, experiment.subscribers)).items():
+        if count > 1 and getattr(CATALOGUE[name].target, "once_per_run", False):
+            text = f"subscribers ({name}, {count} times) must name {name} once, since it writes files of the run folder"
+            raise ConfigError(config.explain("train", f"{text}; leave the others out"))

@@ -1,0 +1,64 @@
+"""The run's optimizer and schedule, tried on small parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from modlib.config import Config
+from modlib.optim.schedules import Scheduler
+from modlib.training.building import build
+from modlib.training.experiment import Experiment
+
+CURVE_POINTS = 200
+MOST_SCHEDULE_STEPS = 100_000  # of a schedule without closed form, the curve shows no more
+
+
+class Probe:
+    """The run's optimizer and schedule over small parameters: what they need follows without a large model.
+
+    Args:
+        config: Where the settings come from.
+        experiment: The settings.
+        model: On meta; its groups are the run's.
+    """
+
+    def __init__(self, config: Config, experiment: Experiment, model: nn.Module) -> None:
+        groups = build(config, experiment.parameter_groups)(model)
+        self.sizes: list[tuple[nn.Parameter, int]] = []
+        small = [{**group, "params": [self._small(parameter) for parameter in group["params"]]} for group in groups]
+        self.optimizer: torch.optim.Optimizer = build(config, experiment.optimizer, small)
+        self.scheduler: Scheduler = build(config, experiment.scheduler, self.optimizer)
+
+    def _small(self, parameter: nn.Parameter) -> nn.Parameter:
+        small = nn.Parameter(torch.zeros([min(size, 8) for size in parameter.shape]))
+        self.sizes.append((small, parameter.numel()))
+        return small
+
+    def learning_rates(self, num_steps: int) -> list[float]:
+        """The schedule sampled from the first step to the last."""
+        every = max(1, num_steps // CURVE_POINTS)
+        if isinstance(self.scheduler, LambdaLR):
+            lambdas = self.scheduler.lr_lambdas
+            steps = sorted({*range(0, num_steps, every), num_steps - 1})
+            return [float(self.scheduler.base_lrs[0] * lambdas[0](step)) for step in steps]
+        curve = []
+        for step in range(min(num_steps, MOST_SCHEDULE_STEPS)):
+            if step % every == 0 or step == num_steps - 1:
+                curve.append(float(self.optimizer.param_groups[0]["lr"]))
+            self.scheduler.step()
+        return curve
+
+    def state_bytes(self) -> int:
+        """Bytes of optimizer state for the whole model: measured after one update, scaled up by size."""
+        for parameter, _ in self.sizes:
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()
+        total = 0
+        for parameter, size in self.sizes:
+            tensors = [value for value in self.optimizer.state[parameter].values() if torch.is_tensor(value)]
+            # a state tensor of another size than its parameter, such as a step count, is too small to matter
+            same = [value for value in tensors if value.shape == parameter.shape]
+            total += sum(value.element_size() for value in same) * size
+        return total

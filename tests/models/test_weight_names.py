@@ -1,0 +1,195 @@
+"""The same weights give transformers' logits, in both directions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from modlib.models.gpt2 import GPT2
+from modlib.models.weight_names import (
+    architecture_of,
+    arguments_from_transformers,
+    from_transformers,
+    to_transformers,
+)
+from modlib.runtime.errors import CheckpointError, ConfigError
+
+transformers = pytest.importorskip("transformers")
+TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
+
+
+def gpt2(**changes: Any) -> Any:
+    sizes = {"vocab_size": 211, "n_positions": 48, "n_embd": 48, "n_layer": 3, "n_head": 4, **TOKENS, **changes}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+
+
+def llama(**changes: Any) -> Any:
+    sizes = {
+        "vocab_size": 211,
+        "hidden_size": 64,
+        "intermediate_size": 112,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 96,
+        **TOKENS,
+        **changes,
+    }
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+
+
+def with_varied_weights(theirs: Any) -> Any:
+    """Weights large enough, and biases and norms uneven enough, that a wrong place would show."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_norm = "norm" in name or "ln_" in name
+            parameter.copy_(1 + 0.2 * noise if is_norm and name.endswith("weight") else 0.1 * noise)
+    return theirs.eval()
+
+
+ORACLES = [
+    (gpt2, {}),
+    (gpt2, {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 80}),
+    (gpt2, {"layer_norm_epsilon": 1e-3, "activation_function": "relu"}),
+    (llama, {}),
+    (llama, {"num_key_value_heads": 1, "tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
+    (llama, {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
+]
+
+
+@pytest.mark.parametrize(("build", "changes"), ORACLES)
+def test_logits_equal_transformers(build: Any, changes: dict[str, Any]) -> None:
+    theirs = with_varied_weights(build(**changes))
+    ours = GPT2(**arguments_from_transformers(theirs.config.to_dict())).eval()
+    ours.load_state_dict(from_transformers(theirs.state_dict(), ours))
+    assert ours.num_parameters()["total"] == sum(parameter.numel() for parameter in theirs.parameters())
+    tokens = torch.randint(211, (3, ours.seq_len))
+    with torch.no_grad():
+        expected, found = theirs(tokens).logits, ours(tokens)
+    assert expected.std() > 0.2
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("build", "changes"), [ORACLES[0], ORACLES[5]])
+def test_gradients_equal_transformers(build: Any, changes: dict[str, Any]) -> None:
+    theirs = with_varied_weights(build(**changes))
+    ours = GPT2(**arguments_from_transformers(theirs.config.to_dict())).eval()
+    ours.load_state_dict(from_transformers(theirs.state_dict(), ours))
+    tokens = torch.randint(211, (2, 20))
+    for model in (theirs, ours):
+        logits = model(tokens) if model is ours else model(tokens).logits
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters() if parameter.grad is not None}
+    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    found = to_transformers(gradients, ours)
+    assert set(found) == set(expected)
+    for name, gradient in found.items():
+        torch.testing.assert_close(
+            gradient, expected[name], rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize(("build", "changes"), ORACLES)
+def test_back_to_transformers(build: Any, changes: dict[str, Any]) -> None:
+    theirs = build(**changes)
+    with torch.device("meta"):
+        ours = GPT2(**arguments_from_transformers(theirs.config.to_dict()))
+    state = theirs.state_dict()
+    back = to_transformers(from_transformers(state, ours), ours)
+    assert set(state) - set(back) == ({"lm_head.weight"} if ours.tie_embeddings else set())
+    for name, tensor in back.items():
+        assert torch.equal(tensor, state[name]), name
+        assert tensor.is_contiguous()
+
+
+def test_greedy_text_equals_transformers() -> None:
+    from modlib.inference.generation import generate
+
+    theirs = with_varied_weights(gpt2())
+    ours = GPT2(**arguments_from_transformers(theirs.config.to_dict()))
+    ours.load_state_dict(from_transformers(theirs.state_dict(), ours))
+    prompt = torch.randint(3, 211, (1, 6))
+    expected = theirs.generate(prompt, max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(generate(ours, prompt, 30, temperature=0), expected)
+
+
+def test_published_gpt2_files_are_read() -> None:
+    """The files on the hub leave out the prefix and the tied head, and hold mask buffers."""
+    theirs = gpt2()
+    state = {
+        name.removeprefix("transformer."): t for name, t in theirs.state_dict().items() if name != "lm_head.weight"
+    }
+    state["h.0.attn.bias"] = torch.ones(1, 1, 48, 48)
+    ours = GPT2(**arguments_from_transformers(theirs.config.to_dict()))
+    ours.load_state_dict(from_transformers(state, ours))
+    assert torch.equal(ours.token_embedding.weight, theirs.transformer.wte.weight)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    state = dict(llama().state_dict())
+    ours = GPT2(**arguments_from_transformers(llama().config.to_dict()))
+    state["model.norm.weight"] = torch.zeros(7)
+    state["extra"] = torch.zeros(1)
+    del state["model.layers.1.self_attn.k_proj.weight"]
+    with pytest.raises(CheckpointError) as caught:
+        from_transformers(state, ours)
+    assert str(caught.value).splitlines() == [
+        "transformers checkpoint does not fit the model:",
+        "  model.norm.weight gives (7,), final_norm.weight is (64,)",
+        "  model.layers.1.self_attn.k_proj.weight is missing, needed for blocks.1.attention.qkv.weight",
+        "  extra is not a parameter of this model",
+    ]
+
+
+def test_wrong_number_of_key_heads_is_named() -> None:
+    ours = GPT2(**arguments_from_transformers(llama(num_key_value_heads=2).config.to_dict()))
+    with pytest.raises(CheckpointError, match=r"gives \(192, 64\), blocks.0.attention.qkv.weight is \(128, 64\)"):
+        from_transformers(llama().state_dict(), ours)
+
+
+def test_models_without_a_counterpart_are_refused() -> None:
+    model = GPT2(vocab_size=8, seq_len=4, num_layers=1, num_heads=2, dim=8, position="rotary", bias=True)
+    with pytest.raises(ConfigError) as caught:
+        architecture_of(model)
+    assert str(caught.value) == (
+        "transformers has no architecture for this model: GPT-2 needs that position is 'learned'; Llama needs that "
+        "activation is 'swiglu', norm is RMSNorm, bias is False"
+    )
+    plain: dict[str, Any] = {"vocab_size": 8, "seq_len": 4, "num_layers": 1, "num_heads": 2, "dim": 8}
+    assert architecture_of(GPT2(**plain)) == "gpt2"
+    assert (
+        architecture_of(GPT2(**plain, position="rotary", norm=nn.RMSNorm, activation="swiglu", bias=False)) == "llama"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"model_type": "bert"}, "model_type ('bert') must be 'gpt2' or 'llama'"),
+        (
+            {**gpt2().config.to_dict(), "scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx (True) must be False to be expressed as GPT2",
+        ),
+        (
+            {**gpt2().config.to_dict(), "activation_function": "swish"},
+            "activation_function ('swish') must be one of 'gelu_new', 'gelu_pytorch_tanh', 'gelu', 'relu'",
+        ),
+        (
+            {**gpt2().config.to_dict(), "attn_pdrop": 0.2},
+            "embd_pdrop, attn_pdrop and resid_pdrop ([0.1, 0.2]) must be equal to be GPT2.dropout",
+        ),
+        (
+            {**llama().config.to_dict(), "rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}, "head_dim": 32},
+            "rope_type ('llama3') must be 'default' to be expressed as GPT2\n"
+            "head_dim (32) must be 16 to be expressed as GPT2",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_expressed_are_refused(config: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments_from_transformers(config)
+    assert str(caught.value) == text
