@@ -105,7 +105,7 @@ def end(run: RunFolder, status: int) -> int:
         attempt.finish("finished", step, code)
         _cancel_others(run, job_id)
         return code
-    failure = first_failure(attempt)
+    failure = first_failure(attempt, run.read().get("world_size", 1))
     facts = scontrol.job_facts(job_id)
     stopped = outcome == "stopped"
     lost = lost_steps(run, attempt)

@@ -133,18 +133,40 @@ class Failure:
     hosts: tuple[str, ...] = ()
 
 
-def first_failure(attempt: Attempt) -> Failure | None:
-    """The first error that a rank recorded, a lost peer only where no rank has an error of its own."""
-    ranks = [int(path.name.split("-")[1].split(".")[0]) for path in attempt.logs_path.glob("rank-*.error.json")]
-    records = [record for rank in ranks if (record := _record(attempt, rank)).get("exit_code") not in NO_FAILURE]
-    if not records:
+def first_failure(attempt: Attempt, world_size: int) -> Failure | None:
+    """The first error that a rank recorded, a lost peer only where no rank has an error of its own.
+
+    Where all that failed had lost a peer, the ranks that left before them are named, with what one of them printed.
+    """
+    records = {rank: _record(attempt, rank) for rank in range(world_size)}
+    failures = [record for record in records.values() if record.get("exit_code") not in NO_FAILURE]
+    if not failures:
         return None
-    first = min(records, key=lambda record: (_lost_peer(record), record.get("time", 0.0)))
+    first = min(failures, key=lambda record: (_lost_peer(record), record.get("time", 0.0)))
     code, hosts = int(first["exit_code"]), tuple(first.get("hosts", ()))
     if not hosts and BROKEN_MACHINE.search(str(first.get("message", ""))):
         hosts = (str(first.get("host", "")),)
-    text = _failure_text(attempt, RankEnd(int(first["rank"]), code, 0.0))
-    return Failure(text, code, bool(hosts) or code == EXIT_HANG or _lost_peer(first), hosts)
+    lost_peer = _lost_peer(first)
+    text = _leavers_text(attempt, records) if lost_peer else ""
+    text = text or _failure_text(attempt, RankEnd(int(first["rank"]), code, 0.0))
+    return Failure(text, code, bool(hosts) or code == EXIT_HANG or lost_peer, hosts)
+
+
+def _leavers_text(attempt: Attempt, records: Mapping[int, Mapping[str, Any]]) -> str:
+    """Whom the others lost: a rank that ended by an exit code of success, else those that could record nothing."""
+    for rank, record in records.items():
+        if record.get("exit_code") in (EXIT_OK, *STOPPED):
+            text = f"{_left(RankEnd(rank, int(record['exit_code']), 0.0))}, and the others failed without it"
+            return _with_log(f"{text} (log: {attempt.log_path(rank)})", attempt, rank)
+    silent = [rank for rank, record in records.items() if not record]
+    if not silent:
+        return ""
+    who, them = ("rank", "it") if len(silent) == 1 else ("ranks", "them")
+    text = (
+        f"{who} {', '.join(map(str, silent))} left before training was over and recorded no error "
+        f"(ended by exit code 0 or killed), and the others failed without {them} (log: {attempt.log_path(silent[0])})"
+    )
+    return _with_log(text, attempt, silent[0])
 
 
 def _failed(attempt: Attempt, end: RankEnd) -> bool:

@@ -125,10 +125,38 @@ def test_a_ranks_own_error_ends_the_run_and_is_the_last_word(
 def test_a_lost_peer_is_a_crash_that_goes_on(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     begin(run)
     run.update(step=8)
-    record(run, 0, "[gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.77.0.12]:41552")
+    record(run, 0, LOST)
     assert end(run, 1) == 75
     assert run.attempt(1).ending()["reason"] == "died"
     assert "modlib resume" in capsys.readouterr().err
+
+
+LOST = "[gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.77.0.12]:41552"
+
+
+@pytest.mark.parametrize(
+    ("recorded", "how"),
+    [
+        (True, "rank 1 left with exit code 0 before training was over, and the others failed without it"),
+        (
+            False,
+            "rank 1 left before training was over and recorded no error (ended by exit code 0 or killed), "
+            "and the others failed without it",
+        ),
+    ],
+)
+def test_a_rank_that_leaves_early_is_named_although_the_others_fail_in_its_wake(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], recorded: bool, how: str
+) -> None:
+    begin(run)
+    run.update(step=8)
+    record(run, 0, LOST)
+    if recorded:
+        record(run, 1, "0", code=0, kind="SystemExit")
+    log = run.attempt(1).log_path(1)
+    log.write_text("the last line of rank 1\n")
+    assert end(run, 1) == 75
+    assert f"{how} (log: {log})\n    the last line of rank 1\n" in capsys.readouterr().err
 
 
 def test_a_broken_machine_is_blamed_not_the_run(run: RunFolder) -> None:
