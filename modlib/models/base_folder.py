@@ -18,8 +18,8 @@ from modlib.runtime.json_files import JSONError, read_json
 logger = logging.getLogger("modlib")
 
 WEIGHT_SUFFIXES = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".npz", ".tflite",
-    ".ot", ".pkl", ".index.json",
+    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".onnx_data", ".gguf", ".npz",
+    ".tflite", ".ot", ".pkl", ".index.json",
 )  # fmt: skip
 """Files of other weights, or of the same in another format: the export's own take their place."""
 TOKENIZER_FILES = (

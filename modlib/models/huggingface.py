@@ -47,6 +47,7 @@ class HuggingFacePretrainedModel(nn.Module):
     Attributes:
         network: The transformers model.
         is_pretrained: Whether its weights came from a folder.
+        base_folder: That folder, or None.
         vocab_size: Rows of the embedding, which may be padded beyond the tokenizer's.
 
     Raises:
@@ -83,6 +84,7 @@ class HuggingFacePretrainedModel(nn.Module):
 
         text = built.get_text_config()
         self.model_type, self.is_pretrained = model_type, path is not None
+        self.base_folder = None if path is None else Path(path).expanduser()
         self.vocab_size = int(text.vocab_size)
         self.seq_len = _seq_len(self.network, text, seq_len)
         self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)

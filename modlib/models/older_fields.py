@@ -1,7 +1,7 @@
 """Fields of config.json by the names that transformers 4, and what builds on it, reads.
 
-Version 5 keeps all that rotary positions need in `rope_parameters`, which version 4, vLLM, llama.cpp and lm-eval set-ups
-with it ignore: they would take the default theta, without a word. Written beside the new fields, each reads its own.
+Version 5 keeps all that rotary positions need in `rope_parameters`, which version 4, and vLLM, llama.cpp and lm-eval
+set-ups with it, ignore: they would take the default theta, without a word. With both, each reads its own.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _write(path: Path, outputs: Sequence[Output]) -> None:
             for piece in output.pieces():
                 cast = piece.detach().to(output.dtype).contiguous()
                 done += cast.nbytes
-                rest = memoryview(cast.reshape(-1).view(torch.uint8).numpy())
+                rest = cast.reshape(-1).view(torch.uint8).numpy().data
                 while rest:  # one call writes at most 2 GiB
                     rest = rest[file.write(rest) :]
             assert done == output.num_bytes, output.name

@@ -102,3 +102,21 @@ def record_of(
         ],
         "decided_by": dict(settings),
     }
+
+
+def packed_chat_template(path: Path) -> str | None:
+    """The chat template that a packed file's conversations were rendered with; None where no record tells of one.
+
+    Args:
+        path: The packed file; its record is in the same folder and names it, with its content's hash.
+    """
+    for record in sorted(path.parent.glob("*.pack.json")):
+        try:
+            told = read_json(record, dict[str, Any])
+            template = told["settings"].get("chat_template")
+            output = told["outputs"][path.name]
+            if isinstance(template, str) and output["sha256"] == PackedFile(path).header.sha256:
+                return template
+        except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
