@@ -15,14 +15,14 @@ from torch import nn
 
 from modlib.models.base_folder import dtypes_of, keep_files, of_one_dtype
 from modlib.models.export_check import check_folder, check_logits
+from modlib.models.exportable import is_for_transformers, require_exportable
 from modlib.models.exported_config import config_of, write_config, write_generation_config
 from modlib.models.exported_tensors import conversions, outputs, plain_conversions
 from modlib.models.exported_tokenizer import DataTokenizer, adjust_kept, is_of_base, write_tokenizer
 from modlib.models.gpt2 import GPT2
-from modlib.models.huggingface import HuggingFacePretrainedModel
 from modlib.models.huggingface_config import transformers_module
 from modlib.models.lora import refuse_ties
-from modlib.models.plain_types import plain_type, unwrapped
+from modlib.models.plain_types import unwrapped
 from modlib.models.safetensors_writer import Output, write_safetensors
 from modlib.models.weight_names import architecture_of
 from modlib.models.whole_weights import MergedWeights, ModelWeights, Weights
@@ -41,29 +41,6 @@ def require_free(folder: Path) -> None:
         return
     if folder.exists() or folder.is_symlink():
         raise ConfigError(f"OUT ({folder}) must be a new or empty folder; nothing is overwritten, so name another")
-
-
-def is_for_transformers(model: nn.Module) -> bool:
-    """Whether a model is of a class that is written for transformers; any other one is a user's own."""
-    return isinstance(unwrapped(model), GPT2 | HuggingFacePretrainedModel)
-
-
-def require_exportable(model: nn.Module) -> None:
-    """Refuse a model that cannot be exported; it may be on meta, so that a run can be told before it trains.
-
-    Raises:
-        ConfigError: Adapters that cannot be merged; a GPT2 that transformers has no architecture for; a subclass of
-            GPT2 or HuggingFacePretrainedModel.
-    """
-    model = unwrapped(model)
-    refuse_ties(model)
-    if isinstance(model, GPT2):
-        architecture_of(model)
-    elif isinstance(model, HuggingFacePretrainedModel) and plain_type(model) is not HuggingFacePretrainedModel:
-        raise ConfigError(
-            f"model ({plain_type(model).__name__}) must be exactly HuggingFacePretrainedModel to be written for "
-            "transformers; export its weights with --plain"
-        )
 
 
 def export_huggingface(

@@ -37,7 +37,8 @@ def command(
     """
     with reported(), contextlib.redirect_stdout(sys.stderr):  # a user's module may print while it is imported
         from modlib.cli.models.exported_run import export_run
-        from modlib.models.huggingface_export import is_for_transformers, require_free
+        from modlib.models.exportable import is_for_transformers
+        from modlib.models.huggingface_export import require_free
 
         found = find_run(run, runs_dir)
         require_free(out)
