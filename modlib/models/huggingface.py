@@ -21,6 +21,7 @@ from modlib.models.huggingface_weights import (
     restore_buffers,
 )
 from modlib.models.weights import add_weights
+from modlib.optim.roles import num_non_embedding
 from modlib.runtime.errors import ConfigError
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -185,13 +186,12 @@ class HuggingFacePretrainedModel(nn.Module):
         return list(_units(self.network, self._unit_classes, self.network.get_input_embeddings()))
 
     def num_parameters(self) -> dict[str, int]:
-        """Parameters: "total", "trainable", and "non_embedding" (without input and position embeddings)."""
-        embeddings = {id(p): p for module in self._embeddings() for p in module.parameters()}
+        """Parameters: "total", "trainable", and "non_embedding" (see roles.num_non_embedding)."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return {
             "total": total,
             "trainable": sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad),
-            "non_embedding": total - sum(parameter.numel() for parameter in embeddings.values()),
+            "non_embedding": num_non_embedding(self),
         }
 
     def _embeddings(self) -> list[nn.Module]:

@@ -19,7 +19,8 @@ from modlib.optim.stacked_muon import StackedMuon
 from modlib.runtime.errors import ConfigError
 
 MUON, STACKED, ADAMW = "muon", "muon_of_each", "adam_w"
-ALGORITHMS = (MUON, STACKED, ADAMW)
+ALGORITHMS = {MUON: "Muon", STACKED: "Muon of each matrix", ADAMW: "AdamW"}
+"""What a group may say, and how people call it."""
 
 
 @component("parameter_groups", "muon")

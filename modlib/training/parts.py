@@ -19,6 +19,7 @@ from modlib.distributed.fsdp import COMPUTE_DTYPES, shard
 from modlib.distributed.process_group import World
 from modlib.models.weights import initialize
 from modlib.nn.losses import FromHidden, Loss
+from modlib.optim.roles import keep_marks
 from modlib.optim.schedules import Scheduler
 from modlib.training.experiment import Experiment
 
@@ -90,6 +91,7 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
         start_compile_workers()
     with torch.device("meta"):
         model = experiment.model()
+    keep_marks(model)
     if world.size > 1:
         if compiled:
             compile_blocks(getattr(model, "blocks", [model]))

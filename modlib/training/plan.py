@@ -14,6 +14,7 @@ from modlib.data.batches.layout import batch_layout
 from modlib.distributed.fsdp import COMPUTE_DTYPES
 from modlib.nn.document_mask import document_mask_bytes
 from modlib.nn.model import CountsFlops, CountsParameters, EstimatesActivations, ListsParameters
+from modlib.optim.roles import num_non_embedding
 from modlib.runtime.hardware import Peak, peak_flops
 from modlib.runtime.run_folder import versions
 from modlib.runtime.secrets import masked
@@ -111,6 +112,7 @@ def make_plan(
         checkpoint_bytes=4 * (trainable if getattr(model, "adapter_only_checkpoints", False) else total) + state_bytes,
         flops_convention="palm" if isinstance(model, CountsFlops) else "parameters",
         learning_rates=probe.learning_rates(experiment.num_steps),
+        roles=probe.roles(),
         dataset=describe_data(config, dataset),
         precision=experiment.precision,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -150,6 +152,4 @@ def flops_per_token(model: Any, seq_len: int) -> float:
 def _count(model: Any, total: int, trainable: int) -> dict[str, int]:
     if isinstance(model, CountsParameters):
         return dict(model.num_parameters())
-    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    non_embedding = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
-    return {"total": total, "trainable": trainable, "non_embedding": non_embedding}
+    return {"total": total, "trainable": trainable, "non_embedding": num_non_embedding(model)}
