@@ -64,7 +64,9 @@ class Kinds(nn.Module):
 def wrapped(model_type: str, **fields: Any) -> Any:
     pytest.importorskip("transformers")
     with torch.device("meta"):
-        return HuggingFacePretrainedModel(config={"model_type": model_type, **fields}, seq_len=16)
+        return HuggingFacePretrainedModel(
+            config={"model_type": model_type, **fields}, seq_len=16, attn_implementation="eager"
+        )
 
 
 def mixture(model_type: str, **fields: Any) -> Any:
