@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-import modlib
 from modlib.cli.lazy import SETTINGS, LazyCommands
 from modlib.runtime.streams import print_anything, secure_streams
+from modlib.version import VERSION
 
 # name: (module with a function `command` or a typer app `app`, what the help says). To add a command, add a line.
 COMMANDS = {
@@ -51,7 +51,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(modlib.__version__)
+        print(VERSION)
         raise typer.Exit
 
 

@@ -28,7 +28,7 @@ def typed_words() -> list[str]:
 
 
 def own_call(arguments: Sequence[str] | None = None) -> list[str]:
-    """This process's call of training, as a person repeats it.
+    """This process's call of training, as a person repeats it; empty where Python code called it.
 
     Args:
         arguments: Instead of sys.argv, e.g. `["/bin/modlib", "train", "--gin_file", "gpt2.gin"]`.
@@ -36,4 +36,6 @@ def own_call(arguments: Sequence[str] | None = None) -> list[str]:
     program, *words = sys.argv if arguments is None else arguments
     if Path(program).name == SCRIPT:
         return [program, *words]
-    return ["modlib", "train", *(words[1:] if words[:1] == ["train"] else words)]
+    if words[:1] == ["train"]:
+        return ["modlib", *words]
+    return ["modlib", "train", *words] if program == "-c" and words[:1] == ["--gin_file"] else []
