@@ -7,6 +7,7 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from modlib.components import CATALOGUE, component_name
@@ -38,15 +39,24 @@ def check_data(model: Model, dataset: Dataset, layout: BatchLayout) -> None:
     layout.require_one_batch(len(dataset))
 
 
-def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> None:
+def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> int:
     """Build now what a run calls late, to catch bad values before it starts.
+
+    Returns:
+        Parameters of the models that the objective calls and that are not trained.
 
     Raises:
         ConfigError: A component refused its parameters.
     """
-    for choice in (experiment.loss, experiment.checkpointing, experiment.sample):
+    for choice in (experiment.checkpointing, experiment.sample):
         if choice is not None:
             build(config, choice)
+    loss, frozen = build(config, experiment.loss), []
+    if experiment.objective is not None:
+        with torch.device("meta"):
+            frozen = [build(config, one) for one in build(config, experiment.objective, loss).frozen.values()]
+    for part in frozen:
+        build(config, check_initialization, part, None)
     for choice in experiment.subscribers:
         require_run_path(config, choice)
     initialization = build(config, experiment.initialization) if experiment.initialization else None
@@ -54,6 +64,7 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> Non
     check_takes_documents(config, model, "takes_document_ids")
     if experiment.gradient_clipper is not None:
         build(config, experiment.gradient_clipper, model)
+    return sum(parameter.numel() for part in frozen for parameter in part.parameters())
 
 
 def check_takes_documents(config: Config, part: Any, attribute: str) -> None:
