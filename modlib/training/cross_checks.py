@@ -12,6 +12,7 @@ from torch import nn
 from modlib.components import CATALOGUE, component_name
 from modlib.config import Config
 from modlib.config.resolving import Setting
+from modlib.config.values import format_value
 from modlib.data.batches.layout import BatchLayout
 from modlib.data.datasets.dataset import ChecksTokenizer, Dataset
 from modlib.models.weights import check_initialization
@@ -20,6 +21,17 @@ from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
+
+LEAST_LENGTHS = {
+    ("ConstantLR", "total_iters"): 0,
+    ("CosineAnnealingLR", "T_max"): 1,
+    ("CyclicLR", "step_size_down"): 1,
+    ("CyclicLR", "step_size_up"): 1,
+    ("LinearLR", "total_iters"): 1,
+    ("PolynomialLR", "total_iters"): 1,
+    ("StepLR", "step_size"): 1,
+}
+"""In updates, of torch's schedules that do not look at them themselves."""
 
 
 def check_data(model: Model, dataset: Dataset, layout: BatchLayout) -> None:
@@ -54,6 +66,28 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> Non
     check_takes_documents(config, model, "takes_document_ids")
     if experiment.gradient_clipper is not None:
         build(config, experiment.gradient_clipper, model)
+
+
+def check_schedules(config: Config) -> None:
+    """Refuse lengths of torch's schedules that torch divides by, or takes the wrong way round, in some later update.
+
+    Raises:
+        ConfigError: All of them, with the macros that they are computed from.
+    """
+    problems = []
+    for one in config.settings:
+        least = LEAST_LENGTHS.get((one.instance.name, one.parameter))
+        if least is None or not isinstance(one.value, int | float) or one.value >= least:
+            continue
+        macros = config.program.macros_in(one.node) if one.node is not None else []
+        values = [f"{name} ({format_value(config.program.value_of_macro(name))})" for name in macros]
+        remedy = (
+            f"it follows from {' and '.join(values)}: change one of them" if values else f"set it to {least} or more"
+        )
+        text = f"{one.parameter} ({one.text}) must be at least {least}; {remedy}"
+        problems.append(config.explain(one.instance.name, text))
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_takes_documents(config: Config, part: Any, attribute: str) -> None:
