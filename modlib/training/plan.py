@@ -24,6 +24,7 @@ from modlib.training.cross_checks import (
     check_evaluation_data,
     check_loading,
     check_parts,
+    check_sharding,
     check_subscribers,
     documents_apart,
 )
@@ -72,6 +73,7 @@ def make_plan(
         check_loading(config, experiment, dataset, layout)
         for evaluator in evaluators:
             check_evaluation_data(model, dataset, evaluator.dataset)
+    check_sharding(config, experiment, model, dataset)
     probe = Probe(config, experiment, model)
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
