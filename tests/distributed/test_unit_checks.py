@@ -85,7 +85,7 @@ def computes(names: tuple[str, ...], settings: dict[str, Any]) -> str:
         model.to_empty(device="cpu")
         ComposedInitializer()(model, 7)
         model(TOKENS).sum().backward()
-        return f"{float(model(TOKENS).square().sum()):.3f}"
+        return f"{float(model(TOKENS).square().sum().detach()):.3f}"
     except (RuntimeError, ValueError, ConfigError) as error:
         return f"{type(error).__name__}"
 
