@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import modlib
 from modlib.data.packed.file import PackedFile
 from modlib.data.packed.header import PackedHeader
 from modlib.data.packing.block_encoder import SourceCount
@@ -18,6 +17,7 @@ from modlib.data.packing.journal import changed
 from modlib.data.text.sources import Source
 from modlib.runtime.errors import DataError
 from modlib.runtime.json_files import read_json
+from modlib.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def record_of(
         "num_skipped": summary.num_skipped,
         "engine": summary.engine,
         "seconds": round(summary.seconds, 2),
-        "versions": {"modlib": modlib.__version__, "python": platform.python_version(), **packages},
+        "versions": {"modlib": VERSION, "python": platform.python_version(), **packages},
         "inputs": [
             {"path": str(one.path), "bytes": one.num_bytes, **asdict(counts.get(number, SourceCount()))}
             for number, one in enumerate(sources)

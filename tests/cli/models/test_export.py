@@ -82,6 +82,7 @@ def same_logits(folder: Path, model: nn.Module, kind: str = "AutoModelForCausalL
     return theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_run_gives_the_same_logits_in_transformers(runs: Path, name: str, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (runs / name).rglob("*")}
