@@ -21,6 +21,7 @@ import tokenizers
 
 from modlib.data.text.tokenizer_fingerprint import tokenizer_fingerprint
 from modlib.runtime.errors import ConfigError, DataError, unreadable
+from modlib.runtime.hub_names import hub_hint
 from modlib.runtime.json_files import JSONError, read_json
 
 logger = logging.getLogger("modlib")
@@ -110,7 +111,7 @@ class Tokenizer:
             self._read(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise unreadable(
-                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path", error
+                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path{hub_hint(path)}", error
             ) from error
 
     def _read(self, text: str) -> None:
