@@ -7,6 +7,7 @@ import json
 import logging
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,14 @@ import numpy.typing as npt
 from modlib.data.cache import file_identity, kept, remembered_hash
 from modlib.data.text.fields import text_of
 from modlib.data.text.line_index import find_lines
+from modlib.data.text.plain_text import PlainTextError
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import DataError
 
 logger = logging.getLogger("modlib")
 
-_VERSION = 1  # raise when the same file and settings would give another index; part of every key
+_VERSION = 2  # raise when the same file and settings would give another index; part of every key
 _CHUNK_BYTES = 1 << 24
 _BATCH_CHARACTERS = 1 << 22  # what is tokenized at once
 _LINES_NAMED = 5
@@ -155,14 +157,31 @@ def build(
     bad: list[str] = []
     num_skipped = num_bytes = 0
     largest = -1
-    texts: list[str] = []
+    waiting: list[tuple[int, int, int, str]] = []  # number, start and length of a line, and its text
+
+    def take_bad(number: int, problem: object, error: ValueError) -> None:
+        nonlocal num_skipped
+        told = f"line {number} of {file.path} {problem}"
+        if on_bad_line == "raise":
+            raise DataError(f"{told}; correct it, or leave such lines out with on_bad_line = 'skip'") from error
+        num_skipped += 1
+        if len(bad) < _LINES_NAMED:
+            bad.append(told)
 
     def count() -> None:
-        nonlocal largest
-        ids, per_text = tokenizer.encode_batch(texts, special_tokens=special_tokens)
+        nonlocal largest, num_bytes
+        try:
+            ids, per_text = tokenizer.encode_batch([text for *_, text in waiting], special_tokens=special_tokens)
+        except PlainTextError:
+            waiting[:] = _encodable(waiting, tokenizer, take_bad)
+            ids, per_text = tokenizer.encode_batch([text for *_, text in waiting], special_tokens=special_tokens)
+        for _, start, length, text in waiting:
+            starts.append(start)
+            lengths.append(length)
+            num_bytes += len(text.encode("utf-8"))
         counts.append(per_text)
         largest = max(largest, int(ids.max(initial=0)) if len(ids) else -1)
-        texts.clear()
+        waiting.clear()
 
     pending = 0
     for number, start, length in zip(*(column.tolist() for column in find_lines(file.bytes)), strict=True):
@@ -174,21 +193,14 @@ def build(
         try:
             text = text_of(file.bytes[start : start + length], key)
         except ValueError as error:
-            problem = f"line {number} of {file.path} {error}"
-            if on_bad_line == "raise":
-                raise DataError(f"{problem}; correct it, or leave such lines out with on_bad_line = 'skip'") from error
-            num_skipped += 1
-            bad += [problem] if len(bad) < _LINES_NAMED else []
+            take_bad(number, error, error)
             continue
-        starts.append(start)
-        lengths.append(length)
-        texts.append(text)
-        num_bytes += len(text.encode("utf-8"))
+        waiting.append((number, start, length, text))
         pending += len(text) + 1
         if pending >= _BATCH_CHARACTERS:
             count()
             pending = 0
-    if texts:
+    if waiting:
         count()
     if num_skipped:
         logger.warning("%d lines of %s are left out: %s", num_skipped, file.path, "; ".join(bad))
@@ -200,6 +212,23 @@ def build(
         largest,
         num_skipped,
     )
+
+
+def _encodable(
+    waiting: list[tuple[int, int, int, str]],
+    tokenizer: TextTokenizer,
+    take_bad: Callable[[int, object, ValueError], None],
+) -> list[tuple[int, int, int, str]]:
+    """The lines whose text the tokenizer can encode; the others are handed on."""
+    kept = []
+    for line in waiting:
+        try:
+            tokenizer.encode(line[3])
+        except PlainTextError as error:
+            take_bad(line[0], error.reason, error)
+        else:
+            kept.append(line)
+    return kept
 
 
 def _read(path: Path) -> JSONLIndex | None:
