@@ -155,7 +155,8 @@ class PlainText:
             encoding = self._speller.encode(text, add_special_tokens=False)
         except Exception:  # there is no unknown token
             return False
-        pieces = set(encoding.ids) - {self._unknown}
+        nothing = {self._unknown, *self._ids_of(_NO_TEXT[0], self._speller)}  # what Metaspace puts before any text, too
+        pieces = set(encoding.ids) - nothing
         covered = {place for begin, end in encoding.offsets for place in range(begin, end)}
         missing = any(place not in covered and not one.isspace() for place, one in enumerate(text))
         return bool(pieces) and not missing and pieces.isdisjoint(self._special)
