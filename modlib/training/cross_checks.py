@@ -7,19 +7,37 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from modlib.components import CATALOGUE, component_name
 from modlib.config import Config
 from modlib.config.resolving import Setting
+from modlib.config.values import format_value
+from modlib.data.batches.batch import map_tensors
 from modlib.data.batches.layout import BatchLayout
+from modlib.data.batches.loader_workers import load_batch
 from modlib.data.datasets.dataset import ChecksTokenizer, Dataset
+from modlib.distributed.unit_checks import require_whole_weights
 from modlib.models.weights import check_initialization
 from modlib.nn.model import Model
 from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
+from modlib.training.objective import CausalObjective
+
+LEAST_LENGTHS = {
+    ("ConstantLR", "total_iters"): 0,
+    ("CosineAnnealingLR", "T_max"): 1,
+    ("CyclicLR", "step_size_down"): 1,
+    ("CyclicLR", "step_size_up"): 1,
+    ("LinearLR", "total_iters"): 1,
+    ("PolynomialLR", "total_iters"): 1,
+    ("StepLR", "step_size"): 1,
+}
+"""In updates, of torch's schedules that do not look at them themselves."""
 
 
 def check_data(model: Model, dataset: Dataset, layout: BatchLayout) -> None:
@@ -38,15 +56,24 @@ def check_data(model: Model, dataset: Dataset, layout: BatchLayout) -> None:
     layout.require_one_batch(len(dataset))
 
 
-def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> None:
+def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> int:
     """Build now what a run calls late, to catch bad values before it starts.
+
+    Returns:
+        Parameters of the models that the objective calls and that are not trained.
 
     Raises:
         ConfigError: A component refused its parameters.
     """
-    for choice in (experiment.loss, experiment.checkpointing, experiment.sample):
+    for choice in (experiment.checkpointing, experiment.sample):
         if choice is not None:
             build(config, choice)
+    loss, frozen = build(config, experiment.loss), []
+    if experiment.objective is not None:
+        with torch.device("meta"):
+            frozen = [build(config, one) for one in build(config, experiment.objective, loss).frozen.values()]
+    for part in frozen:
+        build(config, check_initialization, part, None)
     for choice in experiment.subscribers:
         require_run_path(config, choice)
     initialization = build(config, experiment.initialization) if experiment.initialization else None
@@ -54,6 +81,55 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> Non
     check_takes_documents(config, model, "takes_document_ids")
     if experiment.gradient_clipper is not None:
         build(config, experiment.gradient_clipper, model)
+    return sum(parameter.numel() for part in frozen for parameter in part.parameters())
+
+
+def check_schedules(config: Config) -> None:
+    """Refuse lengths of torch's schedules that torch divides by, or takes the wrong way round, in some later update.
+
+    Raises:
+        ConfigError: All of them, with the macros that they are computed from.
+    """
+    problems = []
+    for one in config.settings:
+        least = LEAST_LENGTHS.get((one.instance.name, one.parameter))
+        if least is None or not isinstance(one.value, int | float) or one.value >= least:
+            continue
+        macros = config.program.macros_in(one.node) if one.node is not None else []
+        values = [f"{name} ({format_value(config.program.value_of_macro(name))})" for name in macros]
+        remedy = (
+            f"it follows from {' and '.join(values)}: change one of them" if values else f"set it to {least} or more"
+        )
+        text = f"{one.parameter} ({one.text}) must be at least {least}; {remedy}"
+        problems.append(config.explain(one.instance.name, text))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_sharding(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> None:
+    """Refuse sharding units that hold weights of others; on one process, too, where nothing is sharded.
+
+    Args:
+        config: Says where the units were set.
+        experiment: Its loss is computed on one window, since a loss may read weights.
+        model: On meta.
+        dataset: None where there is none yet: a window of zeros does.
+
+    Raises:
+        ConfigError: Names the class and the parameter.
+    """
+
+    def forward() -> None:
+        inputs: Any = torch.zeros(1, model.seq_len, dtype=torch.int64)
+        targets = inputs
+        if dataset is not None:
+            inputs, targets = load_batch(dataset, build(config, experiment.collate), np.zeros(1, dtype=np.int64))
+        inputs = map_tensors(lambda tensor: tensor.to("meta"), inputs)
+        with torch.no_grad():
+            CausalObjective(build(config, experiment.loss))(model, (inputs, targets.to("meta")))
+
+    with explained(config, "FSDPModel"):
+        require_whole_weights(model, forward)
 
 
 def check_takes_documents(config: Config, part: Any, attribute: str) -> None:
