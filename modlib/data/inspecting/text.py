@@ -18,7 +18,6 @@ from modlib.data.text.tokenizer import TextTokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer, tokenizer_path
 from modlib.runtime.errors import ConfigError, DataError
 
-TRAINED_MARKS = ("\u27e6", "\u27e7")
 """White square brackets, in which `decode` can put what is trained."""
 
 
