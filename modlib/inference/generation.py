@@ -191,14 +191,6 @@ def _last_logits(model: Any, tokens: Tensor, cache: KeyValueCache | None) -> Ten
     return model.decode(window[:, cache.length :], cache)
 
 
-def end_of_document_of(tokenizer: TextTokenizer) -> int | None:
-    """The id that ends a document where nothing else is said."""
-    try:
-        return tokenizer.end_of_document_id()
-    except ConfigError:  # it has none
-        return None
-
-
 def sample_text(
     model: Any,
     tokenizer: TextTokenizer,
@@ -231,7 +223,9 @@ def sample_text(
     Raises:
         ConfigError: An argument out of its range, or an empty prompt with a tokenizer without end-of-text token.
     """
-    end_of_document = end_of_document_of(tokenizer) if end_of_document is None else end_of_document
+    from modlib.data.text.boundary_tokens import chosen_end
+
+    end_of_document = chosen_end(tokenizer) if end_of_document is None else end_of_document
     stop_tokens = [token for token in (end_of_document, stop_token) if token is not None]
     ids = tokenizer.encode(prompt, special_tokens=True)  # a prompt may hold the marks of a conversation
     if not ids and end_of_document is not None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from modlib.models.gpt2 import GPT2
-from modlib.nn.attention import join_qkv, split_qkv
+from modlib.models.gpt2 import GPT2, Block
+from modlib.models.plain_types import plain_type
+from modlib.nn.attention import CausalSelfAttention, join_qkv, split_qkv
+from modlib.nn.feed_forward import FeedForward
+from modlib.nn.rope import RotaryTable
 from modlib.runtime.errors import CheckpointError, ConfigError
 
 Architecture = Literal["gpt2", "llama"]
@@ -62,6 +65,7 @@ _TABLES: dict[str, tuple[tuple[_Match, ...], tuple[_Match, ...], str]] = {
     "gpt2": (_GPT2_TOP, _GPT2_BLOCK, "transformer.h"),
     "llama": (_LLAMA_TOP, _LLAMA_BLOCK, "model.layers"),
 }
+_PARTS = {GPT2, Block, CausalSelfAttention, FeedForward, RotaryTable, nn.ModuleList, nn.Embedding, nn.Linear}
 # Buffers of old transformers versions that hold no weights.
 _IGNORED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 
@@ -69,18 +73,24 @@ _IGNORED = re.compile(r"\.attn\.(masked_)?bias$|rotary_emb\.inv_freq$")
 def architecture_of(model: GPT2) -> Architecture:
     """Which of transformers' two architectures computes the same function as this model.
 
+    Classes must be exactly GPT2's and torch's own, since a subclass may compute anything; FSDP2, compiling and adapters
+    do not count.
+
     Raises:
         ConfigError: None does; names what is in the way.
     """
-    bias = any(name.endswith(".bias") for name, _ in model.named_parameters())
-    norm = type(model.final_norm)
-    qk_norm = any(".q_norm." in name for name, _ in model.named_parameters())
+    own = _foreign_parts(model)
+    if own:
+        raise ConfigError(own)
+    biases = [layer.bias for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != "lm_head"]
+    norms = _norms(model)
+    qk_norm = any(".q_norm." in f".{name}." for name, _ in model.named_modules())
     is_mha = model.num_kv_heads == model.num_heads
     is_gpt2 = {
         "position is 'learned'": model.position == "learned",
         "activation is not 'swiglu'": model.activation != "swiglu",
-        "norm is LayerNorm": issubclass(norm, nn.LayerNorm),
-        "bias is True": bias,
+        **_norm_conditions(norms, nn.LayerNorm, ("weight", "bias")),
+        "bias is True": None not in biases,
         "num_kv_heads equals num_heads": is_mha,
         "qk_norm is False": not qk_norm,
     }
@@ -88,8 +98,8 @@ def architecture_of(model: GPT2) -> Architecture:
         "position is 'rotary'": model.position == "rotary",
         "rope_fraction is 1": model.rope_fraction == 1.0,
         "activation is 'swiglu'": model.activation == "swiglu",
-        "norm is RMSNorm": issubclass(norm, nn.RMSNorm),
-        "bias is False": not bias,
+        **_norm_conditions(norms, nn.RMSNorm, ("weight",)),
+        "bias is False": all(bias is None for bias in biases),
         "qk_norm is False": not qk_norm,
     }
     if all(is_gpt2.values()):
@@ -102,6 +112,61 @@ def architecture_of(model: GPT2) -> Architecture:
         + "; Llama needs that "
         + ", ".join(what for what, holds in is_llama.items() if not holds)
     )
+
+
+def _foreign_parts(model: GPT2) -> list[str]:
+    """Parts that need not compute what GPT2's own do, one sentence each; a class of parts once, by its first name."""
+    found: dict[type, str] = {}
+    norms = {id(norm) for norm in _norms(model).values()}
+    for name, module in model.named_modules():
+        kind = plain_type(module)
+        if "forward" in vars(module):
+            found.setdefault(kind, name)
+        if id(module) not in norms and "norm" not in name.rpartition(".")[2] and kind not in _PARTS:
+            found.setdefault(kind, name)
+    problems = []
+    for kind, name in found.items():
+        expected = next(
+            (part.__name__ for part in kind.__mro__ if part in _PARTS and part is not nn.Module), "GPT2's own"
+        )
+        where = f"{name} ({kind.__name__})" if name else f"model ({kind.__name__})"
+        problems.append(
+            f"{where} must be exactly {expected} to be written for transformers, which computes that and nothing else; "
+            "export its weights with --plain"
+        )
+    return problems
+
+
+def _norms(model: GPT2) -> dict[str, nn.Module]:
+    """The norms of the residual stream by name, in order of computation."""
+    blocks = enumerate(cast("Iterable[Any]", model.blocks))
+    found = {
+        f"blocks.{index}.{leaf}": getattr(block, leaf)
+        for index, block in blocks
+        for leaf in ("attention_norm", "feed_forward_norm")
+    }
+    return {**found, "final_norm": model.final_norm}
+
+
+def _norm_conditions(
+    norms: Mapping[str, nn.Module], kind: type[nn.Module], tensors: tuple[str, ...]
+) -> dict[str, bool]:
+    """What must hold of the norms, and whether it does; where it does not, the first norm concerned is named."""
+    conditions: dict[str, bool] = {}
+    other = next((name for name, norm in norms.items() if plain_type(norm) is not kind), None)
+    if other is not None:
+        found = plain_type(norms[other])
+        extra = f" itself ({other} is its subclass {found.__name__})" if issubclass(found, kind) else ""
+        return {f"norm is {kind.__name__}{extra}": False}
+    for leaf in tensors:
+        lacking = next((name for name, norm in norms.items() if getattr(norm, leaf, None) is None), None)
+        if lacking is not None:
+            conditions[f"{lacking} has a {leaf}"] = False
+    first = next(iter(norms.values()))
+    uneven = next((name for name, norm in norms.items() if norm.eps != first.eps), None)
+    if uneven is not None:
+        conditions[f"all norms have one eps ({uneven} has {norms[uneven].eps}, the first {first.eps})"] = False
+    return conditions
 
 
 def _matches(model: GPT2) -> list[_Match]:
@@ -173,15 +238,46 @@ def to_transformers(state: Mapping[str, Tensor], model: GPT2) -> dict[str, Tenso
         ConfigError: The model has no counterpart in transformers.
     """
     converted: dict[str, Tensor] = {}
-    for ours, theirs, transposed in _matches(model):
-        parts: tuple[Tensor, ...] = (state[ours],)
-        if "attention.qkv" in ours:
-            parts = split_qkv(state[ours], model.num_heads, model.num_kv_heads)
-            if len(theirs) == 1:
-                parts = (torch.cat(parts),)
-        for name, part in zip(theirs, parts, strict=True):
-            converted[name] = (part.t() if transposed else part).contiguous()
+    for part in parts_for_transformers(model):
+        converted |= zip(part.theirs, part.convert(state[part.ours]), strict=True)
     return converted
+
+
+class PartForTransformers(NamedTuple):
+    """One tensor of ours, and how it becomes one or several of theirs.
+
+    Args:
+        ours: Its name in the model.
+        theirs: Names of what is made of it.
+        convert: Makes them, contiguous; the tensor itself where nothing has to change.
+        is_same: Whether nothing has to change.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    convert: Callable[[Tensor], tuple[Tensor, ...]]
+    is_same: bool
+
+
+def parts_for_transformers(model: GPT2) -> list[PartForTransformers]:
+    """How each tensor of the model is written for transformers, so that one at a time has to be in memory.
+
+    Raises:
+        ConfigError: The model has no counterpart in transformers.
+    """
+
+    def convert(tensor: Tensor, *, split: bool, joined: bool, transposed: bool) -> tuple[Tensor, ...]:
+        parts = split_qkv(tensor, model.num_heads, model.num_kv_heads) if split else (tensor,)
+        if split and joined:
+            parts = (torch.cat(parts),)
+        return tuple((part.t() if transposed else part).contiguous() for part in parts)
+
+    found = []
+    for ours, theirs, transposed in _matches(model):
+        split, joined = "attention.qkv" in ours, len(theirs) == 1
+        how = partial(convert, split=split, joined=joined, transposed=transposed)
+        found.append(PartForTransformers(ours, theirs, how, not (split or transposed)))
+    return found
 
 
 def arguments_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:

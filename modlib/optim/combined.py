@@ -1,10 +1,17 @@
-"""Schedules made of schedules, one after the other or multiplied, from references that are not yet built."""
+"""Schedules made of schedules, one after the other or multiplied, from references that are not yet built.
+
+They nest: torch's classes alone do not. Its SequentialLR begins a member by taking back one step of whatever is in it,
+which is wrong for a member that has members, and by rates that such a member cannot compute. Here a member that has
+members is built as if it were alone, left as it is, and begins with the rates that it had then.
+"""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -22,14 +29,26 @@ from modlib.runtime.errors import ConfigError
 _ABSOLUTE = (LambdaLR, OneCycleLR, CyclicLR, CosineAnnealingWarmRestarts, SequentialLR)
 # These write the rate they begin with into the optimizer when they are built, whenever their turn is.
 _OWN_RATES = (OneCycleLR, CyclicLR)
+# These have members; what they have written when they were built is what they begin with.
+_COMPOSED = (SequentialLR, ChainedScheduler)
+
+
+def _write_rates(optimizer: Optimizer, rates: Sequence[float | Tensor]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 @component("scheduler", "sequential_lr", runtime_args=("optimizer",))
 class SequentialSchedules(SequentialLR):
     """One schedule after the other: torch's SequentialLR, from references.
 
-    Each schedule counts its updates from where it begins. In gin, with a scope where the same class is used twice:
-    `SequentialSchedules.schedulers = [@LinearLR, @CosineAnnealingLR]`, `SequentialSchedules.milestones = [100]`.
+    Each schedule counts its updates from where it begins, and has the rates that it has alone; it may be made of
+    schedules, too. (MultiplicativeLR knows only the rate before, and goes on from there.) In gin, with a scope where
+    the same class is used twice: `SequentialSchedules.schedulers = [@LinearLR, @CosineAnnealingLR]`,
+    `SequentialSchedules.milestones = [100]`.
 
     Args:
         optimizer: Its groups' lr is what the schedules scale.
@@ -51,8 +70,10 @@ class SequentialSchedules(SequentialLR):
             )
         if any(later <= earlier for earlier, later in zip((0, *milestones), milestones)):
             raise ConfigError(f"milestones ({', '.join(map(str, milestones))}) must be above 0 and increasing")
-        built = []
+        built: list[Any] = []
         for scheduler in schedulers:
+            if built:  # what is built next is built as if it were alone
+                _write_rates(optimizer, [group["initial_lr"] for group in optimizer.param_groups])
             built.append(scheduler(optimizer))
             if isinstance(built[-1], _OWN_RATES):
                 raise ConfigError(
@@ -60,6 +81,28 @@ class SequentialSchedules(SequentialLR):
                     "of its own; use it alone"
                 )
         super().__init__(optimizer, built, list(milestones))
+
+    def recursive_undo(self, sched: Any = None) -> None:  # noqa: ARG002
+        """Take back the first step of members that take it again when they begin; called by torch's constructor."""
+        for member in self._schedulers:
+            if not isinstance(member, _COMPOSED):
+                member.last_epoch -= 1
+
+    def _initial_step(self) -> None:
+        _write_rates(self.optimizer, self._last_lr)
+
+    def step(self) -> None:  # type: ignore[override]
+        """Go to the next update's rates."""
+        self.last_epoch += 1
+        index = bisect_right(self._milestones, self.last_epoch)
+        member = self._schedulers[index]
+        if index == 0 or self._milestones[index - 1] != self.last_epoch:
+            member.step()
+        elif isinstance(member, _COMPOSED):
+            _write_rates(self.optimizer, member.get_last_lr())
+        else:
+            member._update_lr(0)
+        self._last_lr = member.get_last_lr()
 
 
 @component("scheduler", "chained", runtime_args=("optimizer",))
@@ -90,3 +133,6 @@ class ChainedSchedules(ChainedScheduler):
                     "ConstantLR, StepLR, MultiStepLR, ExponentialLR, PolynomialLR, MultiplicativeLR, CosineAnnealingLR"
                 )
         super().__init__(built, optimizer)
+
+    def _initial_step(self) -> None:
+        _write_rates(self.optimizer, self._last_lr)

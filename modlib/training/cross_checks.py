@@ -4,22 +4,41 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from modlib.components import CATALOGUE, component_name
 from modlib.config import Config
 from modlib.config.resolving import Setting
+from modlib.config.values import format_value
+from modlib.data.batches.batch import map_tensors
 from modlib.data.batches.layout import BatchLayout
+from modlib.data.batches.loader_workers import load_batch
 from modlib.data.datasets.dataset import ChecksTokenizer, Dataset
+from modlib.distributed.unit_checks import require_whole_weights
 from modlib.models.weights import check_initialization
 from modlib.nn.model import Model
 from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
+from modlib.training.parts import loss_of
+
+LEAST_LENGTHS = {
+    ("ConstantLR", "total_iters"): 0,
+    ("CosineAnnealingLR", "T_max"): 1,
+    ("CyclicLR", "step_size_down"): 1,
+    ("CyclicLR", "step_size_up"): 1,
+    ("LinearLR", "total_iters"): 1,
+    ("PolynomialLR", "total_iters"): 1,
+    ("StepLR", "step_size"): 1,
+}
+"""In updates, of torch's schedules that do not look at them themselves."""
 
 
 def check_data(model: Model, dataset: Dataset, layout: BatchLayout) -> None:
@@ -54,6 +73,54 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> Non
     check_takes_documents(config, model, "takes_document_ids")
     if experiment.gradient_clipper is not None:
         build(config, experiment.gradient_clipper, model)
+
+
+def check_schedules(config: Config) -> None:
+    """Refuse lengths of torch's schedules that torch divides by, or takes the wrong way round, in some later update.
+
+    Raises:
+        ConfigError: All of them, with the macros that they are computed from.
+    """
+    problems = []
+    for one in config.settings:
+        least = LEAST_LENGTHS.get((one.instance.name, one.parameter))
+        if least is None or not isinstance(one.value, int | float) or one.value >= least:
+            continue
+        macros = config.program.macros_in(one.node) if one.node is not None else []
+        values = [f"{name} ({format_value(config.program.value_of_macro(name))})" for name in macros]
+        remedy = (
+            f"it follows from {' and '.join(values)}: change one of them" if values else f"set it to {least} or more"
+        )
+        text = f"{one.parameter} ({one.text}) must be at least {least}; {remedy}"
+        problems.append(config.explain(one.instance.name, text))
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_sharding(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> None:
+    """Refuse sharding units that hold weights of others; on one process, too, where nothing is sharded.
+
+    Args:
+        config: Says where the units were set.
+        experiment: Its loss is computed on one window, since a loss may read weights.
+        model: On meta.
+        dataset: None where there is none yet: a window of zeros does.
+
+    Raises:
+        ConfigError: Names the class and the parameter.
+    """
+
+    def forward() -> None:
+        inputs: Any = torch.zeros(1, model.seq_len, dtype=torch.int64)
+        targets = inputs
+        if dataset is not None:
+            inputs, targets = load_batch(dataset, build(config, experiment.collate), np.zeros(1, dtype=np.int64))
+        inputs = map_tensors(lambda tensor: tensor.to("meta"), inputs)
+        with torch.no_grad():
+            loss_of(model, build(config, experiment.loss), inputs, targets.to("meta"), nullcontext())
+
+    with explained(config, "FSDPModel"):
+        require_whole_weights(model, forward)
 
 
 def check_takes_documents(config: Config, part: Any, attribute: str) -> None:

@@ -24,6 +24,9 @@ class Evaluator(HeldOut):
 
     Give several of a kind by scopes: `train.evaluators = [@val/Evaluator, @code/Evaluator]`.
 
+    bits_per_byte is the mean loss per target over the bytes per token of the file: ends of documents count as tokens,
+    and a document sees those before it in its window. lm-eval's number is DocumentLikelihood's.
+
     Args:
         name: Metrics are logged as `val/<name>/loss`, `val/<name>/perplexity` and `val/<name>/bits_per_byte`, the last
             where the data knows its bytes per token. Of a sum of losses each term is logged too.

@@ -58,7 +58,16 @@ class HeldOut:
         """Whether to evaluate after optimizer step `step`."""
         return step % self.every == 0 or step == num_steps
 
-    def batches(self, parts: Parts, collate: Callable[..., Any], micro_batch_size: int) -> Iterator[Batch]:
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that this evaluator cannot evaluate; asked before training, of a model on meta.
+
+        Raises:
+            ConfigError: It cannot.
+        """
+
+    def batches(
+        self, parts: Parts, collate: Callable[..., Any], micro_batch_size: int, samples: Any = None
+    ) -> Iterator[Batch]:
         """This rank's share, on its device.
 
         Every rank gets the same number of equally shaped batches; the targets of what is missing are masked.
@@ -67,6 +76,7 @@ class HeldOut:
             parts: The loss, for its ignore_index, and the world.
             collate: Makes (inputs, targets) from samples.
             micro_batch_size: The run's, used when this evaluator has none of its own.
+            samples: Read in the place of the dataset's; made of its files.
 
         Raises:
             DataError: The data was changed, or holds a token id that the model does not have.
@@ -74,13 +84,14 @@ class HeldOut:
         if isinstance(self.dataset, Watched):
             self.dataset.check_unchanged()
         micro, world = self.micro_batch_size or micro_batch_size, parts.world
-        available = len(self.dataset)
-        samples = min(available, self.most or available)
-        for number in range(math.ceil(samples / (micro * world.size))):
+        source = self.dataset if samples is None else samples
+        available = len(source)
+        wanted = min(available, self.most or available)
+        for number in range(math.ceil(wanted / (micro * world.size))):
             start = (number * world.size + world.rank) * micro
-            present = max(0, min(micro, samples - start))
-            indices = [(start + i) * available // samples if i < present else 0 for i in range(micro)]
-            inputs, targets = load_batch(self.dataset, collate, np.array(indices, np.int64))
+            present = max(0, min(micro, wanted - start))
+            indices = [(start + i) * available // wanted if i < present else 0 for i in range(micro)]
+            inputs, targets = load_batch(source, collate, np.array(indices, np.int64))
             if present < micro:
                 targets = targets.clone()
                 targets[present:] = parts.loss.ignore_index

@@ -24,11 +24,13 @@ from modlib.training.cross_checks import (
     check_evaluation_data,
     check_loading,
     check_parts,
+    check_sharding,
     check_subscribers,
     documents_apart,
 )
 from modlib.training.evaluation import Evaluator
 from modlib.training.experiment import Experiment
+from modlib.training.held_out import HeldOut
 from modlib.training.planned_data import describe_data
 from modlib.training.probe import Probe
 
@@ -72,6 +74,9 @@ def make_plan(
         check_loading(config, experiment, dataset, layout)
         for evaluator in evaluators:
             check_evaluation_data(model, dataset, evaluator.dataset)
+            if isinstance(evaluator, HeldOut):
+                evaluator.check_model(model)
+    check_sharding(config, experiment, model, dataset)
     probe = Probe(config, experiment, model)
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

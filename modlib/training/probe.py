@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from modlib.components import component_name
 from modlib.config import Config
 from modlib.optim.schedules import Scheduler
+from modlib.runtime.errors import ConfigError, ModlibError
 from modlib.training.building import build
+from modlib.training.cross_checks import check_schedules
 from modlib.training.experiment import Experiment
 
 CURVE_POINTS = 200
@@ -25,11 +31,14 @@ class Probe:
     """
 
     def __init__(self, config: Config, experiment: Experiment, model: nn.Module) -> None:
+        self.config, self.experiment = config, experiment
         groups = build(config, experiment.parameter_groups)(model)
         self.sizes: list[tuple[nn.Parameter, int]] = []
         small = [{**group, "params": [self._small(parameter) for parameter in group["params"]]} for group in groups]
         self.optimizer: torch.optim.Optimizer = build(config, experiment.optimizer, small)
-        self.scheduler: Scheduler = build(config, experiment.scheduler, self.optimizer)
+        check_schedules(config)
+        with self._refusals():
+            self.scheduler: Scheduler = build(config, experiment.scheduler, self.optimizer)
 
     def _small(self, parameter: nn.Parameter) -> nn.Parameter:
         small = nn.Parameter(torch.zeros([min(size, 8) for size in parameter.shape]))
@@ -38,6 +47,10 @@ class Probe:
 
     def learning_rates(self, num_steps: int) -> list[float]:
         """The schedule sampled from the first step to the last."""
+        with self._refusals():
+            return self._learning_rates(num_steps)
+
+    def _learning_rates(self, num_steps: int) -> list[float]:
         every = max(1, num_steps // CURVE_POINTS)
         if isinstance(self.scheduler, LambdaLR):
             lambdas = self.scheduler.lr_lambdas
@@ -49,6 +62,20 @@ class Probe:
                 curve.append(float(self.optimizer.param_groups[0]["lr"]))
             self.scheduler.step()
         return curve
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Whatever a schedule of torch or of the user raises is told as a setting that it does not take."""
+        try:
+            yield
+        except ModlibError:
+            raise
+        except Exception as error:
+            name = component_name(self.experiment.scheduler)
+            words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
+            raise ConfigError(
+                self.config.explain(name, f"scheduler ({name}) must give a rate for every update; it raises {words}")
+            ) from error
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state for the whole model: measured after one update, scaled up by size."""

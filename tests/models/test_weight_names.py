@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from modlib.models.gpt2 import GPT2
+from modlib.models.gpt2 import GPT2, Block
+from modlib.models.lora import LoRAModel
+from modlib.models.plain_types import plain_type, unwrapped
 from modlib.models.weight_names import (
     architecture_of,
     arguments_from_transformers,
@@ -193,3 +196,84 @@ def test_settings_that_cannot_be_expressed_are_refused(config: dict[str, Any], t
     with pytest.raises(ConfigError) as caught:
         arguments_from_transformers(config)
     assert str(caught.value) == text
+
+
+class MyNorm(nn.LayerNorm):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+class MyRMS(nn.RMSNorm):
+    pass
+
+
+class Parallel(GPT2):
+    pass
+
+
+class ParallelBlock(Block):
+    pass
+
+
+def small(kind: type[GPT2] = GPT2, **changes: Any) -> GPT2:
+    return kind(vocab_size=80, seq_len=32, num_layers=2, num_heads=4, dim=32, **changes)
+
+
+LLAMA_LIKE = {"position": "rotary", "norm": nn.RMSNorm, "activation": "swiglu", "bias": False}
+
+
+def with_block(kind: type[Block]) -> GPT2:
+    model = small()
+    model.blocks[1].__class__ = kind
+    return model
+
+
+def with_eps(eps: float) -> GPT2:
+    model = small()
+    model.final_norm.eps = eps
+    return model
+
+
+@pytest.mark.parametrize(
+    ("build", "text"),
+    [
+        (
+            lambda: small(Parallel),
+            r"^model \(Parallel\) must be exactly GPT2 to be written for transformers, which com",
+        ),
+        (
+            lambda: with_block(ParallelBlock),
+            r"^blocks.1 \(ParallelBlock\) must be exactly Block to be written for trans",
+        ),
+        (lambda: small(norm=MyNorm), r"norm is LayerNorm itself \(blocks.0.attention_norm is its subclass MyNorm\)"),
+        (
+            lambda: small(**{**LLAMA_LIKE, "norm": MyRMS}),
+            r"norm is RMSNorm itself \(blocks.0.attention_norm is its subclass MyRMS\)",
+        ),
+        (
+            lambda: small(norm=partial(nn.LayerNorm, elementwise_affine=False)),
+            "GPT-2 needs that blocks.0.attention_norm has a weight, blocks.0.attention_norm has a bias; Llama needs",
+        ),
+        (
+            lambda: small(norm=partial(nn.LayerNorm, bias=False)),
+            "GPT-2 needs that blocks.0.attention_norm has a bias; Llama needs",
+        ),
+        (
+            lambda: small(**{**LLAMA_LIKE, "norm": partial(nn.RMSNorm, elementwise_affine=False)}),
+            "Llama needs that blocks.0.attention_norm has a weight$",
+        ),
+        (lambda: with_eps(0.1), r"all norms have one eps \(final_norm has 0.1, the first 1e-05\)"),
+    ],
+    ids=["model", "block", "LayerNorm", "RMSNorm", "no affine", "no bias", "no weight", "eps"],
+)
+def test_what_computes_something_else_is_refused(build: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        to_transformers({}, build())
+
+
+def test_adapters_and_compiling_are_no_other_class() -> None:
+    model = LoRAModel(small, r=2, alpha=2, targets=["attention.qkv", "token_embedding"])
+    model.blocks[0].compile()
+    assert architecture_of(model) == "gpt2"
+    assert plain_type(model.blocks[0].attention.qkv) is nn.Linear
+    assert unwrapped(torch.compile(model)) is model

@@ -106,8 +106,8 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
         DataError: The training data or its tokenizer is gone.
     """
     from modlib.data.datasets.dataset import tokenizer_path_of
+    from modlib.data.text.boundary_tokens import chosen_end
     from modlib.data.tokenizers.from_files import load_tokenizer
-    from modlib.inference.generation import end_of_document_of
     from modlib.training.building import build
 
     dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
@@ -121,4 +121,4 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
     if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
         logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
     tokenizer, end = load_tokenizer(path), getattr(dataset, "end_of_document_id", None)
-    return tokenizer, end_of_document_of(tokenizer) if end is None else end
+    return tokenizer, chosen_end(tokenizer) if end is None else end

@@ -55,6 +55,10 @@ class TextTokenizer(Protocol):
         """The id of one token; DataError names the closest ones when there is no such token."""
         ...
 
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, as the tokenizer's file has it; DataError when there is no such id."""
+        ...
+
     def end_of_document_id(self, token: str | None = None) -> int:
         """The id that ends a document; None takes a well-known one."""
         ...
@@ -146,6 +150,18 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(token)
         if found is None:
             raise no_such_token(token, self.path, self._tokenizer.get_vocab(with_added_tokens=True))
+        return found
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token: an added token's own content, not what its normalizer makes of it.
+
+        Raises:
+            DataError: There is no such id.
+        """
+        added = self._tokenizer.get_added_tokens_decoder().get(int(token_id))
+        found: str | None = self._tokenizer.id_to_token(int(token_id)) if added is None else added.content
+        if found is None:
+            raise no_such_id(token_id, self)
         return found
 
     def end_of_document_id(self, token: str | None = None) -> int:
@@ -241,6 +257,14 @@ def no_such_token(token: str, path: Path, vocabulary: Iterable[str]) -> ConfigEr
     close = difflib.get_close_matches(token, list(vocabulary), n=3, cutoff=0.5)
     remedy = f"the closest are {', '.join(map(repr, close))}" if close else "there is none like it"
     return ConfigError(f"token ({token!r}) must be one token of {path}; {remedy}")
+
+
+def no_such_id(token_id: int, tokenizer: TextTokenizer) -> DataError:
+    """What is raised for an id that a tokenizer does not have."""
+    return DataError(
+        f"token id ({token_id}) must be one of {tokenizer.path}, whose ids are below {tokenizer.vocab_size}; "
+        "was the data made by another tokenizer?"
+    )
 
 
 def _back_to_back(rows: list[list[int]]) -> tuple[Ids, Lengths]:

@@ -21,6 +21,7 @@ from modlib.data.text.tokenizer import (
     Ids,
     Lengths,
     Spans,
+    no_such_id,
     no_such_token,
     warn_of_ordinary_end,
 )
@@ -111,6 +112,16 @@ class PretrainedSPTokenizer:
         if found is None:
             raise no_such_token(token, self.path, self._pieces())
         return found
+
+    def token_text(self, token_id: int) -> str:
+        """The piece of one id.
+
+        Raises:
+            DataError: There is no such id.
+        """
+        if not 0 <= int(token_id) < self.vocab_size:
+            raise no_such_id(token_id, self)
+        return str(self._model.id_to_piece(int(token_id)))
 
     def end_of_document_id(self, token: str | None = None) -> int:
         """The id that ends a document.
