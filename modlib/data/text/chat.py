@@ -139,8 +139,8 @@ class Chat:
                 place = found.text.find(wanted, place, limit)
                 if place < 0:
                     raise ValueError(
-                        f"has an answer in message {number} of '{self.field.name}' that the chat template does not write "
-                        f"({wanted[:40]!r}); use a template that does"
+                        f"has an answer in message {number} of '{self.field.name}' ({wanted[:40]!r}) that the chat "
+                        "template does not write; use a template that does"
                     )
                 place += len(wanted)
 

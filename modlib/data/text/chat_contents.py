@@ -8,7 +8,12 @@ from typing import Any
 
 Message = Mapping[str, Any]
 Render = Callable[..., str]
-"""(messages, add_generation_prompt=False) -> text; raises ValueError where the template fails."""
+"""(messages, add_generation_prompt=False) -> text; raises RenderError where the template fails."""
+
+
+class RenderError(ValueError):
+    """A template fails with a conversation; the text completes "line 3 ..."."""
+
 
 SYSTEM: Message = {"role": "system", "content": "Answer briefly."}
 ANSWER = "No: 7 times 13."
@@ -62,8 +67,8 @@ class Contents:
             other = next(one for one in content if not texts_of([one]))
             kind = other.get("type") if isinstance(other, Mapping) else type(other).__name__
             raise ValueError(
-                f"has a part in message {number} that is no text ({kind}), which the chat template does not read; use a "
-                "template that does, or leave the part out"
+                f"has a part in message {number} that is no text ({kind}), which the chat template does not read; "
+                "use a template that does, or leave the part out"
             )
         return {**message, "content": "".join(texts)}
 
@@ -86,5 +91,5 @@ def learn_contents(render: Render) -> Contents:
 def _tried(render: Render, messages: Sequence[Message]) -> str:
     try:
         return render(messages)
-    except ValueError:
+    except RenderError:
         return ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from modlib.data.text.chat import Chat
 
 TRAINED_MARKS = ("\u27e6", "\u27e7")
-"""Around what is trained, where text is shown."""
+"""White square brackets, around what is trained where text is shown."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def _warning(chat: Chat, answer: str, behind: str) -> str | None:
         )
     if end is None:
         return (
-            f"chat template {template.name} writes no special token behind an answer: the model learns to stop only from "
-            "the end-of-document token behind the last one; write {{ eos_token }} behind each answer"
+            f"chat template {template.name} writes no special token behind an answer: the model learns to stop "
+            "only from the end-of-document token behind the last one; write {{ eos_token }} behind each answer"
         )
     if not template.has_generation_blocks and chat.marker_ending(template.turns.end.rstrip()) is None:
         return (

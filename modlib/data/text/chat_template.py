@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
-from modlib.data.text.chat_contents import PROBE, SYSTEM, Contents, Message, learn_contents, texts_of
+from modlib.data.text.chat_contents import PROBE, SYSTEM, Contents, Message, RenderError, learn_contents, texts_of
 from modlib.data.text.chat_turns import TemplateFault, Turns, answers, learn_turns
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.template_sandbox import BEGIN, END, LimitReached, hidden_names, sandbox
@@ -50,8 +51,8 @@ class ChatTemplate:
     numbers (`strftime_now` is not defined): the same conversation is the same text on any day.
 
     Trained is what its `{% generation %}` blocks hold. A template without them is rendered up to each message of the
-    assistant, with the prompt for it, and with the message: what the message adds is trained, its end marker too. Where
-    such beginnings are not the whole's (Qwen3, Phi-3), or the assistant opens the conversation, the answers are found by
+    assistant, with the prompt for it, and with the message: what the message adds is trained, its end marker too.
+    Where such beginnings are not the whole's (Qwen3), or the assistant opens the conversation, answers are found by
     marks in their contents, between a prompt and an end as a made-up conversation has them.
 
     Args:
@@ -67,11 +68,9 @@ class ChatTemplate:
         self.text, self.variables, self.name = text, dict(variables), name
         environment = self._sandbox = sandbox()
         try:
-            with environment.limited():
+            with self._limits():
                 tree = environment.parse(text)
                 self._template = environment.from_string(text)
-        except LimitReached as error:
-            raise self._limited(error) from error
         except RecursionError as error:
             raise ConfigError(
                 f"chat template {name} must be a Jinja2 template that is nested less deeply; write it flatter"
@@ -104,11 +103,8 @@ class ChatTemplate:
                 time or memory than `RENDER_LIMIT_S` and `RENDER_LIMIT_BYTES`.
             ValueError: The template fails, or what is trained cannot be told; the message completes "line 3 ...".
         """
-        try:
-            with self._sandbox.limited():
-                return self._conversation(messages, tools)
-        except LimitReached as error:
-            raise self._limited(error) from error
+        with self._limits():
+            return self._conversation(messages, tools)
 
     def _conversation(self, messages: Sequence[Message], tools: Any) -> Conversation:
         given = self.contents.given(messages)
@@ -118,7 +114,7 @@ class ChatTemplate:
         found = answers(partial(self._render, tools=tools), text, given, self.turns)
         if found is not None:
             return Conversation(text, found)
-        if sum(one["role"] == "assistant" for one in messages) > 1 and not self._tells_earlier_answers:
+        if any(one["role"] == "assistant" for one in messages[:-1]) and not self._tells_earlier_answers:
             raise self._fault("writes an earlier answer otherwise than the last one")
         raise ValueError(f"is rendered so that what is trained cannot be told; the chat template has to {_REMEDY}")
 
@@ -144,7 +140,7 @@ class ChatTemplate:
         given = self.contents.given(PROBE)
         try:
             return answers(self._render, self._render(given), given, self.turns) is not None
-        except ValueError:  # it allows one question
+        except RenderError:  # it allows one question
             return True
 
     def probe(self) -> Sequence[Message] | None:
@@ -153,15 +149,19 @@ class ChatTemplate:
         Raises:
             ConfigError: As `conversation` does; and it cannot be told where an answer begins.
         """
-        for messages in (PROBE, [SYSTEM, *PROBE], PROBE[:2], [SYSTEM, *PROBE[:2]]):
-            if not self.has_generation_blocks and len(messages) > 3 and not self._tells_earlier_answers:
-                continue
-            try:
-                self.conversation(messages)
-            except ValueError:
-                continue
-            return messages
-        return None
+        one, two = PROBE[:2], PROBE
+        with self._limits():
+            if not self.has_generation_blocks and self.turns and not self._tells_earlier_answers:
+                two = one
+        return next((some for some in (two, [SYSTEM, *two], one, [SYSTEM, *one]) if self._tried(some)), None)
+
+    def _tried(self, messages: Sequence[Message]) -> Conversation | None:
+        try:
+            return self.conversation(messages)
+        except ConfigError:
+            raise
+        except ValueError:
+            return None
 
     def around_messages(self) -> str:
         """What it writes before and behind messages of a system, a user and an assistant.
@@ -172,9 +172,7 @@ class ChatTemplate:
         parts: list[str] = []
         probe = self.probe() or []
         for messages in (probe, [SYSTEM, *probe]):
-            try:
-                found = self.conversation(messages)
-            except ValueError:
+            if (found := self._tried(messages)) is None:
                 continue
             said = iter(one for one in messages if one["role"] == "assistant")
             place = 0
@@ -198,11 +196,8 @@ class ChatTemplate:
             ConfigError: As `conversation` does.
             ValueError: The template fails.
         """
-        try:
-            with self._sandbox.limited():
-                return self._render(messages, tools, add_generation_prompt=add_generation_prompt)
-        except LimitReached as error:
-            raise self._limited(error) from error
+        with self._limits():
+            return self._render(messages, tools, add_generation_prompt=add_generation_prompt)
 
     def _render(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = False) -> str:
         told = {"messages": list(messages), "tools": tools, "documents": None}
@@ -216,13 +211,18 @@ class ChatTemplate:
         except (LimitReached, MemoryError):
             raise
         except Exception as error:  # whatever the template does with values it did not expect
-            raise ValueError(f"makes the chat template fail ({type(error).__name__}: {error})") from error
+            raise RenderError(f"makes the chat template fail ({type(error).__name__}: {error})") from error
 
-    def _limited(self, error: LimitReached) -> ConfigError:
-        return ConfigError(
-            f"chat template {self.name} must render a conversation within {error}; it took more, and was stopped: "
-            "use another template"
-        )
+    @contextmanager
+    def _limits(self) -> Iterator[None]:
+        try:
+            with self._sandbox.limited():
+                yield
+        except LimitReached as error:
+            raise ConfigError(
+                f"chat template {self.name} must render a conversation within {error}; it took more, and was stopped: "
+                "use another template"
+            ) from error
 
     def _stopped(self, why: str) -> ConfigError:
         return ConfigError(

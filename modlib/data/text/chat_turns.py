@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from modlib.data.text.chat_contents import ANSWER, PROBE, SYSTEM, Message, Render, parts_of
+from modlib.data.text.chat_contents import ANSWER, PROBE, SYSTEM, Message, Render, RenderError, parts_of
 
 Span = tuple[int, int]
 
@@ -57,17 +57,17 @@ def learn_turns(render: Render) -> Turns:
         asked, told = [*opening, *PROBE[:1]], [*opening, *PROBE[:2]]
         try:
             before, prompted, whole = render(asked), render(asked, add_generation_prompt=True), render(told)
-        except ValueError as error:
+        except RenderError as error:
             reason = reason or str(error)
             continue
         return _learned(before, prompted, whole, _prompted_again(render, told))
-    raise TemplateFault(f"fails with a question and an answer: the conversation {reason}")
+    raise TemplateFault(f"does not render a question and an answer, which {reason}")
 
 
 def _prompted_again(render: Render, told: Sequence[Message]) -> str:
     try:
         return render(told, add_generation_prompt=True)
-    except ValueError:  # it wants no prompt behind an answer
+    except RenderError:  # it wants no prompt behind an answer
         return ""
 
 
@@ -78,11 +78,11 @@ def _learned(before: str, prompted: str, whole: str, again: str) -> Turns:
     tail = whole[answer + len(ANSWER) :]
     if prompted == before:
         if not whole.startswith(before):
-            raise TemplateFault("does not change with add_generation_prompt, and writes a question otherwise once it is")
+            raise TemplateFault("ignores add_generation_prompt, and writes a question otherwise once an answer follows")
         lead = whole[len(before) : answer]
         return Turns("", lead if lead.strip() else "", tail, "")
     prompt = prompted[_first_difference(before, prompted) :]
-    if not whole.startswith(prompted):
+    if prompt.lstrip() not in whole[:answer]:
         raise TemplateFault(
             f"announces an answer with {prompt[-40:]!r}, but does not write that before it ({whole[:answer][-40:]!r})"
         )
@@ -98,7 +98,8 @@ def _first_difference(before: str, prompted: str) -> int:
     """Where the prompt begins: not within a marker such as <|end|> whose first characters both have."""
     if prompted.startswith(before):
         return len(before)
-    place = len(os.path.commonprefix([before, prompted]))
+    pairs = enumerate(zip(before, prompted, strict=False))
+    place = next((at for at, (one, other) in pairs if one != other), len(prompted))
     marker = re.search(r"[<\[][^<>\[\]\s]*$", prompted[:place])
     return place if marker is None else marker.start()
 
@@ -134,7 +135,7 @@ def _by_beginnings(render: Render, text: str, messages: Sequence[Message], numbe
     try:
         before = render(messages[:number], add_generation_prompt=True)
         after = text if number + 1 == len(messages) else render(messages[: number + 1])
-    except ValueError:  # it refuses a conversation that ends there
+    except RenderError:  # it refuses a conversation that ends there
         return None
     after = after.removesuffix(turns.closing)
     if not (text.startswith(after) and after.startswith(before) and before.endswith(turns.prompt)):
@@ -150,7 +151,7 @@ def _by_marks(render: Render, text: str, messages: Sequence[Message], turns: Tur
     whole = [one for one in given if one is not None]
     try:
         marked = render(whole) if len(whole) == len(messages) else ""
-    except ValueError:
+    except RenderError:
         return {}
     if marked.translate(_WITHOUT_MARKS) != text or marked.count(_END) != len(numbers):
         return {}
@@ -170,20 +171,33 @@ def _by_marks(render: Render, text: str, messages: Sequence[Message], turns: Tur
 
 
 def _with_marks(message: Message) -> Message | None:
-    """A message with marks around its text, within white space at its ends, which templates may strip."""
+    """A message with marks around its text, or around the name of its first tool call; None where it has neither."""
     parts = [dict(one) for one in parts_of(message.get("content"))]
     texts = [one for one in parts if isinstance(one.get("text"), str)]
+    calls = message.get("tool_calls")
+    if calls and not any(one["text"].strip() for one in texts):
+        named = _with_marked_name(calls[0]) if isinstance(calls, list) else None
+        return None if named is None else {**message, "tool_calls": [named, *calls[1:]]}
     if not texts:
         return None
-    first, last = texts[0], texts[-1]
-    first["text"] = _before_text(first["text"]) + _BEGIN + first["text"][len(_before_text(first["text"])) :]
-    kept = last["text"].rstrip() if last["text"].strip(f"{_BEGIN} \t\r\n") else last["text"]
-    last["text"] = kept + _END + last["text"][len(kept) :]
+    texts[0]["text"] = _inside(texts[0]["text"], _BEGIN, "")
+    texts[-1]["text"] = _inside(texts[-1]["text"], "", _END)
     return {**message, "content": parts if isinstance(message["content"], list) else parts[0]["text"]}
 
 
-def _before_text(text: str) -> str:
-    return text[: len(text) - len(text.lstrip())]
+def _inside(text: str, begin: str, end: str) -> str:
+    """A text with something put in behind the white space it begins with, and before that at its end: both may go."""
+    stripped = text.strip()
+    head, _, tail = text.partition(stripped) if stripped else (text, "", "")
+    return f"{head}{begin}{stripped}{end}{tail}"
+
+
+def _with_marked_name(call: Any) -> Any:
+    if not isinstance(call, dict):
+        return None
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _with_marked_name(call["function"])}
+    return {**call, "name": f"{_BEGIN}{call['name']}{_END}"} if isinstance(call.get("name"), str) else None
 
 
 def _begin(text: str, place: int, content: int | None, stop: int, turns: Turns) -> int | None:
