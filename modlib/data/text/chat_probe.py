@@ -9,6 +9,9 @@ from modlib.data.text.chat import Chat
 TRAINED_MARKS = ("\u27e6", "\u27e7")
 """White square brackets, around what is trained where text is shown."""
 
+MOST_SHOWN = 2000
+"""Characters; of a longer text (a long message of the system, say) the end is shown."""
+
 
 @dataclass(frozen=True)
 class ChatProbe:
@@ -48,7 +51,9 @@ def probe_chat(chat: Chat, end_of_document: str) -> ChatProbe | None:
     if not found.text.endswith(end_of_document):
         parts.append(end_of_document.join(TRAINED_MARKS) if found.stops_at_end else end_of_document)
     begin, end = found.trained[0]
-    return ChatProbe("".join(parts), _warning(chat, found.text[begin:end].rstrip(), found.text[end:].lstrip()))
+    shown = "".join(parts)
+    shown = shown if len(shown) <= MOST_SHOWN else f"... {shown[-MOST_SHOWN:]}"
+    return ChatProbe(shown, _warning(chat, found.text[begin:end].rstrip(), found.text[end:].lstrip()))
 
 
 def _warning(chat: Chat, answer: str, behind: str) -> str | None:

@@ -26,7 +26,7 @@ from modlib.runtime.errors import ConfigError
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
-_REMEDY = "mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (Templates)"
+_REMEDY = "mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (What is trained)"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,12 @@ from modlib.data.text.chat import Chat
 from modlib.data.text.chat_template import ChatTemplate
 from modlib.data.text.chat_turns import Turns
 from modlib.data.text.fields import Field
+from modlib.data.text.template_sandbox import BEGIN, END
 from modlib.runtime.errors import ConfigError
-from tests.compatibility.chat import Messages, row, turns
+from tests.compatibility.chat import CONVERSATIONS, Messages, row, turns
 from tests.compatibility.chat_templates import EQUAL, FAMILIES, MARKERS
 
-REMEDY = ": mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (Templates)"
+REMEDY = ": mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (What is trained)"
 REFUSED = {
     "DeepSeek R1": "without, any: chat template t.jinja must show what the assistant says in a conversation; it "
     "announces an answer with '<|assistant|><think>\\n', but does not write that before it ('<s><|user|>Is 91 a "
@@ -29,6 +31,18 @@ def test_text_ids_and_mask_of_a_family_are_those_of_transformers(family: str, tm
     assert found.checked.startswith("with blocks: text, " if family in REFUSED else "text, ids and mask of 12"), found
     assert (found.result == EQUAL) == (family not in REFUSED)
     assert found.checked.endswith(REFUSED.get(family, ""))
+
+
+def test_the_docs_template_with_blocks_is_chatml() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    (text,) = (one for one in re.findall(r"```jinja\n(.*?)```", page, re.DOTALL) if "generation %}" in one)
+    own, chatml = template(text), template(FAMILIES["ChatML"].plain)
+    assert own.has_generation_blocks
+    for messages in CONVERSATIONS.values():
+        assert own.render(messages, add_generation_prompt=True).translate(
+            {ord(BEGIN): None, ord(END): None}
+        ) == chatml.render(messages, add_generation_prompt=True)
+        assert trained(text, messages) == trained(FAMILIES["ChatML"].plain, messages)
 
 
 def template(text: str) -> ChatTemplate:
