@@ -21,6 +21,7 @@ from modlib.distributed.process_group import World
 from modlib.models.weights import initialize
 from modlib.nn.losses import Loss
 from modlib.nn.routing import RoutesTokens
+from modlib.optim.roles import keep_marks
 from modlib.optim.schedules import Scheduler
 from modlib.training.experiment import Experiment
 from modlib.training.objective import CausalObjective, Forward, Objective, SeesGlobalBatch, Value
@@ -104,6 +105,7 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
         mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("dp_shard",))
     with torch.device("meta"):
         model = experiment.model()
+    keep_marks(model)
     if mesh is not None:
         if compiled:
             compile_blocks(getattr(model, "blocks", [model]))
