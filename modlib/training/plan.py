@@ -12,6 +12,7 @@ from modlib.components import component_name
 from modlib.config import Config
 from modlib.data.batches.layout import batch_layout
 from modlib.distributed.fsdp import COMPUTE_DTYPES
+from modlib.models.exportable import export_note
 from modlib.models.partial_training import partial_work
 from modlib.nn.document_mask import document_mask_bytes
 from modlib.nn.model import CountsFlops, CountsParameters, EstimatesActivations, HasPlanNotes, ListsParameters
@@ -92,6 +93,8 @@ def make_plan(
         [] if isinstance(model, EstimatesActivations) else ["memory is without activations: the model estimates none"]
     )
     notes += model.plan_notes() if isinstance(model, HasPlanNotes) else []
+    if (note := export_note(model)) is not None:
+        notes.append(note)
     if peak and peak.flops is None:
         notes.append(f"no estimate of time, and no MFU: {peak.source}")
     return Plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modlib.runtime.errors import CheckpointError, DataError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
@@ -48,6 +48,29 @@ def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun
         RunFolderError: The folder has no configuration.
         CheckpointError: It has no checkpoint, not this one, or one that does not fit its config.
     """
+    import torch
+
+    from modlib.models.weights import initialize
+
+    run, config, experiment, model = planned_run(run, step)
+    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(model, "adapter_only_checkpoints", False):  # the rest comes from where training took it
+        initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
+    loaded = _restore(run, model, step)
+    return TrainedRun(config, experiment, model, loaded)
+
+
+class PlannedRun(NamedTuple):
+    """What a run folder says before any weight is read; the model is on meta."""
+
+    folder: RunFolder
+    config: Config
+    experiment: Any
+    model: Any
+
+
+def planned_run(run: RunFolder | Path | str, step: int | None = None) -> PlannedRun:
+    """The run's configuration, settings, and model on meta; arguments and errors as of load_run."""
     from modlib.checkpointing.names import step_folders
 
     run = run if isinstance(run, RunFolder) else RunFolder(run)
@@ -67,7 +90,6 @@ def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun
     import torch
 
     from modlib.config import load
-    from modlib.models.weights import initialize
     from modlib.runtime.logs import start_logging
     from modlib.training.building import build, build_experiment
 
@@ -76,11 +98,7 @@ def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun
     experiment = build_experiment(config)
     with torch.device("meta"):
         model = build(config, experiment.model)
-    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
-    if getattr(model, "adapter_only_checkpoints", False):  # the rest comes from where training took it
-        initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
-    loaded = _restore(run, model, step)
-    return TrainedRun(config, experiment, model, loaded)
+    return PlannedRun(run, config, experiment, model)
 
 
 def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
@@ -105,20 +123,18 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
     Raises:
         DataError: The training data or its tokenizer is gone.
     """
-    from modlib.data.datasets.dataset import tokenizer_path_of
+    from modlib.data.datasets.dataset import tokenizer_of as made_by
     from modlib.data.text.boundary_tokens import chosen_end
-    from modlib.data.tokenizers.from_files import load_tokenizer
     from modlib.training.building import build
 
     dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
     name = getattr(dataset, "name", None)
-    path = tokenizer_path_of(dataset)
-    if path is None:
+    tokenizer = made_by(dataset)
+    if tokenizer is None:
         raise DataError(
             f"training data ({name or type(dataset).__name__}) must have its tokenizer beside it, as tokenizer.json "
             "or NAME.tokenizer.model, with the fingerprint in the data's header; put it there"
         )
     if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
         logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
-    tokenizer, end = load_tokenizer(path), getattr(dataset, "end_of_document_id", None)
-    return tokenizer, chosen_end(tokenizer) if end is None else end
+    return tokenizer, chosen_end(tokenizer)

@@ -31,6 +31,7 @@ class PackSummary:
         num_skipped: Rows left out.
         engine: What tokenized.
         seconds: Of this call.
+        chat_probe: A made-up conversation with its mask, as text; None for texts.
     """
 
     outputs: dict[Path, PackedHeader]
@@ -39,6 +40,7 @@ class PackSummary:
     num_skipped: int
     engine: str
     seconds: float
+    chat_probe: str | None = None
 
 
 def completed(record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | DataError | None:
@@ -102,3 +104,21 @@ def record_of(
         ],
         "decided_by": dict(settings),
     }
+
+
+def packed_chat_template(path: Path) -> str | None:
+    """The chat template that a packed file's conversations were rendered with; None where no record tells of one.
+
+    Args:
+        path: The packed file; its record is in the same folder and names it, with its content's hash.
+    """
+    for record in sorted(path.parent.glob("*.pack.json")):
+        try:
+            told = read_json(record, dict[str, Any])
+            template = told["settings"].get("chat_template")
+            output = told["outputs"][path.name]
+            if isinstance(template, str) and output["sha256"] == PackedFile(path).header.sha256:
+                return template
+        except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
