@@ -31,12 +31,15 @@ def command(
     LoRA adapters are merged into the weights that are written. Nothing in the run folder changes.
     """
     with reported(), contextlib.redirect_stdout(sys.stderr):  # a user's module may print while it is imported
+        from modlib.launching.working_directory import in_working_directory
         from modlib.models.huggingface_export import export_huggingface, require_free
 
         found = find_run(run, runs_dir)
         require_free(out)
+        absolute = out.absolute()
         trained = load_run(found, _step(step, checkpoint))
-        export_huggingface(trained.model, out, *_tokenizer(trained))
+        with in_working_directory(trained.run):  # which the paths of a base and of a tokenizer lead from
+            export_huggingface(trained.model, absolute, *_tokenizer(trained))
     print(f"{out}: {type(trained.model).__name__} of step {trained.loaded.step}, read by transformers' from_pretrained")
 
 

@@ -10,9 +10,10 @@ from modlib.checkpointing.names import step_folders
 from modlib.cli.options import RUNS, RunArgument, RunsDir
 from modlib.cli.report import finished_text, reported
 from modlib.cli.watch.runs import executor, find_run, states_of
+from modlib.launching.working_directory import working_directory
 from modlib.runtime.errors import RunFolderError
 from modlib.runtime.run_folder import RunFolder
-from modlib.runtime.shell import command_line
+from modlib.runtime.shell import command_line, quoted
 
 LAUNCH = Path(__file__).parents[3] / "launch.py"
 # where modlib is installed without launch.py beside it
@@ -27,9 +28,11 @@ def command(run: RunArgument, runs_dir: RunsDir = RUNS) -> None:
         if (step := finished_step(found)) is not None:
             print(finished_text(found, step), file=sys.stderr)
             return
-        words = launch_command(found)
-        print(command_line(words), file=sys.stderr, flush=True)
+        words, place = launch_command(found), working_directory(found)
+        there = "" if place == Path.cwd() else f"cd {quoted(str(place))} && "
+        print(there + command_line(words), file=sys.stderr, flush=True)
     sys.stdout.flush()
+    os.chdir(place)  # which relative paths of its configuration lead from
     os.execv(words[0], words)  # this process becomes the launcher: signals and the exit code are its own
 
 
@@ -66,8 +69,8 @@ def require_resumable(run: RunFolder) -> None:
 
 
 def launch_command(run: RunFolder) -> list[str]:
-    """The call of launch.py that continues a run."""
+    """The call of launch.py that continues a run, from whatever folder."""
     launch = [str(LAUNCH)] if LAUNCH.is_file() else ["-c", LAUNCH_CODE]
-    words = [sys.executable, *launch, "--gin_file", str(run.config_path), "--name", run.name]
-    words += ["--runs_dir", str(run.path.parent)]
+    words = [sys.executable, *launch, "--gin_file", str(run.config_path.absolute()), "--name", run.name]
+    words += ["--runs_dir", str(run.path.parent.absolute())]
     return words + (["--executor", "slurm"] if executor(run) == "slurm" else [])
