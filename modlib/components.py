@@ -25,6 +25,8 @@ from modlib.runtime.errors import ConfigError
 
 T = TypeVar("T", bound=Callable[..., Any])
 PACKAGE = Path(__file__).resolve().parent
+SHIPPED = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
+"""The folder of gin_configs/, slurm/ and experiments/: the repository, or a folder that only a wheel has."""
 
 
 @dataclass(frozen=True)

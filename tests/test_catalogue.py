@@ -23,6 +23,7 @@ from modlib.data.batches.layout import BatchLayout
 from modlib.data.batches.sampler import ShuffledSampler
 from modlib.models.coca import CoCa
 from modlib.models.gpt2 import GPT2
+from modlib.nn.losses import CLMCrossEntropyLoss
 
 ROOT = Path(__file__).parents[1]
 ROWS = Path(__file__).parent / "rows"
@@ -57,6 +58,7 @@ def at_run_time(name: str, run_path: Path) -> dict[str, Any]:
         "model": captioner if name == "CaptionSample" else model,
         "tokenizer": Tokenizer(WordLevel({"<|endoftext|>": 0, **{str(i): i for i in range(1, 64)}}, unk_token="1")),
         "params": params,
+        "loss": CLMCrossEntropyLoss(),
         "optimizer": torch.optim.AdamW(params, lr=0.1, betas=(0.9, 0.95)),
         "normalized_shape": 8,
         "device": None,

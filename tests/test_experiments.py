@@ -13,7 +13,12 @@ from modlib.models.gpt2 import GPT2
 from modlib.tracking.claims import COMPUTED, from_json
 
 PAPERS = papers()
-RECIPES = [pytest.param(paper, recipe, id=f"{paper.name}/{recipe}") for paper in PAPERS for recipe in paper.recipes]
+RECIPES = [
+    # the first of each paper by default, since a plan of a large model takes a second
+    pytest.param(paper, recipe, id=f"{paper.name}/{recipe}", marks=[pytest.mark.slow] if number else [])
+    for paper in PAPERS
+    for number, recipe in enumerate(paper.recipes)
+]
 
 
 @pytest.fixture(scope="module")

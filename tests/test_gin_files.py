@@ -130,6 +130,7 @@ def test_a_part_goes_with_a_whole_run(path: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_shipped_sweep_goes_with_a_whole_run(path: Path) -> None:
     """The command in its first lines, on a smaller run: every point is built."""

@@ -16,6 +16,7 @@ from tests.conftest import COLLECTED, IDS_VARIABLE, ROOT
 DIFFERENT = "the clock, the order of a set, a temporary path or an object's address is in a parameter: give it an id"
 
 
+@pytest.mark.slow
 def test_two_processes_collect_the_same_ids(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     ours = request.config.stash[COLLECTED]
     files = {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py")}

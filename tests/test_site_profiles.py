@@ -43,6 +43,7 @@ def _no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
 def test_a_profile_asks_for_what_its_site_takes(path: Path) -> None:
     ranks, options = GOLDEN[path.stem]

@@ -104,7 +104,7 @@ class RawReader(StorageReader):
         needed: dict[str, int] = defaultdict(int)
         for item in plan.items:
             chunk, begin, length = self._byte_range(item)
-            for name, _, start, end in self._cut(chunk, begin, length):
+            for name, _, start, end in byte_cuts(self.manifest, chunk, begin, length):
                 needed[name] += end - start
         return replace(plan, storage_data=dict(needed))
 
@@ -171,25 +171,6 @@ class RawReader(StorageReader):
         row = width * math.prod(chunk.sizes[1:])
         return chunk, item.storage_offsets[0] * row, item.lengths[0] * row
 
-    def _cut(self, chunk: Chunk, begin: int, length: int) -> list[tuple[str, int, int, int]]:
-        """A chunk's byte range as (file name, bytes of the range before it, start, end) per file it lies in."""
-        file_size = self.manifest.streams[chunk.rank].file_size
-        position, last = chunk.start + begin, chunk.start + begin + length
-        cuts = []
-        while position < last:
-            index = position // file_size
-            end = min((index + 1) * file_size, last)
-            cuts.append(
-                (
-                    data_file_name(chunk.rank, index),
-                    position - chunk.start - begin,
-                    position - index * file_size,
-                    end - index * file_size,
-                )
-            )
-            position = end
-        return cuts
-
     def _add(self, item: ReadItem, target: Tensor, reads: Reads) -> None:
         """Plan one item's bytes: straight into the target where its memory is those bytes, else through a buffer."""
         chunk, begin, length = self._byte_range(item)
@@ -206,8 +187,40 @@ class RawReader(StorageReader):
                 part = part.narrow(dim, item.storage_offsets[dim], item.lengths[dim])
             reads.finishers.append(partial(target.copy_, part))
             memory = bytes_of(buffer).data
-        for name, before, start, end in self._cut(chunk, begin, length):
+        for name, before, start, end in byte_cuts(self.manifest, chunk, begin, length):
             reads.spans[name].append(Span(start, memory[before : before + end - start]))
+
+
+def byte_cuts(manifest: Manifest, chunk: Chunk, begin: int, length: int) -> list[tuple[str, int, int, int]]:
+    """A chunk's byte range as (file name, bytes of the range before it, start, end) per file it lies in."""
+    file_size = manifest.streams[chunk.rank].file_size
+    position, last = chunk.start + begin, chunk.start + begin + length
+    cuts = []
+    while position < last:
+        index = position // file_size
+        end = min((index + 1) * file_size, last)
+        cuts.append(
+            (
+                data_file_name(chunk.rank, index),
+                position - chunk.start - begin,
+                position - index * file_size,
+                end - index * file_size,
+            )
+        )
+        position = end
+    return cuts
+
+
+def read_exactly(descriptor: int, target: memoryview, offset: int, path: Path) -> None:
+    """Fill the target with a file's bytes from an offset on.
+
+    Raises:
+        DamagedCheckpointError: It ends before, or cannot be read.
+    """
+    try:
+        _read_into(descriptor, target, offset, path, None)
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_file(path: Path, expected: StoredFile, spans: list[Span], *, verify: bool) -> None:

@@ -24,7 +24,6 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-import modlib
 from modlib.checkpointing.commit import LOGGER, recover, require_space, write_error
 from modlib.checkpointing.coordination import Ranks
 from modlib.checkpointing.manifest import Manifest
@@ -35,6 +34,7 @@ from modlib.checkpointing.state import TrainingState, capture
 from modlib.optim.schedules import Scheduler
 from modlib.runtime import durable
 from modlib.runtime.errors import CheckpointError, NonFiniteError
+from modlib.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def save(
         scheduler=state.scheduler,
         extra=plain_extra,
         info=encode(dict(info or {}), "info"),
-        versions={"modlib": modlib.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        versions={"modlib": VERSION, "torch": torch.__version__, "python": platform.python_version()},
     )
     own = json.dumps({"save_id": save_id, "rank": ranks.rank, "rank_state": plain_rank_state}).encode()
     writer = RawWriter(aside, header, state.finite, own, num_threads(ranks, threads_per_processor))

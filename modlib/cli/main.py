@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import typer
 
-import modlib
 from modlib.cli.lazy import SETTINGS, LazyCommands
 from modlib.runtime.streams import print_anything, secure_streams
+from modlib.version import VERSION
 
 # name: (module with a function `command` or a typer app `app`, what the help says). To add a command, add a line.
 COMMANDS = {
@@ -27,6 +27,7 @@ COMMANDS = {
     "status": ("modlib.cli.watch.status", "Say what runs are doing, and why."),
     "sweep": ("modlib.cli.sweeps.results", "Show what came out of a sweep, and its best point."),
     "track": ("modlib.cli.watch.track", "Send W&B what it lacks of a run, or rebuild TensorBoard's files."),
+    "train": ("modlib.cli.start.launch", "Train an experiment, here or on a cluster; the same as launch.py."),
     "verify": ("modlib.cli.repeat.verify", "Compare runs with what the papers say."),
 }
 
@@ -35,9 +36,7 @@ class MainCommands(LazyCommands):
     """The commands of the table."""
 
     table = COMMANDS
-    elsewhere = dict.fromkeys(
-        ("train", "launch", "run"), "training is started with: python launch.py --gin_file quickstart.gin"
-    )
+    elsewhere = dict.fromkeys(("launch", "run"), "training is started with: modlib train --gin_file quickstart.gin")
 
 
 app = typer.Typer(
@@ -52,7 +51,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(modlib.__version__)
+        print(VERSION)
         raise typer.Exit
 
 

@@ -15,7 +15,6 @@ from typing import Any, TypedDict
 
 import gin
 
-import modlib
 from modlib.components import Component, load_component
 from modlib.config.chosen import chosen_values
 from modlib.config.files import Reading, read
@@ -31,6 +30,7 @@ from modlib.runtime.durable import atomic_write_text
 from modlib.runtime.errors import ConfigError
 from modlib.runtime.json_files import JSONError, read_json
 from modlib.runtime.secrets import masked
+from modlib.version import VERSION
 
 logger = logging.getLogger("modlib")
 
@@ -38,7 +38,7 @@ CONFIG_FILE = "config.gin"
 PROVENANCE_FILE = "provenance.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Config:
     """Everything that was decided about a run.
 
@@ -61,6 +61,10 @@ class Config:
     import_paths: tuple[Path, ...]
     program: Program = field(repr=False, compare=False)
     run_file: Path | None = None
+
+    def __repr__(self) -> str:
+        name = (self.run_file or self.files[0]).stem if self.files else "config"
+        return f"Config({name!r}, {len(self.settings)} settings, hash {self.hash[:8]})"
 
     @cached_property
     def resolved(self) -> dict[str, Any]:
@@ -200,7 +204,7 @@ class Config:
         """What provenance.json holds: every value as gin text, its origins, and how to import the user's modules."""
         return {
             "format": 1,
-            "modlib": modlib.__version__,
+            "modlib": VERSION,
             "config_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
             "hash": self.identity,
             "files": [str(path) for path in self.files],

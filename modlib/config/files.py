@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from modlib.components import PACKAGE
+from modlib.components import SHIPPED
 from modlib.config.statements import Include, Origin, Problem, Statement
 from modlib.config.suggestions import similar
 from modlib.config.syntax import parse
@@ -17,7 +17,6 @@ from modlib.runtime.units import format_bytes
 
 logger = logging.getLogger("modlib")
 
-REPOSITORY = PACKAGE.parent
 ROOTS = ("gin_configs", "slurm", "experiments")
 MOST_BYTES = 16 << 20  # of a gin file; the config.gin of a run has some 20 KiB
 NO_GIN_FILE = 4  # problems in a file of which nothing can be read, from which on it is another kind of file
@@ -187,7 +186,7 @@ def find(name: str, included_from: Path | None = None) -> Path:
         if new is None:
             raise
         logger.warning("%s is now %s; use the new name", name, new)
-        return REPOSITORY / "gin_configs" / new
+        return SHIPPED / "gin_configs" / new
 
 
 def _find(name: str, included_from: Path | None) -> Path:
@@ -198,9 +197,9 @@ def _find(name: str, included_from: Path | None) -> Path:
     here = included_from.parent if included_from else Path.cwd()
     if explicit:
         return _existing(name, [(here / path).resolve()])
-    packaged = [REPOSITORY / root / path for root in ROOTS]
+    packaged = [SHIPPED / root / path for root in ROOTS]
     if path.parts[0] in ROOTS:
-        packaged.insert(0, REPOSITORY / path)
+        packaged.insert(0, SHIPPED / path)
     if included_from:
         beside = (here / path).resolve()
         return beside if beside.is_file() else _existing(name, [beside, *packaged])
@@ -245,7 +244,7 @@ def packaged_names() -> list[str]:
 
 
 def _roots() -> list[Path]:
-    return [REPOSITORY / root for root in ROOTS if (REPOSITORY / root).is_dir()]
+    return [SHIPPED / root for root in ROOTS if (SHIPPED / root).is_dir()]
 
 
 def shown(path: Path) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-import modlib
 from modlib.distributed.hosts import (
     MOST_NAMED,
     Finding,
@@ -38,6 +37,7 @@ from modlib.distributed.process_group import World
 from modlib.runtime.errors import ClusterError
 from modlib.runtime.hardware import disk_free_bytes, num_cores
 from modlib.runtime.json_files import parse_json
+from modlib.version import VERSION
 
 LIMIT_S = 10.0  # for one message, and for what a rank looks up by itself
 SUM_LIMIT_S = 60.0  # the first NCCL operation connects all GPUs
@@ -144,7 +144,7 @@ def _report(world: World, folder: Path, host: str) -> HostReport:
         free_bytes = disk_free_bytes(folder)
     except OSError:  # such as a stale handle: then the shared file is not seen either
         free_bytes = 0
-    versions = (f"python {platform.python_version()}", f"torch {torch.__version__}", f"modlib {modlib.__version__}")
+    versions = (f"python {platform.python_version()}", f"torch {torch.__version__}", f"modlib {VERSION}")
     return HostReport(
         host, (world.rank,), (device,), (device_id,), device_free, memory_errors, free_bytes, num_cores(), versions
     )

@@ -17,9 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import modlib
 from modlib.checkpointing.names import step_folders
 from modlib.checkpointing.run_checkpoints import require_checkpoints
+from modlib.components import PACKAGE
 from modlib.launching import scontrol
 from modlib.launching.ending import Failure, first_failure, lost_steps
 from modlib.launching.progress_guard import NoProgressError, require_progress
@@ -178,9 +178,9 @@ def _require_as_submitted(run: RunFolder) -> None:
     if "MODLIB_CODE" in os.environ:
         code = Path(os.environ["MODLIB_CODE"])
         verify_snapshot(code)
-        if not Path(modlib.__file__).resolve().is_relative_to(code.resolve()):
+        if not PACKAGE.is_relative_to(code.resolve()):
             raise RunFolderError(
-                f"modlib ({Path(modlib.__file__).parent}) must be the one of the snapshot ({code}), but another comes "
+                f"modlib ({PACKAGE}) must be the one of the snapshot ({code}), but another comes "
                 "first on Python's path; look at PYTHONPATH and at what Slurm.setup does to it"
             )
     submitted = run.read().get("slurm", {}).get("config_sha256")

@@ -15,6 +15,7 @@ from modlib.checkpointing.run_checkpoints import known_hashes
 from modlib.config import Config, diff, render_diff
 from modlib.config.axes import read_axes
 from modlib.config.hashing import GLOBAL_BATCH
+from modlib.launching.command import typed_words
 from modlib.launching.identity import global_batch_of, stem_of
 from modlib.launching.sweep_configs import kept_configs, load_points
 from modlib.launching.sweep_points import bindings, point_names, points_of, some_of
@@ -300,7 +301,7 @@ def _samples(sweep: Sweep) -> str:
 
 def sweep_command(sweep: Sweep) -> list[str]:
     """The words of the command that continues a sweep."""
-    words = ["python", "launch.py"]
+    words = typed_words()
     for flag, values in (("--gin_file", sweep.gin_files), ("--gin_param", sweep.gin_params), ("--sweep", sweep.axes)):
         words += [word for value in values for word in (flag, value)]
     words += _samples(sweep).split()
@@ -308,7 +309,7 @@ def sweep_command(sweep: Sweep) -> list[str]:
 
 
 def point_command(point: Point) -> list[str]:
-    """The flags of launch.py that start or continue one point alone, from its own config.gin."""
+    """The flags that start or continue one point alone, from its own config.gin."""
     return [
         *("--gin_file", _explicit(point.run.config_path)),
         *("--name", point.name),

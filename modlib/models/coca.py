@@ -18,6 +18,7 @@ from modlib.nn.attention_pooling import AttentionPooling
 from modlib.nn.cross_attention import CrossAttention, SelfAttention, causal_mask_without_padding
 from modlib.nn.feed_forward import ACTIVATIONS, Activation, FeedForward, default_ffn_dim
 from modlib.nn.norms import build_norm
+from modlib.optim.roles import num_non_embedding
 from modlib.runtime.errors import ConfigError
 
 Norm = Callable[[int], nn.Module]
@@ -266,12 +267,12 @@ class CoCa(nn.Module):
         return self.blocks
 
     def num_parameters(self) -> dict[str, int]:
-        """Parameters: "total", "trainable", and "non_embedding" (without token, position and class embeddings)."""
+        """Parameters: "total", "trainable", and "non_embedding" (see roles.num_non_embedding)."""
         total = _count([self])
         return {
             "total": total,
             "trainable": sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad),
-            "non_embedding": total - _count([self.token_embedding, *self._lookups()]),
+            "non_embedding": num_non_embedding(self),
         }
 
     def parameter_table(self) -> list[tuple[str, int]]:

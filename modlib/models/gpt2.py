@@ -17,6 +17,7 @@ from modlib.nn.document_mask import DocumentMask, document_mask
 from modlib.nn.feed_forward import Activation, FeedForward, default_ffn_dim
 from modlib.nn.norms import build_norm
 from modlib.nn.rope import RotaryTable
+from modlib.optim.roles import num_non_embedding
 from modlib.runtime.errors import ConfigError
 
 Position = Literal["learned", "rotary", "none"]
@@ -260,15 +261,15 @@ class GPT2(nn.Module):
         return list(self.blocks)
 
     def num_parameters(self) -> dict[str, int]:
-        """Parameters: "total", "trainable", and "non_embedding" (without token and position embeddings).
+        """Parameters: "total", "trainable", and "non_embedding" (see roles.num_non_embedding).
 
-        A tied output projection is the token embedding: counted once, and not in "non_embedding".
+        A tied output projection is the token embedding and counted once; neither is in "non_embedding".
         """
         total = _count([self])
         return {
             "total": total,
             "trainable": sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad),
-            "non_embedding": total - _count([self.token_embedding, self.position_embedding]),
+            "non_embedding": num_non_embedding(self),
         }
 
     def parameter_table(self) -> list[tuple[str, int]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from modlib.components import component
 from modlib.models.accounting import FlopsConvention, activation_bytes_per_token, flops_per_token
 from modlib.models.huggingface_config import read_config, transformers_module
+from modlib.models.huggingface_losses import losses_of
 from modlib.models.huggingface_weights import (
     fill_pretrained,
     fill_random,
@@ -21,6 +22,8 @@ from modlib.models.huggingface_weights import (
     restore_buffers,
 )
 from modlib.models.weights import add_weights
+from modlib.nn.routing import RouterLoss, Routing
+from modlib.optim.roles import num_non_embedding
 from modlib.runtime.errors import ConfigError
 
 Head = Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +50,7 @@ class HuggingFacePretrainedModel(nn.Module):
     Attributes:
         network: The transformers model.
         is_pretrained: Whether its weights came from a folder.
+        base_folder: That folder, or None.
         vocab_size: Rows of the embedding, which may be padded beyond the tokenizer's.
 
     Raises:
@@ -83,10 +87,13 @@ class HuggingFacePretrainedModel(nn.Module):
 
         text = built.get_text_config()
         self.model_type, self.is_pretrained = model_type, path is not None
+        self.base_folder = None if path is None else Path(path).expanduser()
         self.vocab_size = int(text.vocab_size)
         self.seq_len = _seq_len(self.network, text, seq_len)
         self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)
         self._unit_classes = _unit_classes(self.network)
+        given = {**(config if isinstance(config, Mapping) else {}), **(overrides or {})}
+        self._router_loss, self._untrained = losses_of(self.network, given)
 
         network_class = type(self.network)
 
@@ -114,7 +121,9 @@ class HuggingFacePretrainedModel(nn.Module):
             restore_buffers(self._rules)
         return self
 
-    def forward(self, inputs: Tensor | Mapping[str, Tensor], head: Head | None = None) -> Tensor:
+    def forward(
+        self, inputs: Tensor | Mapping[str, Tensor], head: Head | None = None, routing: Routing | None = None
+    ) -> Tensor:
         """Logits at every position.
 
         Args:
@@ -122,6 +131,7 @@ class HuggingFacePretrainedModel(nn.Module):
                 0 for padding, and whatever else the transformers model takes.
             head: Called with the last hidden states (B, T, dim) and the output weight (V, dim); a loss that never
                 holds all logits at once comes in here.
+            routing: Gets the logits of the routers, where the model has a balance loss.
 
         Returns:
             Logits (B, T, V); what head returns where it is given.
@@ -138,14 +148,27 @@ class HuggingFacePretrainedModel(nn.Module):
                 "shorten the input or raise seq_len"
             )
         if head is not None:
-            return self._forward_head(tensors, head)
-        return cast(Tensor, self._call(tensors).logits)
+            return self._forward_head(tensors, head, routing)
+        return cast(Tensor, self._call(tensors, routing).logits)
 
-    def _call(self, tensors: Mapping[str, Tensor]) -> Any:
-        cache = {} if self.model_type == "AutoModelForMaskedLM" else {"use_cache": False}
-        return self.network(**tensors, **cache, return_dict=True)
+    def router_loss(self) -> RouterLoss | None:
+        """The balance loss that the config asks for with output_router_logits = True."""
+        return self._router_loss
 
-    def _forward_head(self, tensors: Mapping[str, Tensor], head: Head) -> Tensor:
+    def plan_notes(self) -> list[str]:
+        """What its folder's config says of training and is not done, a line each."""
+        return self._untrained
+
+    def _call(self, tensors: Mapping[str, Tensor], routing: Routing | None) -> Any:
+        flags = {} if self.model_type == "AutoModelForMaskedLM" else {"use_cache": False}
+        if self._router_loss is not None:
+            flags["output_router_logits"] = routing is not None
+        output = self.network(**tensors, **flags, return_dict=True)
+        if routing is not None:
+            routing.calls.append((output.router_logits, tensors.get("attention_mask")))
+        return output
+
+    def _forward_head(self, tensors: Mapping[str, Tensor], head: Head, routing: Routing | None) -> Tensor:
         """Run the network with `head` in the place of its output projection; nothing may come after it."""
         name = type(self.network).__name__.removeprefix("FSDP")
         output = self.network.get_output_embeddings()
@@ -162,7 +185,7 @@ class HuggingFacePretrainedModel(nn.Module):
 
         output.forward = project
         try:
-            logits = self._call(tensors).logits
+            logits = self._call(tensors, routing).logits
         finally:
             del output.forward
         if not results or logits is not results[0]:
@@ -185,13 +208,12 @@ class HuggingFacePretrainedModel(nn.Module):
         return list(_units(self.network, self._unit_classes, self.network.get_input_embeddings()))
 
     def num_parameters(self) -> dict[str, int]:
-        """Parameters: "total", "trainable", and "non_embedding" (without input and position embeddings)."""
-        embeddings = {id(p): p for module in self._embeddings() for p in module.parameters()}
+        """Parameters: "total", "trainable", and "non_embedding" (see roles.num_non_embedding)."""
         total = sum(parameter.numel() for parameter in self.parameters())
         return {
             "total": total,
             "trainable": sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad),
-            "non_embedding": total - sum(parameter.numel() for parameter in embeddings.values()),
+            "non_embedding": num_non_embedding(self),
         }
 
     def _embeddings(self) -> list[nn.Module]:

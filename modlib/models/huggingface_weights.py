@@ -208,7 +208,7 @@ def fill_pretrained(model: nn.Module, prefix: str, folder: Path, network_class: 
 
 
 @contextmanager
-def _opened(folder: Path) -> Iterator[dict[str, Any]]:
+def opened(folder: Path) -> Iterator[dict[str, Any]]:
     """The file that holds each tensor, by the tensor's name; empty where the weights are no safetensors."""
     from safetensors import safe_open
 
@@ -226,7 +226,7 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
 
 def _stream(folder: Path, live: Mapping[str, Tensor], groups: list[list[str]]) -> bool:
     """Read what has the network's own names; False, and nothing is set, when any name or shape differs."""
-    with _opened(folder) as files:
+    with opened(folder) as files:
         sources = [next((name for name in names if name in files), None) for names in groups]
         if None in sources or set(files) - set(live):
             return False

@@ -123,6 +123,27 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ConfigError: An adapted weight is tied to another, so that no plain weight does what it does.
     """
+    refuse_ties(model)
+    layers = dict(adapters(model, remove_duplicate=False))
+    merged: dict[str, Tensor] = {}
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for name, tensor in named_state(model).items():
+            module_name, _, leaf = name.rpartition(".")
+            layer = layers.get(module_name)
+            if layer is not None and leaf in ADAPTERS:
+                continue
+            merged[name] = _whole(tensor)
+            if layer is not None and leaf == "weight":
+                merged[name] = merged_weight(layer, merged[name], _whole(layer.lora_A), _whole(layer.lora_B))
+    return merged
+
+
+def refuse_ties(model: nn.Module) -> None:
+    """Refuse a model whose adapters cannot be merged; it may be on meta.
+
+    Raises:
+        ConfigError: An adapted weight is tied to another, so that no plain weight does what it does.
+    """
     if ties := _ties(model):
         raise ConfigError(
             [
@@ -131,20 +152,18 @@ def merged_state_dict(model: nn.Module) -> dict[str, Tensor]:
                 for name, other in ties.items()
             ]
         )
-    adapters = dict(_adapters(model, remove_duplicate=False))
-    merged: dict[str, Tensor] = {}
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for name, tensor in named_state(model).items():
-            module_name, _, leaf = name.rpartition(".")
-            layer = adapters.get(module_name)
-            if layer is not None and leaf in ADAPTERS:
-                continue
-            merged[name] = _whole(tensor)
-            if layer is not None and leaf == "weight":
-                # on the CPU, where no setting lowers the precision of a float32 product
-                delta = layer.delta(_whole(layer.lora_A).float(), _whole(layer.lora_B).float())
-                merged[name] = (merged[name].float() + layer.scaling * delta).to(tensor.dtype)
-    return merged
+
+
+def merged_weight(layer: LoRALayer, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The weight of the plain layer that computes what this one does with its adapter, in the weight's dtype.
+
+    On the CPU, where no setting lowers the precision of a float32 product.
+
+    Args:
+        layer: Says how; its own tensors are not looked at.
+        weight: Whole, as are the adapters a and b.
+    """
+    return (weight.float() + layer.scaling * layer.delta(a.float(), b.float())).to(weight.dtype)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -154,7 +173,7 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _adapters(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, LoRALayer]]:
+def adapters(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, LoRALayer]]:
     """Adapted layers by plain name; with remove_duplicate=False, a shared one under each of its names."""
     for name, module in model.named_modules(remove_duplicate=remove_duplicate):
         if isinstance(module, LoRALayer):
@@ -242,7 +261,7 @@ def _ties(model: nn.Module) -> dict[str, str]:
         if {"GPT2", "CoCa"} & {kind.__name__ for kind in type(module).__mro__} and not getattr(module, "lm_head", None):
             users[id(cast(nn.Embedding, module.token_embedding).weight)].append("the output projection")
     ties: dict[str, str] = {}
-    for name, layer in _adapters(model):
+    for name, layer in adapters(model):
         others = [user for user in users[id(layer.weight)] if user != f"{name}.weight"]
         if others:
             ties[f"{name}.weight"] = ", ".join(others)
@@ -261,7 +280,7 @@ def _refuse_head(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 def _fill_adapters(model: nn.Module, seed: int) -> None:
     """Set all adapters to where the model computes what it does without them."""
     with torch.no_grad():
-        for name, layer in _adapters(model):
+        for name, layer in adapters(model):
             a, b = layer.lora_A, layer.lora_B
             if isinstance(layer, LoRAEmbedding):
                 a.zero_()
@@ -286,7 +305,7 @@ def _fill_plain(fill: Callable[[nn.Module, int], None]) -> Callable[[nn.Module, 
 def _without_adapters(model: nn.Module) -> Iterator[None]:
     """The model as it was before it got adapters, as far as names and checkpoints tell."""
     adapter_only, model.adapter_only_checkpoints = model.adapter_only_checkpoints, False  # type: ignore[assignment]
-    layers = [layer for _, layer in _adapters(model)]
+    layers = [layer for _, layer in adapters(model)]
     hidden = [{leaf: layer._parameters.pop(leaf) for leaf in ADAPTERS} for layer in layers]
     try:
         yield

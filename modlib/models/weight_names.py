@@ -116,23 +116,20 @@ def architecture_of(model: GPT2) -> Architecture:
 
 def _foreign_parts(model: GPT2) -> list[str]:
     """Parts that need not compute what GPT2's own do, one sentence each; a class of parts once, by its first name."""
-    found: dict[type, str] = {}
+    found: dict[tuple[type, bool], str] = {}
     norms = {id(norm) for norm in _norms(model).values()}
     for name, module in model.named_modules():
-        kind = plain_type(module)
-        if "forward" in vars(module):
-            found.setdefault(kind, name)
-        if id(module) not in norms and "norm" not in name.rpartition(".")[2] and kind not in _PARTS:
-            found.setdefault(kind, name)
+        kind, replaced = plain_type(module), "forward" in vars(module)
+        is_norm = id(module) in norms or "norm" in name.rpartition(".")[2]
+        if replaced or not (is_norm or kind in _PARTS):
+            found.setdefault((kind, replaced), name)
     problems = []
-    for kind, name in found.items():
-        expected = next(
-            (part.__name__ for part in kind.__mro__ if part in _PARTS and part is not nn.Module), "GPT2's own"
-        )
-        where = f"{name} ({kind.__name__})" if name else f"model ({kind.__name__})"
+    for (kind, replaced), name in found.items():
+        expected = next((part.__name__ for part in kind.__mro__ if part in _PARTS), "one of GPT2's own modules")
+        is_now = f"{kind.__name__} with another forward" if replaced else kind.__name__
         problems.append(
-            f"{where} must be exactly {expected} to be written for transformers, which computes that and nothing else; "
-            "export its weights with --plain"
+            f"{name or 'model'} ({is_now}) must be exactly {expected} to be written for transformers, which computes "
+            "that and nothing else"
         )
     return problems
 

@@ -47,3 +47,10 @@ class CountsParameters(Protocol):
     """Counts of its parameters by kind: total, trainable, non_embedding, and others."""
 
     def num_parameters(self) -> Mapping[str, int]: ...
+
+
+@runtime_checkable
+class HasPlanNotes(Protocol):
+    """Says what a user should know before the run starts, a line each."""
+
+    def plan_notes(self) -> list[str]: ...

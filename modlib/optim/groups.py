@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from modlib.components import component
+from modlib.optim.roles import decays
 from modlib.runtime.errors import ConfigError
 
 
@@ -48,9 +49,11 @@ def require_matches(argument: str, patterns: Sequence[re.Pattern[str]], model: n
 class DecayGroups:
     """Weight decay for matrices, none for norms, biases and other vectors.
 
-    A parameter decays when it has at least two axes, is not an embedding that was opted out, and no excluded pattern
-    is found in its name. Decayed parameters take the optimizer's weight_decay, the others 0. Frozen parameters are
-    left out, a parameter with two names is in once, and every trainable parameter is in exactly one group.
+    What a parameter is for decides (see modlib/optim/roles.py), not its axes: a bias of several experts and a vector
+    written (1, 1, dim) do not decay, nor do A_log, D and dt_bias of Mamba-like layers, depthwise convolutions, and what
+    its author marked `_no_weight_decay`. Nor does an embedding that was opted out, or a name in which an excluded
+    pattern is found. Decayed parameters take the optimizer's weight_decay, the others 0. Frozen parameters are left
+    out, a parameter with two names is in once, and every trainable parameter is in exactly one group.
 
     Args:
         decay_embeddings: Whether nn.Embedding tables decay; a tied output projection is one of them.
@@ -75,6 +78,7 @@ class DecayGroups:
         require_matches("weight_decay_excluded", self.patterns, model)
         names = dict(model.named_parameters())  # torch lists a shared parameter once
         embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+        decaying = decays(model)
         decayed: list[nn.Parameter] = []
         kept: list[nn.Parameter] = []
         for name, parameter in names.items():
@@ -83,7 +87,7 @@ class DecayGroups:
             excluded = any(pattern.search(name) for pattern in self.patterns)
             if id(parameter) in embeddings and not self.decay_embeddings:
                 excluded = True
-            (decayed if parameter.ndim >= 2 and not excluded else kept).append(parameter)
+            (decayed if name in decaying and not excluded else kept).append(parameter)
         num_trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         if num_trainable == 0:
             raise ConfigError(f"{type(model).__name__} must have a trainable parameter; all {len(names)} are frozen")

@@ -8,24 +8,29 @@ from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import AdamW, Muon, Optimizer
 
 from modlib.components import component
 from modlib.optim.groups import DecayGroups, compiled_patterns, require_matches
+from modlib.optim.roles import Role, parameter_roles, role_of
+from modlib.optim.stacked_muon import StackedMuon
 from modlib.runtime.errors import ConfigError
 
-MUON, ADAMW = "muon", "adam_w"
+MUON, STACKED, ADAMW = "muon", "muon_of_each", "adam_w"
+ALGORITHMS = {MUON: "Muon", STACKED: "Muon of each matrix", ADAMW: "AdamW"}
+"""What a group may say, and how people call it."""
 
 
 @component("parameter_groups", "muon")
 class MuonGroups:
-    """Hidden matrices for Muon; embeddings, the output head, norms, biases and all else for AdamW.
+    """Hidden matrices for Muon; embeddings, the output head, routers, norms, biases and all else for AdamW.
 
-    Each group says so with "algorithm": "muon" or "adam_w", which MuonWithAdamW reads and other optimizers ignore. A
-    matrix goes to AdamW when it is the weight of an nn.Embedding (tied or not), has one row per token id
-    (model.vocab_size: the output head), or its name is found by a pattern. Decay is as in DecayGroups.
+    Each group says so with "algorithm": "muon", "muon_of_each" for experts in one parameter of three axes, whose
+    matrices are updated one by one, or "adam_w". MuonWithAdamW reads it and other optimizers ignore it. What a
+    parameter is for decides (see modlib/optim/roles.py): Muon gets the matrices of linear maps and of experts, unless
+    they have one row or one column, or a pattern finds their name. Decay is as in DecayGroups.
 
     Args:
         adamw_patterns: Regular expressions searched in parameter names, for more of what AdamW takes; each must be
@@ -55,27 +60,24 @@ class MuonGroups:
             model: Plain or sharded by FSDP2; shapes are those of the whole parameter.
         """
         require_matches("adamw_patterns", self.patterns, model)
-        hidden = self._hidden(model)
-        groups = []
-        for group in self.decay(model):
-            for algorithm in (MUON, ADAMW):
-                params = [p for p in group["params"] if (id(p) in hidden) == (algorithm == MUON)]
-                groups.append({**group, "params": params, "algorithm": algorithm})
-        groups.sort(key=lambda group: group["algorithm"] == ADAMW)
+        roles = parameter_roles(model)
+        chosen = {
+            id(parameter): ADAMW if any(map(_finds(name), self.patterns)) else _algorithm(roles[name], parameter)
+            for name, parameter in model.named_parameters()
+        }
+        decay = self.decay(model)
+        groups = [
+            {**group, "params": [p for p in group["params"] if chosen[id(p)] == algorithm], "algorithm": algorithm}
+            for algorithm in ALGORITHMS
+            for group in decay
+        ]
         return [group for group in groups if group["params"]]
 
-    def _hidden(self, model: nn.Module) -> set[int]:
-        """The ids of all parameters for Muon."""
-        embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-        vocab_size = getattr(model, "vocab_size", None)
-        return {
-            id(parameter)
-            for name, parameter in model.named_parameters()
-            if parameter.ndim == 2
-            and id(parameter) not in embeddings
-            and parameter.shape[0] != vocab_size
-            and not any(map(_finds(name), self.patterns))
-        }
+
+def _algorithm(role: Role, parameter: Tensor) -> str:
+    if min(parameter.shape[-2:], default=0) > 1:
+        return {"matrix": MUON, "experts": STACKED}.get(role, ADAMW)
+    return ADAMW
 
 
 def _finds(name: str) -> Callable[[re.Pattern[str]], Any]:
@@ -91,7 +93,8 @@ class MuonWithAdamW(Optimizer):
     and orthogonalised whole on every rank, so the numbers are those of a single process.
 
     Args:
-        params: Groups of MuonGroups. Plain parameters are divided by shape: matrices to Muon, the rest to AdamW.
+        params: Groups of MuonGroups. Of plain parameters the shape is all there is to go by, and the name where it is
+            given: matrices to Muon, the rest to AdamW.
         lr: Learning rate of Muon's groups, at least 0.
         adamw_lr: Learning rate of AdamW's groups; None for lr, which fits adjust_lr_fn="match_rms_adamw".
         weight_decay: Decoupled weight decay of all groups that do not say otherwise.
@@ -127,23 +130,25 @@ class MuonWithAdamW(Optimizer):
         fused: bool | None = None,
     ) -> None:
         groups = _marked(list(params))
-        if not any(group["algorithm"] == MUON for group in groups):
+        of = {name: [group for group in groups if group["algorithm"] == name] for name in ALGORITHMS}
+        if not of[MUON] and not of[STACKED]:
             raise ConfigError("groups for Muon (none) must hold at least one matrix; use AdamW for a model without")
-        self._inner: dict[str, Optimizer] = {
-            MUON: Muon(
-                [group for group in groups if group["algorithm"] == MUON],
-                lr=lr,
-                weight_decay=weight_decay,
-                momentum=momentum,
-                nesterov=nesterov,
-                ns_steps=ns_steps,
-                adjust_lr_fn=adjust_lr_fn,
-            )
-        }
-        if others := [group for group in groups if group["algorithm"] == ADAMW]:
+        muon = Muon(
+            of[MUON] or [{"params": []}],
+            lr=lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_steps=ns_steps,
+            adjust_lr_fn=adjust_lr_fn,
+        )
+        self._inner: dict[str, Optimizer] = {MUON: muon} if of[MUON] else {}
+        if of[STACKED]:
+            self._inner[STACKED] = StackedMuon(of[STACKED], muon.defaults)
+        if of[ADAMW]:
             adamw_lr = lr if adamw_lr is None else adamw_lr
             self._inner[ADAMW] = AdamW(
-                others, lr=adamw_lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
+                of[ADAMW], lr=adamw_lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
             )
         # torch's constructors have completed the groups with their settings
         filled = [group for inner in self._inner.values() for group in inner.param_groups]
@@ -213,15 +218,16 @@ def _sharded_muon(parameter: DTensor, group: dict[str, Any], state: dict[str, An
 def _marked(params: list[Any]) -> list[dict[str, Any]]:
     """Groups that all say which algorithm they are for."""
     if not any(isinstance(group, dict) for group in params):
-        chosen = {
-            MUON: [parameter for parameter in params if parameter.ndim == 2],
-            ADAMW: [parameter for parameter in params if parameter.ndim != 2],
-        }
+        named = [one if isinstance(one, tuple) else ("weight", one) for one in params]
+        chosen: dict[str, list[Any]] = {MUON: [], STACKED: [], ADAMW: []}
+        for name, parameter in named:
+            chosen[_algorithm(role_of(parameter, name.rpartition(".")[2]), parameter)].append(parameter)
         return [{"params": held, "algorithm": algorithm} for algorithm, held in chosen.items() if held]
-    wrong = [index for index, group in enumerate(params) if group.get("algorithm") not in (MUON, ADAMW)]
+    wrong = [index for index, group in enumerate(params) if group.get("algorithm") not in ALGORITHMS]
     if wrong:
         raise ConfigError(
-            f"algorithm of parameter group {wrong[0]} ({params[wrong[0]].get('algorithm')!r}) must be {MUON!r} or "
-            f"{ADAMW!r}; set train.parameter_groups = @MuonGroups, which keeps embeddings and the head from Muon"
+            f"algorithm of parameter group {wrong[0]} ({params[wrong[0]].get('algorithm')!r}) must be {MUON!r}, "
+            f"{STACKED!r} or {ADAMW!r}; set train.parameter_groups = @MuonGroups, which keeps embeddings and the head "
+            "from Muon"
         )
     return [dict(group) for group in params]

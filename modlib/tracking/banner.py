@@ -97,6 +97,8 @@ def _facts(plan: Plan) -> Iterable[tuple[str, str]]:
     if plan.estimated_seconds is not None:
         share = f"{100 * plan.assumed_mfu:.0f}% of the peak"
         yield "time", f"about {format_seconds(plan.estimated_seconds)} if training reaches {share}"
+    if plan.roles:
+        yield "optimizer", "\n".join(plan.roles)
     memory = plan.memory_per_rank_bytes
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
     yield "memory per rank", f"about {format_bytes(sum(memory.values()))}: {parts}"

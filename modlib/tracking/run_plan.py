@@ -30,6 +30,7 @@ class Plan:
         memory_per_rank_bytes: Estimates of "parameters", "gradients", "optimizer", "activations".
         checkpoint_bytes: Of one checkpoint, all ranks together.
         learning_rates: The schedule, sampled evenly from the first step to the last.
+        roles: What trained parameters are for and how the optimizer treats them, a line each.
         dataset: What is known of the training data: "path", "num_tokens", "num_documents", "note", and
             "padding", the share of the windows' tokens that is none.
         start_step: Steps already done by earlier attempts.
@@ -62,6 +63,7 @@ class Plan:
     resolved: Mapping[str, Any] = field(default_factory=dict)
     parameter_table: Sequence[tuple[str, int]] = ()
     learning_rates: Sequence[float] = ()
+    roles: Sequence[str] = ()
     dataset: Mapping[str, Any] = field(default_factory=dict)
     start_step: int = 0
     precision: str = "float32"

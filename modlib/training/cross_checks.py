@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -27,7 +26,7 @@ from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
-from modlib.training.parts import loss_of
+from modlib.training.objective import CausalObjective
 
 LEAST_LENGTHS = {
     ("ConstantLR", "total_iters"): 0,
@@ -57,15 +56,24 @@ def check_data(model: Model, dataset: Dataset, layout: BatchLayout) -> None:
     layout.require_one_batch(len(dataset))
 
 
-def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> None:
+def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> int:
     """Build now what a run calls late, to catch bad values before it starts.
+
+    Returns:
+        Parameters of the models that the objective calls and that are not trained.
 
     Raises:
         ConfigError: A component refused its parameters.
     """
-    for choice in (experiment.loss, experiment.checkpointing, experiment.sample):
+    for choice in (experiment.checkpointing, experiment.sample):
         if choice is not None:
             build(config, choice)
+    loss, frozen = build(config, experiment.loss), []
+    if experiment.objective is not None:
+        with torch.device("meta"):
+            frozen = [build(config, one) for one in build(config, experiment.objective, loss).frozen.values()]
+    for part in frozen:
+        build(config, check_initialization, part, None)
     for choice in experiment.subscribers:
         require_run_path(config, choice)
     initialization = build(config, experiment.initialization) if experiment.initialization else None
@@ -73,6 +81,7 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> Non
     check_takes_documents(config, model, "takes_document_ids")
     if experiment.gradient_clipper is not None:
         build(config, experiment.gradient_clipper, model)
+    return sum(parameter.numel() for part in frozen for parameter in part.parameters())
 
 
 def check_schedules(config: Config) -> None:
@@ -117,7 +126,7 @@ def check_sharding(config: Config, experiment: Experiment, model: Any, dataset: 
             inputs, targets = load_batch(dataset, build(config, experiment.collate), np.zeros(1, dtype=np.int64))
         inputs = map_tensors(lambda tensor: tensor.to("meta"), inputs)
         with torch.no_grad():
-            loss_of(model, build(config, experiment.loss), inputs, targets.to("meta"), nullcontext())
+            CausalObjective(build(config, experiment.loss))(model, (inputs, targets.to("meta")))
 
     with explained(config, "FSDPModel"):
         require_whole_weights(model, forward)

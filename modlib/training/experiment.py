@@ -15,12 +15,17 @@ if TYPE_CHECKING:
     from modlib.data.datasets.dataset import Dataset
     from modlib.nn.losses import Loss
     from modlib.optim.schedules import Scheduler
+    from modlib.training.objective import Objective
 else:  # the checks of a config read these annotations, and a config error must not wait for torch
-    Collator = Dataset = Loss = Scheduler = Any
+    Collator = Dataset = Loss = Objective = Scheduler = Any
 
 
 @component(
-    "run", "train", name="train", not_science=("log_every", "checkpointing", "subscribers", "sample", "hang_limit_s")
+    "run",
+    "train",
+    name="train",
+    not_science=("log_every", "checkpointing", "subscribers", "sample", "hang_limit_s"),
+    as_before={"objective": None},
 )
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -34,6 +39,9 @@ class Experiment:
         initialization: Returns a callable (model, seed) that writes the initial weights in place. None: the model
             brings all of them itself, from a checkpoint or a pretrained model.
         loss: Returns a callable (outputs of the model, targets (B, T)) -> sum of the loss over unmasked targets.
+        objective: Called with the loss; returns a callable (model, (inputs, targets)) -> (sum, count, metrics). A step
+            minimises the sum of all micro-batches over their count, logged as `train/loss`; evaluators go on with
+            `loss`. None: `CausalObjective`, the loss of the model's outputs.
         parameter_groups: Returns a callable (model) -> groups of the optimizer.
         optimizer: Called with the groups.
         scheduler: Called with the optimizer; stepped once per optimizer step.
@@ -67,6 +75,7 @@ class Experiment:
     model: Callable[[], Any]
     initialization: Callable[[], Any] | None = None
     loss: Callable[[], Loss]
+    objective: Callable[[Loss], Objective] | None = None
     parameter_groups: Callable[[], Any]
     optimizer: Callable[[Any], Any]
     scheduler: Callable[[Any], Scheduler]

@@ -100,6 +100,7 @@ class RunLog:
         self.throughput.waited(waited_s - self._waited_s)
         self._waited_s = waited_s
         values = {"train/loss": loss, "train/lr": lr, "train/grad_norm": float(result.grad_norm)}
+        values |= {f"train/{name}": mean for name, mean in result.mean_metrics().items()}
         known = self.throughput.beyond_peak
         self.metrics(step, values | self.throughput.measure())
         if known is None and self.throughput.beyond_peak is not None and self.peak is not None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from modlib.data.batches.batch import Inputs
+from modlib.data.batches.batch import Batch
 from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.compilation import compile_blocks, should_compile, start_compile_workers
 from modlib.distributed.fsdp import COMPUTE_DTYPES, shard
 from modlib.distributed.process_group import World
 from modlib.models.weights import initialize
-from modlib.nn.losses import FromHidden, Loss
+from modlib.nn.losses import Loss
+from modlib.nn.routing import RoutesTokens
+from modlib.optim.roles import keep_marks
 from modlib.optim.schedules import Scheduler
 from modlib.training.experiment import Experiment
+from modlib.training.objective import CausalObjective, Forward, Objective, SeesGlobalBatch, Value
+from modlib.training.router_balance import RouterBalance
 
 
 @dataclass
@@ -30,7 +35,10 @@ class Parts:
     Args:
         model: The model; sharded when the world is larger than one.
         loss: The loss component, called with (outputs, targets).
-        forward_loss: (inputs, targets) -> summed loss, in the run's precision, compiled where asked.
+        objective: What a step minimises.
+        look: Where the objective must know the whole global batch before a step: called with this rank's micro-batches
+            on the device, their number and the divisor.
+        forward: A micro-batch on the device -> the objective's value, in the run's precision, compiled where asked.
         optimizer: The optimizer over the model's parameter groups.
         scheduler: The learning-rate schedule.
         clipper: Norm and clipping of gradients.
@@ -39,12 +47,15 @@ class Parts:
         precision: "float32" or "bfloat16".
         guard_on_device: Whether the optimizer skips an update with non-finite gradients by itself.
         num_skipped: Updates skipped so, on the device; None before the first step.
+        frozen: Models that the objective calls and that are not trained; no optimizer or checkpoint has them.
         alive: Called for each tensor that goes to the device: whoever brings batches there makes progress.
     """
 
     model: nn.Module
     loss: Loss
-    forward_loss: Callable[[Inputs, Tensor], Tensor]
+    objective: Objective
+    look: Callable[[Iterator[Batch], int, Tensor], None] | None
+    forward: Callable[[Batch], Value]
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     clipper: GradientClipper
@@ -53,6 +64,7 @@ class Parts:
     precision: str
     guard_on_device: bool = False
     num_skipped: Tensor | None = None
+    frozen: Mapping[str, nn.Module] = field(default_factory=dict)
     alive: Callable[[], None] = lambda: None
 
     def in_precision(self) -> AbstractContextManager[Any]:
@@ -88,12 +100,15 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
     compiled = should_compile(experiment.compile, world.device, total_flops)
     if compiled:
         start_compile_workers()
+    mesh = None
+    if world.size > 1:
+        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("dp_shard",))
     with torch.device("meta"):
         model = experiment.model()
-    if world.size > 1:
+    keep_marks(model)
+    if mesh is not None:
         if compiled:
             compile_blocks(getattr(model, "blocks", [model]))
-        mesh = init_device_mesh(world.device.type, (world.size,), mesh_dim_names=("dp_shard",))
         shard(model, mesh, experiment.precision)
     model.to_empty(device=world.device)
     initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
@@ -102,16 +117,37 @@ def build_parts(experiment: Experiment, world: World, total_flops: float) -> Par
     optimizer = experiment.optimizer(experiment.parameter_groups()(model))
     if hasattr(optimizer, "restore_state"):  # one that goes on from another run's state, by parameter name
         optimizer.restore_state(model)
+    loss = experiment.loss()
+    objective = (experiment.objective or CausalObjective)(loss)
+    frozen = {
+        name: _build_frozen(choice, mesh, world, experiment.precision, experiment.seed)
+        for name, choice in objective.frozen.items()
+    }
     return assemble(
         model,
-        experiment.loss(),
+        loss,
         optimizer,
         experiment.scheduler(optimizer),
         experiment.gradient_clipper,
         world,
         experiment.precision,
         compiled,
+        objective,
+        frozen,
     )
+
+
+def _build_frozen(
+    choice: Callable[[], nn.Module], mesh: DeviceMesh | None, world: World, precision: str, seed: int
+) -> nn.Module:
+    """A model that is not trained, in the order of the one that is."""
+    with torch.device("meta"):
+        model = choice().requires_grad_(False)
+    if mesh is not None:
+        shard(model, mesh, precision)
+    model.to_empty(device=world.device)
+    initialize(model, None, seed)
+    return model.requires_grad_(False).eval()
 
 
 def assemble(
@@ -123,16 +159,40 @@ def assemble(
     world: World,
     precision: str,
     compiled: bool,
+    objective: Objective | None = None,
+    frozen: Mapping[str, nn.Module] | None = None,
 ) -> Parts:
-    """Put built parts together; a model that is not sharded is compiled whole, with its loss."""
+    """Put built parts together; a model that is not sharded is compiled whole, with its objective.
 
-    def forward_loss(inputs: Inputs, targets: Tensor) -> Tensor:
-        return loss_of(model, loss, inputs, targets, precision_context(precision, world))
+    Args:
+        model: In memory, sharded where the world is larger than one; a balance loss that it has joins the objective.
+        loss: Of the run.
+        optimizer: Over the model's parameters.
+        scheduler: Over the optimizer.
+        gradient_clipper: Called with the model. None: measure the norm, do not clip.
+        world: This rank's place.
+        precision: "float32" or "bfloat16".
+        compiled: Whether torch.compile is in use.
+        objective: What a step minimises. None: CausalObjective of the loss.
+        frozen: The models that the objective calls, built.
+    """
+    chosen = objective or CausalObjective(loss)
+    for name, built in (frozen or {}).items():
+        chosen.frozen[name] = torch.no_grad()(_in_precision(built, precision, world))
+    router_loss = model.router_loss() if isinstance(model, RoutesTokens) else None
+    if router_loss is not None:
+        chosen = RouterBalance(chosen, router_loss, partial(sum_over_ranks, world=world))
+    called = _in_precision(model, precision, world)
+
+    def forward(batch: Batch) -> Value:
+        return chosen(called, batch)
 
     return Parts(
         model=model,
         loss=loss,
-        forward_loss=torch.compile(forward_loss, dynamic=False) if compiled and world.size == 1 else forward_loss,
+        objective=chosen,
+        look=partial(chosen.look, called) if isinstance(chosen, SeesGlobalBatch) else None,
+        forward=torch.compile(forward, dynamic=False) if compiled and world.size == 1 else forward,
         optimizer=optimizer,
         scheduler=scheduler,
         clipper=(gradient_clipper or _norm_only)(model),
@@ -140,18 +200,18 @@ def assemble(
         compiled=compiled,
         precision=precision,
         guard_on_device=world.device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False),
+        frozen=frozen or {},
     )
 
 
-def loss_of(
-    model: nn.Module, loss: Loss, inputs: Inputs, targets: Tensor, in_precision: AbstractContextManager[Any]
-) -> Tensor:
-    """The summed loss of one micro-batch; a loss that never holds all logits is computed inside the model."""
-    with in_precision:
-        if isinstance(loss, FromHidden):
-            return cast(Tensor, model(inputs, head=lambda hidden, weight: loss.of_hidden(hidden, weight, targets)))
-        outputs = model(inputs)
-    return cast(Tensor, loss(outputs, targets))
+def _in_precision(model: nn.Module, precision: str, world: World) -> Forward:
+    """The model's forward in the run's precision; what is done with its outputs is in theirs."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with precision_context(precision, world):
+            return model(*args, **kwargs)
+
+    return forward
 
 
 def _norm_only(model: nn.Module) -> GradientClipper:

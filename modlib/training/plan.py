@@ -12,8 +12,10 @@ from modlib.components import component_name
 from modlib.config import Config
 from modlib.data.batches.layout import batch_layout
 from modlib.distributed.fsdp import COMPUTE_DTYPES
+from modlib.models.exportable import export_note
 from modlib.nn.document_mask import document_mask_bytes
-from modlib.nn.model import CountsFlops, CountsParameters, EstimatesActivations, ListsParameters
+from modlib.nn.model import CountsFlops, CountsParameters, EstimatesActivations, HasPlanNotes, ListsParameters
+from modlib.optim.roles import num_non_embedding
 from modlib.runtime.hardware import Peak, peak_flops
 from modlib.runtime.run_folder import versions
 from modlib.runtime.secrets import masked
@@ -67,7 +69,7 @@ def make_plan(
     with torch.device("meta"):
         model = build(config, experiment.model)
     seq_len = model.seq_len if dataset is None else dataset.seq_len
-    check_parts(config, experiment, model)
+    frozen = check_parts(config, experiment, model)
     if dataset is not None:
         with explained(config, component_name(experiment.dataset), component_name(experiment.model)):
             check_data(model, dataset, layout)
@@ -89,6 +91,9 @@ def make_plan(
     notes = (
         [] if isinstance(model, EstimatesActivations) else ["memory is without activations: the model estimates none"]
     )
+    notes += model.plan_notes() if isinstance(model, HasPlanNotes) else []
+    if (note := export_note(model)) is not None:
+        notes.append(note)
     if peak and peak.flops is None:
         notes.append(f"no estimate of time, and no MFU: {peak.source}")
     return Plan(
@@ -109,10 +114,12 @@ def make_plan(
             "gradients": 4 * trainable // world_size,
             "optimizer": state_bytes // world_size,
             "activations": activations,
-        },
+        }
+        | ({"frozen": 4 * frozen // world_size} if frozen else {}),
         checkpoint_bytes=4 * (trainable if getattr(model, "adapter_only_checkpoints", False) else total) + state_bytes,
         flops_convention="palm" if isinstance(model, CountsFlops) else "parameters",
         learning_rates=probe.learning_rates(experiment.num_steps),
+        roles=probe.roles(),
         dataset=describe_data(config, dataset),
         precision=experiment.precision,
         device=torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -152,6 +159,4 @@ def flops_per_token(model: Any, seq_len: int) -> float:
 def _count(model: Any, total: int, trainable: int) -> dict[str, int]:
     if isinstance(model, CountsParameters):
         return dict(model.num_parameters())
-    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    non_embedding = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in embeddings)
-    return {"total": total, "trainable": trainable, "non_embedding": non_embedding}
+    return {"total": total, "trainable": trainable, "non_embedding": num_non_embedding(model)}

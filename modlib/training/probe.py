@@ -14,8 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from modlib.components import component_name
 from modlib.config import Config
+from modlib.optim.muon import ALGORITHMS
+from modlib.optim.roles import parameter_roles
 from modlib.optim.schedules import Scheduler
 from modlib.runtime.errors import ConfigError, ModlibError
+from modlib.runtime.units import counted, format_count
 from modlib.training.building import build
 from modlib.training.cross_checks import check_schedules
 from modlib.training.experiment import Experiment
@@ -36,7 +39,8 @@ class Probe:
     def __init__(self, config: Config, experiment: Experiment, model: nn.Module) -> None:
         self.config, self.experiment = config, experiment
         groups = build(config, experiment.parameter_groups)(model)
-        self.sizes: list[tuple[nn.Parameter, int]] = []
+        self.model = model
+        self.stand_ins: list[tuple[nn.Parameter, nn.Parameter]] = []
         small = [{**group, "params": [self._small(parameter) for parameter in group["params"]]} for group in groups]
         self.optimizer: torch.optim.Optimizer = build(config, experiment.optimizer, small)
         check_schedules(config)
@@ -45,7 +49,7 @@ class Probe:
 
     def _small(self, parameter: nn.Parameter) -> nn.Parameter:
         small = nn.Parameter(torch.zeros([min(size, 8) for size in parameter.shape]))
-        self.sizes.append((small, parameter.numel()))
+        self.stand_ins.append((small, parameter))
         return small
 
     def learning_rates(self, num_steps: int) -> list[float]:
@@ -93,16 +97,38 @@ class Probe:
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state for the whole model: measured after one update, scaled up by size."""
-        for parameter, _ in self.sizes:
-            parameter.grad = torch.zeros_like(parameter)
+        for small, _ in self.stand_ins:
+            small.grad = torch.zeros_like(small)
         self.optimizer.step()
         total = 0
-        for parameter, size in self.sizes:
-            tensors = [value for value in self.optimizer.state[parameter].values() if torch.is_tensor(value)]
+        for small, parameter in self.stand_ins:
+            tensors = [value for value in self.optimizer.state[small].values() if torch.is_tensor(value)]
             # a state tensor of another size than its parameter, such as a step count, is too small to matter
-            same = [value for value in tensors if value.shape == parameter.shape]
-            total += sum(value.element_size() for value in same) * size
+            same = [value for value in tensors if value.shape == small.shape]
+            total += sum(value.element_size() for value in same) * parameter.numel()
         return total
+
+    def roles(self) -> list[str]:
+        """A line for each role that trained parameters have, and for each way in which the optimizer treats it."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups = {id(small): group for group in self.optimizer.param_groups for small in group["params"]}
+        roles = parameter_roles(self.model)
+        found: dict[tuple[str, str], list[int]] = {}
+        for small, parameter in self.stand_ins:
+            kind = roles[names[id(parameter)]].replace("_", " ")
+            found.setdefault((kind, _treatment(groups[id(small)])), []).append(parameter.numel())
+        return [
+            f"{kind}: {format_count(sum(sizes))} in {counted(len(sizes), 'parameter')}{treatment}"
+            for (kind, treatment), sizes in found.items()
+        ]
+
+
+def _treatment(group: dict[str, Any]) -> str:
+    """What a group of an optimizer says of its parameters, after a comma; empty where it says nothing."""
+    words = [ALGORITHMS.get(group["algorithm"], str(group["algorithm"]))] if "algorithm" in group else []
+    if "weight_decay" in group:
+        words.append(f"weight decay {group['weight_decay']:g}" if group["weight_decay"] else "no weight decay")
+    return "".join(f", {word}" for word in words)
 
 
 def _set_in(group: dict[str, Any]) -> list[float]:

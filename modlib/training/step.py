@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,25 +24,31 @@ class StepResult:
     """What one step leaves for the log, still on the device.
 
     Args:
-        loss_sum: Sum of the loss over the unmasked targets of all ranks, float32 scalar.
-        tokens: Unmasked targets over all ranks, scalar.
+        loss_sum: Sum of the objective over all ranks, float32 scalar.
+        tokens: What it is a sum over, its count over all ranks: unmasked targets, scalar.
         grad_norm: Total gradient norm before clipping, scalar.
+        metrics: Of the objective, by name: sums as the loss is.
     """
 
     loss_sum: Tensor
     tokens: Tensor
     grad_norm: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
     def mean_loss(self) -> float:
         """The token-weighted loss of the global batch. A host sync: for log steps only."""
         return float(self.loss_sum / self.tokens)
 
+    def mean_metrics(self) -> dict[str, float]:
+        """The objective's metrics of the global batch. A host sync for each: for log steps only."""
+        return {name: float(total / self.tokens) for name, total in self.metrics.items()}
+
 
 def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResult:
     """Do optimizer step number `step`.
 
-    The loss of every micro-batch is divided by the number of unmasked targets in the whole global batch, so
-    accumulation, masking and world size do not change the objective.
+    The objective's sum of every micro-batch is divided by its count (unmasked targets) in the whole global batch, so
+    accumulation, masking and world size do not change what is minimised.
 
     Raises:
         DataError: A token id is not below the model's vocabulary.
@@ -54,20 +60,39 @@ def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResul
     tokens = _global_tokens(parts, micro_batches)
     # FSDP averages gradients over ranks; the objective is a sum over ranks divided by the global token count
     scale = parts.world.size / tokens
+    if parts.look is not None:
+        parts.look(_on_device(parts, micro_batches), len(micro_batches), tokens)
     loss_sum = torch.zeros((), device=parts.world.device)
-    for index, (inputs, targets) in enumerate(micro_batches):
+    metrics: dict[str, Tensor] = {}
+    for index, batch in enumerate(_on_device(parts, micro_batches)):
         set_gradient_sync(parts.model, index == len(micro_batches) - 1)
-        loss = parts.forward_loss(map_tensors(parts.to_device, inputs), parts.to_device(targets))
+        loss, _, named = parts.forward(batch)
         (loss * scale).backward()
         loss_sum += loss.detach()
-    loss_sum = sum_over_ranks(loss_sum, parts.world)  # as the norm is: what one rank finds, all find
+        for name, part in named.items():
+            metrics[name] = metrics[name] + part if name in metrics else part
+    loss_sum, metrics = _over_ranks(parts, loss_sum, metrics)  # as the norm is: what one rank finds, all find
     grad_norm = parts.clipper.norm()
     _guard(parts, grad_norm, loss_sum / tokens, step)
     parts.clipper.clip(grad_norm)
     parts.optimizer.step()
     parts.scheduler.step()
     parts.optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_sum, tokens, grad_norm)
+    return StepResult(loss_sum, tokens, grad_norm, metrics)
+
+
+def _on_device(parts: Parts, micro_batches: Sequence[Batch]) -> Iterator[Batch]:
+    """One micro-batch after the other."""
+    for inputs, targets in micro_batches:
+        yield map_tensors(parts.to_device, inputs), parts.to_device(targets)
+
+
+def _over_ranks(parts: Parts, loss: Tensor, metrics: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The sums over all ranks, in one collective."""
+    if not metrics:
+        return sum_over_ranks(loss, parts.world), metrics
+    summed, *others = sum_over_ranks(torch.stack([loss, *(part.to(loss) for part in metrics.values())]), parts.world)
+    return summed, dict(zip(metrics, others, strict=True))
 
 
 def _guard(parts: Parts, grad_norm: Tensor, loss: Tensor, step: int) -> None:
@@ -102,6 +127,6 @@ def require_finite(parts: Parts, step: int) -> None:
 
 def _global_tokens(parts: Parts, micro_batches: Sequence[Batch]) -> Tensor:
     """Unmasked targets of the global batch; at least 1, so that an all-masked batch gives zero gradients."""
-    local = sum(int((targets != parts.loss.ignore_index).sum()) for _, targets in micro_batches)
+    local = sum(int(parts.objective.count(batch)) for batch in micro_batches)
     tokens = torch.tensor(float(local), device=parts.world.device)
     return sum_over_ranks(tokens, parts.world).clamp_(min=1)

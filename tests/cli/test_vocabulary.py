@@ -43,10 +43,10 @@ TAKE_A_RUN = {
 }
 """A call of each command that takes a run, with RUN where the run is meant."""
 TAKE_A_SWEEP = {"sweep": ("RUN",)}
-LOOK_INTO_RUNS_DIR = {"ls", "queue"}
+LOOK_INTO_RUNS_DIR = {"ls", "queue", "train"}
 TAKE_NO_RUN = {"list", *(f"data {name}" for name in DATA_COMMANDS if name != "batch")}
 READ_A_CHECKPOINT = {"export", "generate"}
-TAKE_GIN_FILES = {"show", *(f"data {name}" for name in MAKERS)}
+TAKE_GIN_FILES = {"show", "train", *(f"data {name}" for name in MAKERS)}
 
 SAME_NAME_OTHER_TYPE = {
     "--metric": "plot draws several, a sweep is judged by one",
@@ -220,7 +220,8 @@ def test_completion_imports_nothing_heavy(tmp_path: Path) -> None:
     ("word", "answer"),
     [
         ("shwo", "No such command 'shwo'. Did you mean 'show'?"),
-        ("trian", "No such command 'trian'; training is started with: python launch.py --gin_file quickstart.gin"),
+        ("trian", "No such command 'trian'. Did you mean 'train', 'track'?"),
+        ("launhc", "No such command 'launhc'; training is started with: modlib train --gin_file quickstart.gin"),
         ("zzz", "No such command 'zzz'."),
     ],
 )

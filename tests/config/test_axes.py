@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modlib.components import SHIPPED
 from modlib.config.axes import Axis, Swept, parse_axes, read_axes, short
-from modlib.config.files import REPOSITORY
 from modlib.runtime.errors import ConfigError
 
-SWEEPS = sorted((REPOSITORY / "gin_configs" / "sweeps").glob("*.gin"))
+SWEEPS = sorted((SHIPPED / "gin_configs" / "sweeps").glob("*.gin"))
 
 
 def axis(text: str) -> Axis:

@@ -23,7 +23,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write(root / "experiments" / "2026_x" / "table1.gin", "D = 4\n")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(files, "REPOSITORY", root)
+    monkeypatch.setattr(files, "SHIPPED", root)
     return root
 
 

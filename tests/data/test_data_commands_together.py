@@ -32,6 +32,7 @@ class CutOff(Exception):
     pass
 
 
+@pytest.mark.slow
 @given(ROWS, st.integers(1, 200), st.integers(1, 8), st.one_of(st.none(), st.integers(1, 60)), st.integers(0, 3))
 @settings(max_examples=40)
 def test_nothing_is_lost_and_all_is_in_order(

@@ -57,6 +57,7 @@ def chi_square(counts: np.ndarray) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3, 5, 8, 24])
 def test_over_keys_every_place_is_equally_likely(size: int) -> None:
     draws = 3000

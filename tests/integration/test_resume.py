@@ -35,6 +35,7 @@ def test_metrics_are_complete_and_flat(undisturbed: Path) -> None:
     assert all(isinstance(value, int | float) for line in lines for value in line.values())
 
 
+@pytest.mark.slow
 def test_kill_9_at_a_random_step_and_restart(undisturbed: Path, tmp_path: Path) -> None:
     step = random.SystemRandom().randint(1, 36)
     arguments = (TINY, [], "--runs_dir", str(tmp_path), "--name", "run")

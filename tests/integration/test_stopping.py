@@ -64,7 +64,7 @@ def test_ctrl_c_waits_for_the_step_and_twice_says_what_is_lost(tmp_path: Path) -
     assert process.returncode == 130, err
     record = run.read()
     saved, lost = record["step"], record["lost_steps"]
-    assert saved in (2, 4), "a busy machine may have been a step further"
+    assert saved in (2, 3, 4), "a busy machine may have saved, or been a step further, between the two signals"
     kept = what_is_kept(saved, lost)
     assert f"interrupted twice: stopping now, without saving; {kept} (exit code 130)" in err
     assert (record["status"], record["exit_code"]) == ("stopped", 130)

@@ -228,6 +228,12 @@ def with_block(kind: type[Block]) -> GPT2:
     return model
 
 
+def with_forward() -> GPT2:
+    model = small()
+    model.blocks[0].forward = lambda x, *_: x
+    return model
+
+
 def with_eps(eps: float) -> GPT2:
     model = small()
     model.final_norm.eps = eps
@@ -245,6 +251,7 @@ def with_eps(eps: float) -> GPT2:
             lambda: with_block(ParallelBlock),
             r"^blocks.1 \(ParallelBlock\) must be exactly Block to be written for trans",
         ),
+        (with_forward, r"^blocks.0 \(Block with another forward\) must be exactly Block to be written for transfor"),
         (lambda: small(norm=MyNorm), r"norm is LayerNorm itself \(blocks.0.attention_norm is its subclass MyNorm\)"),
         (
             lambda: small(**{**LLAMA_LIKE, "norm": MyRMS}),
@@ -264,7 +271,7 @@ def with_eps(eps: float) -> GPT2:
         ),
         (lambda: with_eps(0.1), r"all norms have one eps \(final_norm has 0.1, the first 1e-05\)"),
     ],
-    ids=["model", "block", "LayerNorm", "RMSNorm", "no affine", "no bias", "no weight", "eps"],
+    ids=["model", "block", "forward", "LayerNorm", "RMSNorm", "no affine", "no bias", "no weight", "eps"],
 )
 def test_what_computes_something_else_is_refused(build: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=text):

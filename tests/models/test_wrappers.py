@@ -125,6 +125,7 @@ def adapters_over(path: str, inner: Wrapper, outermost: str) -> dict[str, torch.
     return whole(in_memory(orders[outermost], seed=9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outermost", ["fsdp", "checkpointed"])
 @pytest.mark.parametrize("inner", [small, llama], ids=["gpt2", "llama"])
 def test_adapters_of_another_run_go_on_over_the_same_base(inner: Wrapper, outermost: str, tmp_path: Path) -> None:

@@ -94,10 +94,16 @@ def test_equal_to_torchs_two_optimizers() -> None:
     assert torch.equal(train(model, [ours]), train(reference, torchs))
 
 
-def test_plain_parameters_are_divided_by_shape() -> None:
+def test_plain_parameters_are_divided_by_what_their_shape_and_name_say() -> None:
     model = nn.Linear(3, 4)
     optimizer = MuonWithAdamW(model.parameters())
     assert [names(model, group) for group in optimizer.param_groups] == [{"weight"}, {"bias"}]
+    narrow = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1, bias=False))  # a map to one number is a vector
+    optimizer = MuonWithAdamW(narrow.parameters())
+    assert [names(narrow, group) for group in optimizer.param_groups] == [{"0.weight"}, {"0.bias", "1.weight"}]
+    stacked_bias = nn.Parameter(torch.ones(3, 4))
+    optimizer = MuonWithAdamW([("up.weight", model.weight), ("experts.up_bias", stacked_bias)])
+    assert [group["algorithm"] for group in optimizer.param_groups] == ["muon", "adam_w"]
 
 
 def test_a_schedule_scales_both_rates_by_the_same_factor() -> None:
@@ -170,8 +176,8 @@ def test_groups_of_another_kind_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         MuonWithAdamW([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
     assert str(caught.value) == (
-        "algorithm of parameter group 0 (None) must be 'muon' or 'adam_w'; set train.parameter_groups = @MuonGroups, "
-        "which keeps embeddings and the head from Muon"
+        "algorithm of parameter group 0 (None) must be 'muon', 'muon_of_each' or 'adam_w'; set "
+        "train.parameter_groups = @MuonGroups, which keeps embeddings and the head from Muon"
     )
     with pytest.raises(ConfigError) as caught:
         MuonWithAdamW([nn.Parameter(torch.zeros(2))])

@@ -285,6 +285,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_started_again_and_no_row_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_file_changed_during_the_run_with_its_times_kept(tmp_path: Path) -> No
     assert launch(tmp_path, path)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_large_file_is_hashed_before_the_first_step(tmp_path: Path, large_files: None) -> None:
     path = write(tmp_path / "data.packed")
     sound = path.read_bytes()
@@ -110,6 +111,7 @@ def test_a_large_file_is_hashed_before_the_first_step(tmp_path: Path, large_file
     assert launch(tmp_path, path)[0] == 0
 
 
+@pytest.mark.slow
 def test_the_hash_is_in_run_json_and_in_checkpoints_and_compared(tmp_path: Path, large_files: None) -> None:
     path, val = write(tmp_path / "data.packed"), write(tmp_path / "val.packed", seed=1)
     files = {

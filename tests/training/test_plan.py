@@ -11,7 +11,7 @@ from torch import nn
 from modlib.config import load
 from modlib.runtime.errors import DataError
 from modlib.training.building import build, build_experiment
-from modlib.training.plan import flops_per_token
+from modlib.training.plan import flops_per_token, make_plan
 
 TINY = "debug/tiny.gin"
 
@@ -45,3 +45,20 @@ def test_an_error_of_data_is_as_it_was_raised_with_its_origin(tmp_path: Path) ->
     assert str(path) in text
     where = "data/packed.gin:5 -> DATA quickstart.gin:8 -> DATA --gin_param #1"
     assert origin == f"train/PackedDataset.path = '{path}' was set at {where}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("GPT2.qk_norm=True", "modlib export will refuse this model: transformers has no architecture for this model"),
+        ("LayerNorm.elementwise_affine=False", "GPT-2 needs that blocks.0.attention_norm has a weight"),
+        ("GPT2.dropout=0.1", None),
+    ],
+)
+def test_what_cannot_be_exported_is_said_before_it_is_trained(setting: str, text: str | None) -> None:
+    config = load([TINY], [setting])
+    notes = [note for note in make_plan(build_experiment(config), config, 1).notes if "export" in note]
+    assert len(notes) == (text is not None)
+    if text is not None:
+        assert text in notes[0]
+        assert notes[0].endswith("; modlib export --plain writes its weights alone")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modlib.runtime.errors import CheckpointError, DataError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
@@ -23,14 +23,12 @@ class TrainedRun:
     """What a run folder says about a model.
 
     Args:
-        run: Its folder, by its absolute path.
         config: The run's.
         experiment: The settings.
         model: In memory, with the checkpoint's weights.
         loaded: Which checkpoint it was.
     """
 
-    run: RunFolder
     config: Config
     experiment: Any
     model: Any
@@ -51,6 +49,31 @@ def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun
         RunFolderError: The folder has no configuration.
         CheckpointError: It has no checkpoint, not this one, or one that does not fit its config.
     """
+    import torch
+
+    from modlib.launching.working_directory import in_working_directory
+    from modlib.models.weights import initialize
+
+    run, config, experiment, model = planned_run(run, step)
+    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
+    if getattr(model, "adapter_only_checkpoints", False):  # the rest comes from where training took it
+        with in_working_directory(RunFolder(run.path.absolute())):
+            initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
+    loaded = _restore(run, model, step)
+    return TrainedRun(config, experiment, model, loaded)
+
+
+class PlannedRun(NamedTuple):
+    """What a run folder says before any weight is read; the model is on meta."""
+
+    folder: RunFolder
+    config: Config
+    experiment: Any
+    model: Any
+
+
+def planned_run(run: RunFolder | Path | str, step: int | None = None) -> PlannedRun:
+    """The run's configuration, settings, and model on meta; arguments and errors as of load_run."""
     from modlib.checkpointing.names import step_folders
 
     run = run if isinstance(run, RunFolder) else RunFolder(run)
@@ -72,21 +95,15 @@ def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun
 
     from modlib.config import load
     from modlib.launching.working_directory import in_working_directory
-    from modlib.models.weights import initialize
     from modlib.runtime.logs import start_logging
     from modlib.training.building import build, build_experiment
 
     start_logging(level=logging.WARNING)
     config = load([run.config_path])
     experiment = build_experiment(config)
-    with in_working_directory(absolute):
-        with torch.device("meta"):
-            model = build(config, experiment.model)
-        model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
-        if getattr(model, "adapter_only_checkpoints", False):  # the rest comes from where training took it
-            initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
-    loaded = _restore(run, model, step)
-    return TrainedRun(absolute, config, experiment, model, loaded)
+    with in_working_directory(absolute), torch.device("meta"):
+        model = build(config, experiment.model)
+    return PlannedRun(run, config, experiment, model)
 
 
 def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
@@ -117,7 +134,8 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
     from modlib.launching.working_directory import in_working_directory
     from modlib.training.building import build
 
-    with in_working_directory(trained.run):
+    run = RunFolder(trained.loaded.path.absolute().parents[1])  # the folder of the checkpoints' folder
+    with in_working_directory(run):
         dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
         name = getattr(dataset, "name", None)
         path = tokenizer_path_of(dataset)

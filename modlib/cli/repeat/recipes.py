@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modlib.components import SHIPPED
 from modlib.config import Config, load
-from modlib.config.files import REPOSITORY
 from modlib.config.lock import OTHER, SCIENCE, Drift, changes, drift, entry_of, is_left_open, lock_entry
 from modlib.config.suggestions import similar
 from modlib.runtime import durable
@@ -17,7 +17,7 @@ from modlib.runtime.errors import ConfigError
 from modlib.runtime.json_files import JSONError, read_json
 from modlib.tracking.claims import Expected, read_expected
 
-EXPERIMENTS = REPOSITORY / "experiments"
+EXPERIMENTS = SHIPPED / "experiments"
 LOCK_FILE, EXPECTED_FILE, RESULTS = "lock.json", "expected.json", "results"
 FORMAT = 1
 

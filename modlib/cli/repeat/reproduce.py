@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,9 +17,9 @@ import typer
 
 from modlib.cli.options import RUNS, RunArgument, RunsDir
 from modlib.cli.report import reported
-from modlib.cli.watch.resume import LAUNCH_CODE
 from modlib.cli.watch.runs import find_run
 from modlib.config.diff import recorded
+from modlib.launching.command import calling_words
 from modlib.launching.local import clean_environment
 from modlib.launching.old_code import PATCH, OldCode, old_code
 from modlib.runtime import durable
@@ -223,10 +222,8 @@ def _num_steps(run: RunFolder) -> int:
 
 
 def _words(original: RunFolder, again: RunFolder, code: OldCode) -> list[str]:
-    """The call of the old launch.py, on as many ranks and threads as then."""
-    launch = code.source / "launch.py"
-    words = [sys.executable, *([str(launch)] if launch.is_file() else ["-c", LAUNCH_CODE])]
-    words += ["--gin_file", str(original.config_path.absolute()), "--name", again.name]
+    """The call of the old code, on as many ranks and threads as then."""
+    words = [*calling_words(code.source), "--gin_file", str(original.config_path.absolute()), "--name", again.name]
     words += ["--runs_dir", str(again.path.parent.absolute()), "--executor", "local"]
     state = original.read()
     for field, parameter in (("world_size", "num_processes"), ("num_threads", "threads_per_process")):

@@ -21,6 +21,7 @@ from modlib.cli.report import finished_text
 from modlib.cli.start.planning import plan_run
 from modlib.config import Config
 from modlib.config.variation import variation
+from modlib.launching.command import own_call
 from modlib.launching.continuing import Resume, is_finished
 from modlib.launching.ending import lost_steps
 from modlib.launching.lengthening import Change
@@ -147,7 +148,7 @@ def _summary(
         num_steps=plan.num_steps,
         tokens=step * plan.tokens_per_step,
         seconds=seconds,
-        command=[] if "MODLIB_REPRODUCING" in os.environ else sys.argv,  # its code lies in a folder that goes away
+        command=[] if "MODLIB_REPRODUCING" in os.environ else own_call(),  # its code lies in a folder that goes away
         change=variation(config),
         tokens_per_s=mean_rate,
         mfu=plan.mfu(mean_rate) if mean_rate else None,

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from modlib.cli.table import print_table
 from modlib.config.hashing import digits_of
+from modlib.launching.command import calling_words, own_call
 from modlib.launching.continuing import Resume, require_same
-from modlib.launching.prepare import SOURCE, write_config
+from modlib.launching.prepare import write_config
 from modlib.launching.sweep import Point, Sweep, pending_points, plan_sweep, point_command, without_checkpoints
 from modlib.launching.sweep_points import grouped, some_of
 from modlib.launching.sweep_results import state_of, why
@@ -193,7 +194,7 @@ def _train(sweep: Sweep, resume: Resume) -> int:
             started = time.monotonic()
             try:
                 _write_config(sweep, point)
-                code = processes.run([*_launcher(), *point_command(point), *resumed])
+                code = processes.run([*calling_words(), *point_command(point), *resumed])
             except ModlibError as error:  # this point alone cannot be continued
                 _say(str(error))
                 code = error.exit_code
@@ -214,11 +215,6 @@ def _write_config(sweep: Sweep, point: Point) -> None:
             f"run folder ({point.run.path}) must be a folder that can be written: {error.strerror or error}; "
             "the same command continues"
         ) from error
-
-
-def _launcher() -> list[str]:
-    script = Path(sys.argv[0])
-    return [sys.executable, str(script if script.name == "launch.py" else SOURCE / "launch.py")]
 
 
 def stop_with_sweep() -> None:
@@ -316,7 +312,7 @@ def _sum_up(sweep: Sweep, codes: dict[str, int], signals: Sequence[int]) -> int:
     for point in failed:
         _say(f"  {point.name} failed: {why(codes[point.name])} (logs: {point.run.current_attempt().logs_path})")
     if left:
-        _say(f"# run what is not finished: the same command\n{command_line(sys.argv)}")
+        _say(f"# run what is not finished: the same command\n{command_line(own_call())}")
     _say(f"# results\nmodlib sweep {quoted(os.path.relpath(sweep.folder))}")
     if not left:
         return EXIT_OK

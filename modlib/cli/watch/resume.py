@@ -10,14 +10,11 @@ from modlib.checkpointing.names import step_folders
 from modlib.cli.options import RUNS, RunArgument, RunsDir
 from modlib.cli.report import finished_text, reported
 from modlib.cli.watch.runs import executor, find_run, states_of
+from modlib.launching.command import calling_words
 from modlib.launching.working_directory import working_directory
 from modlib.runtime.errors import RunFolderError
 from modlib.runtime.run_folder import RunFolder
 from modlib.runtime.shell import command_line, quoted
-
-LAUNCH = Path(__file__).parents[3] / "launch.py"
-# where modlib is installed without launch.py beside it
-LAUNCH_CODE = "from modlib.cli.start.launch import main; main()"
 
 
 def command(run: RunArgument, runs_dir: RunsDir = RUNS) -> None:
@@ -56,7 +53,7 @@ def require_resumable(run: RunFolder) -> None:
         RunFolderError: It has no configuration, it runs, or a job of it waits.
     """
     if not run.config_path.is_file():
-        raise RunFolderError(f"run ({run.path}) must have a config.gin to be resumed; start it with launch.py again")
+        raise RunFolderError(f"run ({run.path}) must have a config.gin to be resumed; start it again")
     state = states_of([run])[0]
     active = state.job is not None and state.job.active
     if state.state in ("running", "queued") or (active and not state.is_over):
@@ -69,8 +66,7 @@ def require_resumable(run: RunFolder) -> None:
 
 
 def launch_command(run: RunFolder) -> list[str]:
-    """The call of launch.py that continues a run, from whatever folder."""
-    launch = [str(LAUNCH)] if LAUNCH.is_file() else ["-c", LAUNCH_CODE]
-    words = [sys.executable, *launch, "--gin_file", str(run.config_path.absolute()), "--name", run.name]
+    """The call that continues a run, from whatever folder."""
+    words = [*calling_words(), "--gin_file", str(run.config_path.absolute()), "--name", run.name]
     words += ["--runs_dir", str(run.path.parent.absolute())]
     return words + (["--executor", "slurm"] if executor(run) == "slurm" else [])

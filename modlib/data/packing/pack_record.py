@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import modlib
 from modlib.data.packed.file import PackedFile
 from modlib.data.packed.header import PackedHeader
 from modlib.data.packing.block_encoder import SourceCount
@@ -18,6 +17,7 @@ from modlib.data.packing.journal import changed
 from modlib.data.text.sources import Source
 from modlib.runtime.errors import DataError
 from modlib.runtime.json_files import read_json
+from modlib.version import VERSION
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,28 @@ def record_of(
         "num_skipped": summary.num_skipped,
         "engine": summary.engine,
         "seconds": round(summary.seconds, 2),
-        "versions": {"modlib": modlib.__version__, "python": platform.python_version(), **packages},
+        "versions": {"modlib": VERSION, "python": platform.python_version(), **packages},
         "inputs": [
             {"path": str(one.path), "bytes": one.num_bytes, **asdict(counts.get(number, SourceCount()))}
             for number, one in enumerate(sources)
         ],
         "decided_by": dict(settings),
     }
+
+
+def packed_chat_template(path: Path) -> str | None:
+    """The chat template that a packed file's conversations were rendered with; None where no record tells of one.
+
+    Args:
+        path: The packed file; its record is in the same folder and names it, with its content's hash.
+    """
+    for record in sorted(path.parent.glob("*.pack.json")):
+        try:
+            told = read_json(record, dict[str, Any])
+            template = told["settings"].get("chat_template")
+            output = told["outputs"][path.name]
+            if isinstance(template, str) and output["sha256"] == PackedFile(path).header.sha256:
+                return template
+        except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-import modlib
 from modlib.data.corpora import corpus
 from modlib.data.packed.file import PackedFile
 from modlib.data.packed.header import PackedHeader
@@ -18,6 +17,7 @@ from modlib.data.packed.pieces import Ids, Numbers, document_batches
 from modlib.data.packed.writer import PackedFileWriter
 from modlib.runtime import durable
 from modlib.runtime.errors import DataError
+from modlib.version import VERSION
 
 _COPIED_ONE_BY_ONE = 32  # tokens per stretch, from which a copy of each beats an index of every token
 
@@ -114,7 +114,7 @@ def write_provenance(
     """
     record = {
         "command": f"modlib data {command}",
-        "modlib": modlib.__version__,
+        "modlib": VERSION,
         "options": dict(options),
         "inputs": [dict(one) for one in inputs],
         "output": {"path": str(path)} | ({} if header is None else _of_header(header)),

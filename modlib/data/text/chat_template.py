@@ -12,12 +12,8 @@ from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.template_sandbox import BEGIN, END, LimitReached, hidden_names, sandbox
-from modlib.data.text.tokenizer import (
-    BEGIN_OF_TEXT_TOKENS,
-    END_OF_DOCUMENT_TOKENS,
-    TextTokenizer,
-    named_in_folder,
-)
+from modlib.data.text.token_choice import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, named_in_folder
+from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import ConfigError
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")

@@ -156,6 +156,7 @@ def test_what_docs_data_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         exec(example, {})
 
 
+@pytest.mark.slow
 def test_what_docs_data_says_of_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()

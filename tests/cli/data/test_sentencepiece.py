@@ -53,6 +53,7 @@ def test_it_is_read_back_and_taken_along(file: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_on_it_has_text(file: Path, tmp_path: Path) -> None:
     vocab_size = PretrainedSPTokenizer(file.with_name("sp.tokenizer.model")).vocab_size
     params = ["NUM_STEPS=1", f"DATA='{file}'", f"VAL_DATA='{file}'", "SEQ_LEN=8", f"GPT2.vocab_size={vocab_size}"]

@@ -82,6 +82,7 @@ def same_logits(folder: Path, model: nn.Module, kind: str = "AutoModelForCausalL
     return theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_run_gives_the_same_logits_in_transformers(runs: Path, name: str, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (runs / name).rglob("*")}
@@ -149,7 +150,7 @@ def test_without_its_tokenizer_the_model_is_still_written(runs: Path, tmp_path: 
     config = run / "config.gin"
     config.write_text(config.read_text().replace("'stdlib:train'", f"'{tmp_path}/gone.packed'"))
     done = export(run, tmp_path / "out")
-    assert "exported without a tokenizer" in done.stderr
+    assert "exported without the training data's tokenizer" in done.stderr
     assert not (tmp_path / "out" / "tokenizer.json").exists()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] is None
 
@@ -234,11 +235,6 @@ def test_adapters_are_merged_and_the_model_stays(kind: str, tmp_path: Path) -> N
 
 
 def test_a_model_that_transformers_does_not_have(tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"^model \(Linear\) must be GPT2 or HuggingFacePretrainedModel to be written for transformers$",
-    ):
-        export_huggingface(nn.Linear(2, 2), tmp_path / "out")
     odd = GPT2(vocab_size=80, seq_len=32, num_layers=1, num_heads=4, dim=32, position="none")
     with pytest.raises(ConfigError, match="transformers has no architecture for this model"):
         export_huggingface(odd, tmp_path / "out")

@@ -138,6 +138,7 @@ def reproduced(run: Path, code: int) -> str:
     return " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_damaged_data_is_named_before_anything_runs(run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.packed"
     content = bytearray(data.read_bytes())

@@ -49,6 +49,7 @@ def one_failed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproce
     return folder / "runs" / "lr", done
 
 
+@pytest.mark.slow
 def test_a_point_that_fails_does_not_end_the_sweep(one_failed: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, done = one_failed
     assert done.returncode == 1, done.stderr

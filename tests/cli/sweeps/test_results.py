@@ -129,12 +129,17 @@ RANDOM = {"num_samples": 8}
         (["LR=[1e-3,1e-2,1e-1]", "SEED=[0,1]"], {}),
         (["LR=[1e-3]", "GPT2.activation=['gelu','relu']"], {}),
         (["LR=[1e-4,1e-3,1e-1]", "WARMUP_STEPS=[1,2]", "SEED=[0,1]"], {}),
-        (["LR=[1e-3,1e-1]", "WARMUP_STEPS=[1,2]", "GPT2.num_layers=[1,2,3]"], {}),
+        pytest.param(
+            ["LR=[1e-3,1e-1]", "WARMUP_STEPS=[1,2]", "GPT2.num_layers=[1,2,3]"], {}, marks=pytest.mark.slow
+        ),
         pytest.param(["LR=[1e-4,1e-3,1e-1];WARMUP_STEPS=[1,2,3]"], {}, marks=pytest.mark.slow),
         pytest.param(["LR=loguniform(1e-5,1e-1)"], RANDOM, marks=pytest.mark.slow),
         pytest.param(["LR=loguniform(1e-5,1e-1)", "WARMUP_STEPS=[1,2]"], RANDOM, marks=pytest.mark.slow),
         (["LR=loguniform(1e-5,1e-1)", "AdamW.weight_decay=uniform(0.0,0.3)"], RANDOM),
-        (["LR=loguniform(1e-5,1e-1)", "WARMUP_STEPS=integers(1,4)", "GPT2.activation=choice(['gelu','relu'])"], RANDOM),
+        pytest.param(
+            ["LR=loguniform(1e-5,1e-1)", "WARMUP_STEPS=integers(1,4)", "GPT2.activation=choice(['gelu','relu'])"],
+            RANDOM, marks=pytest.mark.slow,
+        ),
     ],
     ids=["line", "seeds", "names", "heat_map", "panels", "zipped", "random", "curves", "scatter", "parallel"],
 )  # fmt: skip

@@ -71,6 +71,7 @@ def one(*words: str | Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_that_is_cancelled_resumed_and_killed(tmp_path: Path) -> None:
     """One run through its states, watched."""
     folder = ("--runs_dir", tmp_path)

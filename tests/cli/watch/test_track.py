@@ -60,6 +60,7 @@ def test_tensorboard_is_written_anew(run: RunFolder) -> None:
     assert len(list(run.tensorboard_path.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_wandb_gets_what_it_has_not_and_that_is_marked(run: RunFolder) -> None:
     (run.path / "wandb").mkdir()
     write_sent(run.path, Sent({1: 2}))

@@ -101,6 +101,7 @@ def test_an_error_that_does_not_pickle_still_arrives() -> None:
         next(loader.iterate())
 
 
+@pytest.mark.slow
 def test_spawned_workers(make_packed: MakePacked) -> None:
     dataset = PackedDataset(path=str(make_packed(200)), seq_len=5)
     with make_loader(dataset, micro_batch_size=2, num_workers=1, start_method="spawn") as loader:
@@ -121,6 +122,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a child to its parent's death")
 def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     path = tmp_path / "data.packed"

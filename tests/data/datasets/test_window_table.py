@@ -331,6 +331,7 @@ with faults.installed("fs.operation", kill):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("operation", "number"), [("create", 1), ("write", 1), ("write", 3), ("fsync", 1), ("rename", 1)]
 )

@@ -74,6 +74,7 @@ def test_ids_are_the_tokenizers_own_for_any_text(fast: FastBPE, texts: list[str]
     assert ids.dtype == np.uint32
 
 
+@pytest.mark.slow
 @QUICK_WITH_ONE
 def test_ids_of_every_character(fast: FastBPE) -> None:
     many_of_a_kind = (*range(0x3400, 0x9F00), *range(0xAC00, 0xE000))  # Chinese and Korean; surrogates
@@ -85,6 +86,7 @@ def test_ids_of_every_character(fast: FastBPE) -> None:
     assert first_difference(fast, texts) is None
 
 
+@pytest.mark.slow
 @QUICK_WITH_ONE
 def test_long_runs(fast: FastBPE) -> None:
     texts = ["a" * 70_000, *(unit * 7_000 for unit in ("ab", " ", "\n", " \n", "'s"))]

@@ -143,6 +143,7 @@ def test_text_is_read_without_its_mark_and_only_utf_8(tmp_path: Path) -> None:
         decoded(b"caf\xe9!", path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", COMPRESS)
 def test_a_line_that_is_too_long_when_unpacked_is_refused_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str

@@ -1,0 +1,95 @@
+"""A run as an exported folder: its newest undamaged checkpoint, and what its training data says of the tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modlib.cli.models.trained_run import TrainedRun, load_run, planned_run, tokenizer_of
+from modlib.runtime.errors import CheckpointError, ConfigError, DataError
+from modlib.runtime.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from modlib.checkpointing.loading import Checkpoint
+    from modlib.models.exported_tokenizer import DataTokenizer
+
+logger = logging.getLogger("modlib")
+
+
+def export_run(run: RunFolder, step: int | None, out: Path, *, dtype: str | None, plain: bool) -> TrainedRun:
+    """Write the folder, tensor by tensor from the checkpoint.
+
+    Where checkpoints hold adapters alone, the whole model is in memory, as its other weights come from where training
+    took them.
+
+    Args:
+        run: Its folder.
+        step: Of the checkpoint; None takes the newest one that is undamaged.
+        out: New or empty.
+        dtype: As for `export_huggingface`, like plain.
+
+    Raises:
+        ModlibError: As `load_run` and `export_huggingface`.
+    """
+    from modlib.checkpointing.loading import LoadedState
+    from modlib.checkpointing.manifest import DamagedCheckpointError
+    from modlib.checkpointing.single_tensors import CheckpointTensors
+    from modlib.models.huggingface_export import export_huggingface
+
+    if getattr(planned_run(run, step).model, "adapter_only_checkpoints", False):
+        trained = load_run(run, step)
+        export_huggingface(trained.model, out, _data_tokenizer(trained), dtype=dtype, plain=plain)
+        return trained
+    for checkpoint in _checkpoints(run, step):
+        _, config, experiment, model = planned_run(run, step)
+        loaded = LoadedState(checkpoint.step, checkpoint.extra, None, checkpoint.path, checkpoint.manifest.world_size)
+        trained = TrainedRun(config, experiment, model, loaded)
+        try:
+            with CheckpointTensors(checkpoint, model) as weights:
+                export_huggingface(model, out, _data_tokenizer(trained), weights=weights, dtype=dtype, plain=plain)
+        except DamagedCheckpointError as error:
+            if step is not None:
+                raise
+            logger.warning("checkpoint %s is damaged and skipped: %s", checkpoint.path.name, error)
+            continue
+        return trained
+    raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
+
+
+def _checkpoints(run: RunFolder, step: int | None) -> Iterator[Checkpoint]:
+    from modlib.checkpointing.loading import complete_checkpoints, open_checkpoint
+    from modlib.checkpointing.names import step_name
+
+    if step is None:
+        yield from complete_checkpoints(run.checkpoints_path)
+    else:
+        yield open_checkpoint(run.checkpoints_path / step_name(step))
+
+
+def _data_tokenizer(trained: TrainedRun) -> DataTokenizer | None:
+    """What the training data says; None, with a warning, where its tokenizer is gone."""
+    from modlib.data.datasets.dataset import packed_files
+    from modlib.data.packing.pack_record import packed_chat_template
+    from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT, boundaries_of
+    from modlib.data.text.tokenizer import Tokenizer
+    from modlib.models.exported_tokenizer import DataTokenizer
+    from modlib.training.building import build
+
+    try:
+        found, end = tokenizer_of(trained)
+        packed: Any = next(packed_files(build(trained.config, trained.experiment.dataset)), None)
+        begin = None if packed is None else packed.header.info.get(BEGIN_OF_TEXT)
+        boundaries = boundaries_of(end, begin, found)
+    except (DataError, ConfigError) as error:
+        logger.warning("exported without the training data's tokenizer: %s", error)
+        return None
+    text = found.to_json() if isinstance(found, Tokenizer) else None
+    if text is None:
+        logger.warning(
+            "exported without the training data's tokenizer: %s is not one of the tokenizers library; copy it",
+            found.path,
+        )
+    template = None if packed is None else packed_chat_template(packed.path)
+    return DataTokenizer(text, found.fingerprint, boundaries, template)
