@@ -44,7 +44,8 @@ class HuggingFacePretrainedModel(nn.Module):
             folder or config.json with them.
         model_type: "AutoModelForCausalLM" predicts the next token, "AutoModelForMaskedLM" masked ones.
         seq_len: Longest sequence, in tokens; at most what the positions of the config allow, which is the default.
-        attn_implementation: Name of an attention of transformers, such as "sdpa", "eager" or "flash_attention_2".
+        attn_implementation: Name of an attention of transformers, such as "sdpa", "eager" or "flash_attention_2". For
+            architectures without "sdpa", as Gemma 2 and Mamba are, it means "eager"; the plan says so.
         overrides: Fields of the config to replace, such as {'attention_dropout': 0.1}.
 
     Attributes:
@@ -93,7 +94,12 @@ class HuggingFacePretrainedModel(nn.Module):
         self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)
         self._unit_classes = _unit_classes(self.network)
         given = {**(config if isinstance(config, Mapping) else {}), **(overrides or {})}
-        self._router_loss, self._untrained = losses_of(self.network, given)
+        self._router_loss, self._notes = losses_of(self.network, given)
+        if built._attn_implementation != attn_implementation:
+            self._notes.append(
+                f"attn_implementation: '{built._attn_implementation}', as '{built.model_type}' has no "
+                f"'{attn_implementation}' in transformers"
+            )
 
         network_class = type(self.network)
 
@@ -156,8 +162,8 @@ class HuggingFacePretrainedModel(nn.Module):
         return self._router_loss
 
     def plan_notes(self) -> list[str]:
-        """What its folder's config says of training and is not done, a line each."""
-        return self._untrained
+        """What of its config is not done, or done otherwise, a line each."""
+        return self._notes
 
     def _call(self, tensors: Mapping[str, Tensor], routing: Routing | None) -> Any:
         flags = {} if self.model_type == "AutoModelForMaskedLM" else {"use_cache": False}
@@ -184,15 +190,20 @@ class HuggingFacePretrainedModel(nn.Module):
             return results[0]
 
         output.forward = project
+        refused = ConfigError(
+            f"{name} must give the output of its last matrix as logits for a loss of hidden states, and it changes "
+            "them (scaled or capped logits); set train.loss = @CLMCrossEntropyLoss"
+        )
         try:
             logits = self._call(tensors, routing).logits
+        except (IndexError, TypeError, ValueError) as error:
+            if not results:  # before head was through: no matter of the logits
+                raise
+            raise refused from error
         finally:
             del output.forward
         if not results or logits is not results[0]:
-            raise ConfigError(
-                f"{name} must give the output of its last matrix as logits for a loss of hidden states, and it "
-                "changes them (scaled or capped logits); set train.loss = @CLMCrossEntropyLoss"
-            )
+            raise refused
         return cast(Tensor, logits)
 
     @property
@@ -289,10 +300,15 @@ def _build_network(model_type: str, config: Any) -> Any:
             f"model_type ('{model_type}') must fit the architecture '{config.model_type}', of which transformers has "
             "no such model; choose the other model_type or another architecture"
         )
+    if config._attn_implementation == "sdpa" and not auto._model_mapping[type(config)]._supports_sdpa:
+        config._attn_implementation = "eager"
     try:
         return auto.from_config(config, dtype=torch.float32, attn_implementation=config._attn_implementation)
-    except (ValueError, TypeError, ImportError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:  # each architecture checks in its own way, some by assert
+        text = " ".join(str(error).split()) or type(error).__name__
+        padding, rows = config.get_text_config().pad_token_id, config.get_text_config().vocab_size
+        if "padding_idx" in text.lower() and isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
+            raise ConfigError(f"pad_token_id ({padding}) must be below vocab_size ({rows}); set it to None") from error
         if "attn_implementation" in text:
             raise ConfigError(
                 f"attn_implementation ('{config._attn_implementation}') must be one that the architecture "
@@ -305,7 +321,13 @@ def _take_generation_config(network: Any, path: str) -> None:
     """Keep how the folder's model likes to generate, for whom it is exported to."""
     if (Path(path).expanduser() / "generation_config.json").is_file():
         kind = transformers_module().GenerationConfig
-        network.generation_config = kind.from_pretrained(str(Path(path).expanduser()), local_files_only=True)
+        try:
+            network.generation_config = kind.from_pretrained(str(Path(path).expanduser()), local_files_only=True)
+        except Exception as error:  # whatever its reader meets
+            raise ConfigError(
+                f"path ('{path}') must have a generation_config.json that transformers reads, or none: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
 
 def _seq_len(network: nn.Module, config: Any, wanted: int | None) -> int:

@@ -222,8 +222,9 @@ class BlockEncoder:
         for conversation, (ids, spans) in zip(conversations, encoded, strict=True):
             mask = trained_tokens(conversation, spans[:, 0], spans[:, 1])
             if not len(ids) or ids[-1] != self.end_of_document_id:
-                # Not trained: a turn ends with the template's own marker, and here nobody asks for another document.
-                ids, mask = np.append(ids, np.uint32(self.end_of_document_id)), np.append(mask, False)
+                # Trained where nothing else tells the model to stop: most templates end a turn with a marker.
+                ids = np.append(ids, np.uint32(self.end_of_document_id))
+                mask = np.append(mask, conversation.stops_at_end)
             tokens.append(ids.astype(self.dtype))
             trained.append(mask)
         lengths = np.array([len(one) for one in tokens[1:]], np.int64)

@@ -75,8 +75,8 @@ def pack(
     """Pack documents in the order of the inputs, each followed by the end-of-document token.
 
     With `chat`, a document is a conversation, rendered by a template (see `ChatTemplate`), and the file has a loss
-    mask: what the assistant says is trained, its end marker too. The end-of-document token is not, and is left out
-    where the template's text ends with it.
+    mask: what the assistant says is trained, with what ends it. The end-of-document token is left out where the
+    template's text ends with it, and trained only where the last answer has no end marker.
 
     The same inputs and settings give the same bytes, for any number of workers and however often the work was cut off.
     Until an output is complete, it lies in a folder `<name>.partial` beside it; there is no other file that could be
@@ -126,7 +126,7 @@ def _done_before(plan: PackPlan, resume: bool, overwrite: bool, started: float) 
     goes_on = resume and plan.folder.exists()
     done = completed(pack_record_beside(plan.path), plan.decided_by(), started) if resume and not goes_on else None
     if isinstance(done, PackSummary):
-        return done
+        return replace(done, chat_probe=plan.chat_probe)
     if not overwrite and not goes_on and (there := plan.existing):
         raise done or exists(there[0])
     return None
@@ -281,7 +281,8 @@ class _Packing:
         path = self.plan.path
         record = pack_record_beside(path)
         skipped = self._put_skipped(skipped_beside(path))
-        summary = PackSummary(headers, record, skipped, self.num_bad, engine, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        summary = PackSummary(headers, record, skipped, self.num_bad, engine, seconds, self.plan.chat_probe)
         text = json.dumps(record_of(summary, told, self.plan.decided_by(), self.plan.sources, self.counts), indent=1)
         self.journal.put(record, text.encode())
         for output in headers:  # what was there before had another maker

@@ -69,6 +69,11 @@ class TextTokenizer(Protocol):
         """The texts of all ids that stand for no text, and are read as such where special tokens are read."""
         ...
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """The texts of all tokens that are read wherever they are in a text, special or not."""
+        ...
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of one text."""
         ...
@@ -200,6 +205,12 @@ class Tokenizer:
         """The texts of the special tokens, in the order of their ids."""
         added = self._tokenizer.get_added_tokens_decoder()
         return [added[number].content for number in sorted(added) if added[number].special]
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """The texts of all tokens that are read wherever they are in a text, in the order of their ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [added[number].content for number in sorted(added)]
 
     @property
     def plain_text(self) -> PlainText:

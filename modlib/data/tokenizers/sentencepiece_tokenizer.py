@@ -184,6 +184,16 @@ class PretrainedSPTokenizer:
         """The control pieces, in the order of their ids."""
         return [piece for number, piece in enumerate(self._pieces()) if self._model.is_control(number)]
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """The control pieces, and those that the model was trained to leave whole (`user_defined_symbols`)."""
+        from sentencepiece import sentencepiece_model_pb2 as protocol
+
+        model: Any = vars(protocol)["ModelProto"]()  # the class is made as the module is imported
+        model.ParseFromString(self._model.serialized_model_proto())
+        kinds = (model.SentencePiece.CONTROL, model.SentencePiece.USER_DEFINED)
+        return [one.piece for one in model.pieces if one.type in kinds]
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of one text, with what add_bos and add_eos ask for.
 
