@@ -22,6 +22,7 @@ CHARTS = {
         "loss": ["Multiline", ["train/loss", "val/.*/loss"]],
         "learning rate": ["Multiline", ["train/lr"]],
         "gradient norm": ["Multiline", ["train/grad_norm"]],
+        "router balance": ["Multiline", ["train/router_balance_loss"]],
     },
     "speed and memory": {
         "tokens per second": ["Multiline", ["throughput/tokens_per_s"]],

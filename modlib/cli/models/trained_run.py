@@ -128,25 +128,21 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
     Raises:
         DataError: The training data or its tokenizer is gone.
     """
-    from modlib.data.datasets.dataset import tokenizer_path_of
+    from modlib.data.datasets.dataset import tokenizer_of as made_by
     from modlib.data.text.boundary_tokens import chosen_end
-    from modlib.data.tokenizers.from_files import load_tokenizer
     from modlib.launching.working_directory import in_working_directory
     from modlib.training.building import build
 
-    run = RunFolder(trained.loaded.path.absolute().parents[1])  # the folder of the checkpoints' folder
+    loaded, run = trained.loaded, RunFolder(trained.loaded.path.absolute().parents[1])  # of the checkpoints' folder
     with in_working_directory(run):
-        dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
-        name = getattr(dataset, "name", None)
-        path = tokenizer_path_of(dataset)
-        if path is None:
-            raise DataError(
-                f"training data ({name or type(dataset).__name__}) must have its tokenizer beside it, as "
-                "tokenizer.json or NAME.tokenizer.model, with the fingerprint in the data's header; put it there"
-            )
-        if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
-            logger.warning(
-                "the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step
-            )
-        tokenizer, end = load_tokenizer(path), getattr(dataset, "end_of_document_id", None)
-    return tokenizer, chosen_end(tokenizer) if end is None else end
+        dataset = build(trained.config, trained.experiment.dataset)
+        tokenizer = made_by(dataset)
+    name = getattr(dataset, "name", None)
+    if tokenizer is None:
+        raise DataError(
+            f"training data ({name or type(dataset).__name__}) must have its tokenizer beside it, as tokenizer.json "
+            "or NAME.tokenizer.model, with the fingerprint in the data's header; put it there"
+        )
+    if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
+        logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
+    return tokenizer, chosen_end(tokenizer)

@@ -33,6 +33,7 @@ from modlib.data.packing.pack_record import PackSummary, completed, record_of
 from modlib.data.packing.settings import PackPlan, planned
 from modlib.data.packing.sharded import PackOutput
 from modlib.data.packing.workers import PackWorkers
+from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT
 from modlib.data.text.sources import Block, read_blocks
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime import durable
@@ -265,7 +266,9 @@ class _Packing:
         """Put the outputs in their places."""
         headers: dict[Path, PackedHeader] = {}
         fingerprint = hashlib.sha256("".join(self.counts[one].digest for one in sorted(self.counts)).encode())
-        info = {"inputs": len(self.plan.sources), "input_fingerprint": fingerprint.hexdigest()}
+        info: dict[str, Any] = {"inputs": len(self.plan.sources), "input_fingerprint": fingerprint.hexdigest()}
+        if (begin := self.plan.tokenizer.begin_of_text_id) is not None:
+            info[BEGIN_OF_TEXT] = begin
         for name, output in zip(self.plan.shares, self._outputs, strict=True):
             headers |= output.finish(info | {"split": name})
         return headers

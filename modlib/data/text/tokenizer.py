@@ -42,10 +42,17 @@ class TextTokenizer(Protocol):
     """SHA-256, in hex, of the vocabulary and its rules; equal for equal tokenizers, wherever they lie."""
     settings: str
     """What else changes its ids, as text; empty when nothing is added to them or taken from them."""
+    documents_end: int | None
+    """The id that ends the documents it made, where their header says so: then `end_of_document_id` gives that one."""
 
     @property
     def vocab_size(self) -> int:
         """Every id is below it; tokens added later are counted."""
+        ...
+
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that it puts before every text; None where it adds none."""
         ...
 
     def token_id(self, token: str) -> int:
@@ -105,6 +112,7 @@ class Tokenizer:
     """
 
     settings = ""
+    documents_end: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
@@ -147,6 +155,11 @@ class Tokenizer:
         """Every id is below it; tokens added later are counted."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that is put before every text: none here."""
+        return None
+
     def token_id(self, token: str) -> int:
         """The id of one token.
 
@@ -180,6 +193,8 @@ class Tokenizer:
         Raises:
             ConfigError: The tokenizer has no such token; the message lists its special tokens.
         """
+        if token is None and self.documents_end is not None:
+            return self.documents_end
         named, why_not = (None, "") if token is not None else self._end_in_folder()
         return self._chosen("end-of-document token", token, END_OF_DOCUMENT_TOKENS, named, why_not)
 
