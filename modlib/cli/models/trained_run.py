@@ -117,8 +117,12 @@ def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
     raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
 
 
-def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
+def tokenizer_of(trained: TrainedRun, dataset: Any = None) -> tuple[TextTokenizer, int | None]:
     """The tokenizer that made the training data, and the token that ends a document there, if any does.
+
+    Args:
+        trained: The run.
+        dataset: Its training data; None builds it.
 
     Raises:
         DataError: The training data or its tokenizer is gone.
@@ -128,7 +132,8 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
     from modlib.data.tokenizers.from_files import load_tokenizer
     from modlib.training.building import build
 
-    dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
+    dataset = build(trained.config, trained.experiment.dataset) if dataset is None else dataset
+    loaded = trained.loaded
     name = getattr(dataset, "name", None)
     path = tokenizer_path_of(dataset)
     if path is None:
