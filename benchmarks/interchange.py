@@ -3,8 +3,8 @@
     python benchmarks/interchange.py [--size tiny|small|1.1b] [--rounds 5] [--folder DIR]
 
 Export: `modlib export` of a Llama-like run whose checkpoint is on this disk, as a whole command (Python, torch and
-transformers are started) and without the start, against `cp -r` of the folder that it makes. "Cold": what is read is not
-in the page cache, and the time ends when what is written is on the disk (fsync). "Warm": neither; a copy is then as
+transformers are started) and without the start, against `cp -r` of the folder that it makes. "Cold": what is read is
+not in the page cache, and the time ends when what is written is on the disk (fsync). "Warm": neither; a copy is then as
 fast as memory, and the hashes of the checkpoint are what export takes longer. Peak memory is the command's.
 """
 

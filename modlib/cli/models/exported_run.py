@@ -38,8 +38,9 @@ def export_run(run: RunFolder, step: int | None, out: Path, *, dtype: str | None
     from modlib.checkpointing.single_tensors import CheckpointTensors
     from modlib.models.huggingface_export import export_huggingface
 
-    planned: PlannedRun | None = planned_run(run, step)
-    if getattr(planned.model, "adapter_only_checkpoints", False):
+    first = planned_run(run, step)
+    planned: PlannedRun | None = first
+    if getattr(first.model, "adapter_only_checkpoints", False):
         trained = load_run(run, step)
         export_huggingface(trained.model, out, _data_tokenizer(trained), dtype=dtype, plain=plain)
         return trained
