@@ -13,6 +13,7 @@ from modlib.components import component
 from modlib.models.accounting import FlopsConvention, activation_bytes_per_token, flops_per_token
 from modlib.models.huggingface_config import read_config, transformers_module
 from modlib.models.huggingface_losses import losses_of
+from modlib.models.huggingface_sizes import attention_dim, feed_forwards, multiplied
 from modlib.models.huggingface_weights import (
     fill_pretrained,
     fill_random,
@@ -21,6 +22,7 @@ from modlib.models.huggingface_weights import (
     require_rules,
     restore_buffers,
 )
+from modlib.models.partial_training import partial_work
 from modlib.models.weights import add_weights
 from modlib.nn.routing import RouterLoss, Routing
 from modlib.optim.roles import num_non_embedding
@@ -44,7 +46,8 @@ class HuggingFacePretrainedModel(nn.Module):
             folder or config.json with them.
         model_type: "AutoModelForCausalLM" predicts the next token, "AutoModelForMaskedLM" masked ones.
         seq_len: Longest sequence, in tokens; at most what the positions of the config allow, which is the default.
-        attn_implementation: Name of an attention of transformers, such as "sdpa", "eager" or "flash_attention_2".
+        attn_implementation: Name of an attention of transformers, such as "sdpa", "eager" or "flash_attention_2". For
+            architectures without "sdpa", as Gemma 2 and Mamba are, it means "eager"; the plan says so.
         overrides: Fields of the config to replace, such as {'attention_dropout': 0.1}.
 
     Attributes:
@@ -87,13 +90,18 @@ class HuggingFacePretrainedModel(nn.Module):
 
         text = built.get_text_config()
         self.model_type, self.is_pretrained = model_type, path is not None
-        self.base_folder = None if path is None else Path(path).expanduser()
+        self.base_folder = None if path is None else Path(path).expanduser().absolute()
         self.vocab_size = int(text.vocab_size)
         self.seq_len = _seq_len(self.network, text, seq_len)
         self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)
         self._unit_classes = _unit_classes(self.network)
         given = {**(config if isinstance(config, Mapping) else {}), **(overrides or {})}
-        self._router_loss, self._untrained = losses_of(self.network, given)
+        self._router_loss, self._notes = losses_of(self.network, given)
+        if built._attn_implementation != attn_implementation:
+            self._notes.append(
+                f"attn_implementation: '{built._attn_implementation}', as '{built.model_type}' has no "
+                f"'{attn_implementation}' in transformers"
+            )
 
         network_class = type(self.network)
 
@@ -156,8 +164,8 @@ class HuggingFacePretrainedModel(nn.Module):
         return self._router_loss
 
     def plan_notes(self) -> list[str]:
-        """What its folder's config says of training and is not done, a line each."""
-        return self._untrained
+        """What of its config is not done, or done otherwise, a line each."""
+        return self._notes
 
     def _call(self, tensors: Mapping[str, Tensor], routing: Routing | None) -> Any:
         flags = {} if self.model_type == "AutoModelForMaskedLM" else {"use_cache": False}
@@ -184,15 +192,20 @@ class HuggingFacePretrainedModel(nn.Module):
             return results[0]
 
         output.forward = project
+        refused = ConfigError(
+            f"{name} must give the output of its last matrix as logits for a loss of hidden states, and it changes "
+            "them (scaled or capped logits); set train.loss = @CLMCrossEntropyLoss"
+        )
         try:
             logits = self._call(tensors, routing).logits
+        except (IndexError, TypeError, ValueError) as error:
+            if not results:  # before head was through: no matter of the logits
+                raise
+            raise refused from error
         finally:
             del output.forward
         if not results or logits is not results[0]:
-            raise ConfigError(
-                f"{name} must give the output of its last matrix as logits for a loss of hidden states, and it "
-                "changes them (scaled or capped logits); set train.loss = @CLMCrossEntropyLoss"
-            )
+            raise refused
         return cast(Tensor, logits)
 
     @property
@@ -216,9 +229,6 @@ class HuggingFacePretrainedModel(nn.Module):
             "non_embedding": num_non_embedding(self),
         }
 
-    def _embeddings(self) -> list[nn.Module]:
-        return [module for module in self.network.modules() if isinstance(module, nn.Embedding)]
-
     def flops_per_token(self, seq_len: int | None = None, convention: FlopsConvention = "palm") -> float:
         """Floating point operations of forward and backward for one token of a sequence of seq_len tokens.
 
@@ -226,28 +236,20 @@ class HuggingFacePretrainedModel(nn.Module):
         uses.
         """
         config = self.network.config.get_text_config()
-        output = self.network.get_output_embeddings()
-        multiplied = {id(parameter) for parameter in output.parameters()} if output is not None else set()
-        looked_up = {id(p) for module in self._embeddings() for p in module.parameters()} - multiplied
-        num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-        share = getattr(config, "num_experts_per_tok", num_experts) / num_experts if num_experts else 1.0
-        parameters = sum(
-            parameter.numel() * (share if ".experts." in name else 1)
-            for name, parameter in self.named_parameters()
-            if id(parameter) not in looked_up
-        )
-        heads = getattr(config, "num_attention_heads", None)
-        head_dim = getattr(config, "head_dim", None)
+        counts = multiplied(self.network, config)
         return flops_per_token(
-            multiplied_parameters=round(parameters),
+            multiplied_parameters=round(sum(counts.values())),
             num_layers=self.num_layers,
-            attention_dim=heads * head_dim if heads and head_dim else self.dim,
+            attention_dim=attention_dim(config, self.dim),
             seq_len=self.seq_len if seq_len is None else seq_len,
             convention=convention,
+            partly=partial_work(self.network, counts),
         )
 
     def activation_bytes(self, micro_batch_size: int, seq_len: int | None = None, bytes_per_value: int = 4) -> int:
         """Estimated memory that forward keeps for backward on one rank, as of a plain transformer of these sizes.
+
+        Of experts, what the tokens keep in those that they use.
 
         Args:
             micro_batch_size: Sequences per rank and forward pass.
@@ -257,25 +259,22 @@ class HuggingFacePretrainedModel(nn.Module):
         config = self.network.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None) or 1
         head_dim = getattr(config, "head_dim", None) or self.dim // heads
-        names = {name.rpartition(".")[2] for name, _ in self.network.named_modules()}
-        ffn_dim = next(
-            (value for name in ("intermediate_size", "n_inner", "ffn_dim") if (value := getattr(config, name, None))),
-            4 * self.dim,
-        )
+        forwards = feed_forwards(self.network, config, self.num_layers, self.dim)
         length = self.seq_len if seq_len is None else seq_len
         dropped = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
         per_token = activation_bytes_per_token(
             num_layers=self.num_layers,
             dim=self.dim,
             kv_dim=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
-            ffn_dim=int(ffn_dim),
+            ffn_dim=round(forwards.hidden / self.num_layers),
             vocab_size=self.vocab_size,
-            swiglu="gate_proj" in names,
-            rotary="rotary_emb" in names,
+            swiglu=forwards.gated,
+            rotary=any(name.endswith("rotary_emb") for name, _ in self.network.named_modules()),
             dropout=any(getattr(config, name, 0) for name in dropped),
             scores=heads * length,
             bytes_per_value=bytes_per_value,
         )
+        per_token += 2 * forwards.copies * self.dim * bytes_per_value  # what goes into each expert, and comes out
         return micro_batch_size * length * per_token
 
 
@@ -289,10 +288,15 @@ def _build_network(model_type: str, config: Any) -> Any:
             f"model_type ('{model_type}') must fit the architecture '{config.model_type}', of which transformers has "
             "no such model; choose the other model_type or another architecture"
         )
+    if config._attn_implementation == "sdpa" and not auto._model_mapping[type(config)]._supports_sdpa:
+        config._attn_implementation = "eager"
     try:
         return auto.from_config(config, dtype=torch.float32, attn_implementation=config._attn_implementation)
-    except (ValueError, TypeError, ImportError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-        text = " ".join(str(error).split())
+    except Exception as error:  # each architecture checks in its own way, some by assert
+        text = " ".join(str(error).split()) or type(error).__name__
+        padding, rows = config.get_text_config().pad_token_id, config.get_text_config().vocab_size
+        if "padding_idx" in text.lower() and isinstance(padding, int) and isinstance(rows, int) and padding >= rows:
+            raise ConfigError(f"pad_token_id ({padding}) must be below vocab_size ({rows}); set it to None") from error
         if "attn_implementation" in text:
             raise ConfigError(
                 f"attn_implementation ('{config._attn_implementation}') must be one that the architecture "
@@ -305,7 +309,13 @@ def _take_generation_config(network: Any, path: str) -> None:
     """Keep how the folder's model likes to generate, for whom it is exported to."""
     if (Path(path).expanduser() / "generation_config.json").is_file():
         kind = transformers_module().GenerationConfig
-        network.generation_config = kind.from_pretrained(str(Path(path).expanduser()), local_files_only=True)
+        try:
+            network.generation_config = kind.from_pretrained(str(Path(path).expanduser()), local_files_only=True)
+        except Exception as error:  # whatever its reader meets
+            raise ConfigError(
+                f"path ('{path}') must have a generation_config.json that transformers reads, or none: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
 
 def _seq_len(network: nn.Module, config: Any, wanted: int | None) -> int:

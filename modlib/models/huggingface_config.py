@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,11 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Read by transformers beside the fields that a config class declares.
+# Read by transformers for every architecture, beside the fields that a config class declares.
 _ACCEPTED = {"model_type", "torch_dtype", "rope_theta", "rope_scaling", "partial_rotary_factor", "_name_or_path"}
+_FLOAT, _NO_JSON = "__float__", ("Infinity", "-Infinity", "NaN")
+_READ_BY_GETATTR = re.compile(r"""getattr\(\s*(?:self\.)?\w*config\s*,\s*["'](\w+)["']""")
+_SURELY_MISSPELT = 0.9  # likeness of two names; published files have fields of their own, such as bos_token
 
 
 def transformers_module() -> Any:
@@ -46,7 +52,7 @@ def read_config(
         path: Folder with config.json and weights, or None.
         config: Fields with `model_type` among them, or a folder or file with them, or None.
         overrides: Fields to replace.
-        attn_implementation: Written into the config.
+        attn_implementation: Written into the config; "sdpa" becomes "eager" for an architecture without it.
 
     Raises:
         ConfigError: Not exactly one of path and config, no such folder, an unknown model_type or field.
@@ -61,6 +67,7 @@ def read_config(
         _refuse_unknown(config, where)
     elif config is not None:
         where, given = f"config ('{config}')", _read_json("config", config)
+        _refuse_misspelt(given, where)
     else:
         assert path is not None
         where, given = f"path ('{path}')", _read_json("path", path)
@@ -96,12 +103,21 @@ def _read_json(argument: str, place: str) -> dict[str, Any]:
             f"hub first (hf download {place} --local-dir FOLDER); there is no {path.absolute()}"
         )
     try:
-        content = read_json(file, dict[str, Any])
+        content: dict[str, Any] = _numbers(read_json(file, dict[str, Any]))
     except JSONError as error:
         raise ConfigError(f"{argument} ('{place}') must have a config.json of transformers: {error}") from error
     if "model_type" not in content:
         raise ConfigError(f"{argument} ('{place}') must have a config.json with a model_type")
     return content
+
+
+def _numbers(content: Any) -> Any:
+    """The content with the numbers that transformers 5 writes as objects, since JSON has none: infinity, NaN."""
+    if isinstance(content, dict):
+        if content.keys() == {_FLOAT} and content[_FLOAT] in _NO_JSON:
+            return float(content[_FLOAT])
+        return {name: _numbers(value) for name, value in content.items()}
+    return [_numbers(value) for value in content] if isinstance(content, list) else content
 
 
 def _require_weights(path: str) -> None:
@@ -133,8 +149,8 @@ def _refuse_unknown(given: Mapping[str, Any], where: str) -> None:
     if "model_type" not in given:
         raise ConfigError(f"{where} must have a model_type, such as 'llama', 'gpt2' or 'bert'")
     kind = _config_class(given["model_type"], where)
-    declared = {field.name for field in fields(kind)} if is_dataclass(kind) else set(kind().to_dict())
-    known = declared | set(kind.attribute_map) | _ACCEPTED
+    declared = _declared(kind)
+    known = declared | set(kind.attribute_map) | _ACCEPTED | _read_by_modeling(kind)
     problems = []
     for name in given:
         if name not in known:
@@ -143,6 +159,34 @@ def _refuse_unknown(given: Mapping[str, Any], where: str) -> None:
             problems.append(f"{where}: '{name}' must be a field of {kind.__name__}{hint}")
     if problems:
         raise ConfigError(problems)
+
+
+def _refuse_misspelt(given: Mapping[str, Any], where: str) -> None:
+    """Of a file, whose other unknown fields are its own affair, as those of published ones are."""
+    kind = _config_class(given["model_type"], where)
+    known = _declared(kind) | set(kind.attribute_map) | _ACCEPTED | _read_by_modeling(kind)
+    problems = []
+    for name in given.keys() - known:
+        close = difflib.get_close_matches(name, sorted(known - given.keys()), n=1, cutoff=_SURELY_MISSPELT)
+        if close:
+            problems.append(f"{where}: '{name}' must be a field of {kind.__name__}; did you mean '{close[0]}'?")
+    if problems:
+        raise ConfigError(sorted(problems))
+
+
+def _declared(kind: Any) -> set[str]:
+    return {field.name for field in fields(kind)} if is_dataclass(kind) else set(kind().to_dict())
+
+
+@cache
+def _read_by_modeling(kind: Any) -> set[str]:
+    """Fields that the architecture's own code reads where they are there, though its config class does not name them.
+
+    The head_dim of many architectures is one. The code is read as text; nothing of it is imported.
+    """
+    folder = Path(inspect.getfile(kind)).parent
+    files = sorted(folder.glob("modeling_*.py"))
+    return {name for file in files for name in _READ_BY_GETATTR.findall(file.read_text(encoding="utf-8"))}
 
 
 def _build(given: Mapping[str, Any], where: str) -> Any:

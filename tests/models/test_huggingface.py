@@ -410,8 +410,9 @@ def test_wrong_fields_are_refused() -> None:
     )
     refused(r"^model_type \('AutoModel'\) must be 'AutoModelForCausalLM' or", config=llama, model_type="AutoModel")
     refused(
-        r"^attn_implementation \('sdpa'\) must be one that the architecture 'gemma2' supports; set it to 'eager'$",
-        config=CONFIGS["gemma2"],
+        r"^attn_implementation \('mine'\) must be one that the architecture 'llama' supports; set it to 'eager'$",
+        config=llama,
+        attn_implementation="mine",
     )
     refused(
         r"^seq_len \(49\) must be at most what the positions of LlamaConfig allow \(48\); shorten it, or set overrides",
@@ -421,6 +422,93 @@ def test_wrong_fields_are_refused() -> None:
     refused(r"^seq_len \(0\) must be at least 1", config=llama, seq_len=0)
     longer = on_meta(config=llama, seq_len=64, overrides={"max_position_embeddings": 64, "attention_dropout": 0.5})
     assert (longer.seq_len, longer.network.config.attention_dropout) == (64, 0.5)
+
+
+def test_no_traceback_comes_out_of_an_architecture() -> None:
+    """Some check by assert, some not at all."""
+    given = {**SIZES, "vocab_size": 4096}
+    for name, default in (("phi3", 32000), ("glm4", 151329)):
+        refused(
+            rf"^pad_token_id \({default}\) must be below vocab_size \(4096\); set it to None$",
+            config={"model_type": name, **given},
+        )
+    assert on_meta(config={"model_type": "phi3", **given, "pad_token_id": None}).vocab_size == 4096
+    refused(
+        r"^config \('llama'\) must describe a model that can be built: 'nope'$",
+        config={**CONFIGS["llama"], "hidden_act": "nope"},
+    )
+
+
+def test_attention_is_one_that_the_architecture_has() -> None:
+    """Each of these refuses 'sdpa' in transformers 5.23, or takes it."""
+    small = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    given = {"hidden_size": 32, "num_hidden_layers": 1}
+    eager = {
+        "gemma2": {**SIZES, "head_dim": 8},
+        "mamba": given,
+        "bloom": {"hidden_size": 32, "n_layer": 1, "n_head": 4},
+    }
+    for name, fields in eager.items():
+        model = on_meta(config={"model_type": name, **fields, **small}, seq_len=16)
+        assert model.network.config._attn_implementation == "eager"
+        assert model.plan_notes() == [f"attn_implementation: 'eager', as '{name}' has no 'sdpa' in transformers"]
+    model = on_meta(config=CONFIGS["llama"])
+    assert (model.network.config._attn_implementation, model.plan_notes()) == ("sdpa", [])
+
+
+def test_fields_that_only_the_architectures_code_names_are_taken(tmp_path: Path) -> None:
+    """The published Qwen3-30B-A3B sets head_dim, which Qwen3MoeConfig does not declare."""
+    given = {
+        "model_type": "qwen3_moe", **SIZES, "num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 16
+    }  # fmt: skip
+    (tmp_path / "q3.json").write_text(json.dumps({**given, "head_dim": 16, "published_by": "them"}))
+    mapping = on_meta(config={**given, "head_dim": 16})
+    assert mapping.network.model.layers[0].self_attn.q_proj.weight.shape == (64, 32)
+    shapes = [
+        {n: t.shape for n, t in m.state_dict().items()} for m in (mapping, on_meta(config=str(tmp_path / "q3.json")))
+    ]
+    assert shapes[0] == shapes[1]
+    refused(
+        r"^config: 'head_dimm' must be a field of Qwen3MoeConfig; did you mean 'head_dim'\?$",
+        config={**given, "head_dimm": 16},
+    )
+    (tmp_path / "q3.json").write_text(json.dumps({**given, "head_dimm": 16}))
+    refused(
+        rf"^config \('{tmp_path}/q3.json'\): 'head_dimm' must be a field of Qwen3MoeConfig; did you mean 'head_dim'\?$",
+        config=str(tmp_path / "q3.json"),
+    )
+
+
+def test_a_folder_whose_config_holds_infinity_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model(
+        "mamba2",
+        vocab_size=VOCAB,
+        hidden_size=16,
+        state_size=8,
+        num_hidden_layers=1,
+        num_heads=4,
+        head_dim=8,
+        n_groups=2,
+    )
+    theirs = transformers.AutoModelForCausalLM.from_config(config)
+    theirs.save_pretrained(tmp_path)
+    assert '"__float__": "Infinity"' in (tmp_path / "config.json").read_text()
+    ours = in_memory(path=str(tmp_path), seq_len=16)
+    read = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert ours.network.config.time_step_limit == read.time_step_limit == [0.0, float("inf")]
+    with torch.no_grad():
+        assert torch.equal(ours(tokens(2, 8)), theirs.eval()(tokens(2, 8)).logits)
+    assert on_meta(config=str(tmp_path), seq_len=16).network.config.time_step_limit == [0.0, float("inf")]
+    (tmp_path / "generation_config.json").write_text("{")
+    refused(r"must have a generation_config.json that transformers reads, or none: ", path=str(tmp_path), seq_len=16)
+
+
+def test_a_loss_of_hidden_states_is_refused_where_logits_are_worked_on() -> None:
+    """xLSTM indexes them, which a loss cannot bear."""
+    model = in_memory(config={"model_type": "xlstm", "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 1,
+                              "num_heads": 2}, seq_len=16)  # fmt: skip
+    with pytest.raises(ConfigError, match=r"^xLSTMForCausalLM must give the output of its last matrix as logits for a"):
+        model(tokens(1, 8), head=lambda hidden, weight: (hidden @ weight.T).sum())
 
 
 class Malicious:

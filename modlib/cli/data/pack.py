@@ -139,6 +139,15 @@ def _print(summary: PackSummary) -> None:
         rows.append([str(path), f"{header.num_documents:,}", f"{header.num_tokens:,}", *sizes])
         rows[-1].append(format_bytes(header.file_bytes))
     print_table(columns, rows)
+    if summary.chat_probe is not None:
+        from modlib.tracking.lines import printable
+
+        print(
+            "what is trained of a conversation is in brackets:",
+            printable(summary.chat_probe),
+            sep="\n",
+            file=sys.stderr,
+        )
     if summary.num_skipped:
         print(f"left out: {counted(summary.num_skipped, 'row')}, listed in {summary.skipped}", file=sys.stderr)
     print(f"{format_seconds(summary.seconds)} with {summary.engine}; details in {summary.record}", file=sys.stderr)

@@ -77,13 +77,17 @@ def _data_tokenizer(trained: TrainedRun) -> DataTokenizer | None:
     from modlib.data.packing.pack_record import packed_chat_template
     from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT, boundaries_of
     from modlib.data.text.tokenizer import Tokenizer
+    from modlib.launching.working_directory import in_working_directory
     from modlib.models.exported_tokenizer import DataTokenizer
     from modlib.training.building import build
 
+    run = RunFolder(trained.loaded.path.absolute().parents[1])  # of the checkpoints' folder
     try:
-        dataset = build(trained.config, trained.experiment.dataset)
-        found, end = tokenizer_of(trained, dataset)
-        packed: Any = next(packed_files(dataset), None)
+        with in_working_directory(run):
+            dataset = build(trained.config, trained.experiment.dataset)
+            found, end = tokenizer_of(trained, dataset)
+            packed: Any = next(packed_files(dataset), None)
+            template = None if packed is None else packed_chat_template(packed.path)
         begin = None if packed is None else packed.header.info.get(BEGIN_OF_TEXT)
         boundaries = boundaries_of(end, begin, found)
     except (DataError, ConfigError) as error:
@@ -95,5 +99,4 @@ def _data_tokenizer(trained: TrainedRun) -> DataTokenizer | None:
             "exported without the training data's tokenizer: %s is not one of the tokenizers library; copy it",
             found.path,
         )
-    template = None if packed is None else packed_chat_template(packed.path)
     return DataTokenizer(text, found.fingerprint, boundaries, template)

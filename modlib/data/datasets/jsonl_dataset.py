@@ -132,6 +132,11 @@ class JSONLDataset:
     def __getstate__(self) -> dict[str, Any]:  # what is remembered is only a cache
         return vars(self) | {"_documents": OrderedDict(), "_remembered": 0}
 
+    @property
+    def end_of_document_id(self) -> int:
+        """The token that ends each document."""
+        return self.end_id
+
     def __len__(self) -> int:
         return int(self._first_sample[-1])
 

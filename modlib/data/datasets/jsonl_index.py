@@ -9,7 +9,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,14 @@ import numpy.typing as npt
 from modlib.data.cache import file_identity, kept, remembered_hash
 from modlib.data.text.fields import text_of
 from modlib.data.text.line_index import find_lines
+from modlib.data.text.plain_text import Ids, PlainTextError
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import DataError
 
 logger = logging.getLogger("modlib")
 
-_VERSION = 1  # raise when the same file and settings would give another index; part of every key
+_VERSION = 2  # raise when the same file and settings would give another index; part of every key
 _CHUNK_BYTES = 1 << 24
 _BATCH_CHARACTERS = 1 << 22  # what is tokenized at once
 _LINES_NAMED = 5
@@ -151,19 +152,7 @@ def build(
     file: JSONLFile, tokenizer: TextTokenizer, *, key: str, special_tokens: bool, on_bad_line: Literal["raise", "skip"]
 ) -> JSONLIndex:
     """Read and tokenize every line once; see `load_or_build`."""
-    starts, lengths, counts = [], [], []
-    bad: list[str] = []
-    num_skipped = num_bytes = 0
-    largest = -1
-    texts: list[str] = []
-
-    def count() -> None:
-        nonlocal largest
-        ids, per_text = tokenizer.encode_batch(texts, special_tokens=special_tokens)
-        counts.append(per_text)
-        largest = max(largest, int(ids.max(initial=0)) if len(ids) else -1)
-        texts.clear()
-
+    building = _Building(file, tokenizer, special_tokens, on_bad_line)
     pending = 0
     for number, start, length in zip(*(column.tolist() for column in find_lines(file.bytes)), strict=True):
         if length > MOST_DOCUMENT_BYTES:
@@ -174,32 +163,79 @@ def build(
         try:
             text = text_of(file.bytes[start : start + length], key)
         except ValueError as error:
-            problem = f"line {number} of {file.path} {error}"
-            if on_bad_line == "raise":
-                raise DataError(f"{problem}; correct it, or leave such lines out with on_bad_line = 'skip'") from error
-            num_skipped += 1
-            bad += [problem] if len(bad) < _LINES_NAMED else []
+            building.take_bad(number, str(error), error)
             continue
-        starts.append(start)
-        lengths.append(length)
-        texts.append(text)
-        num_bytes += len(text.encode("utf-8"))
+        building.waiting.append(_Line(number, start, length, text))
         pending += len(text) + 1
         if pending >= _BATCH_CHARACTERS:
-            count()
+            building.count()
             pending = 0
-    if texts:
-        count()
-    if num_skipped:
-        logger.warning("%d lines of %s are left out: %s", num_skipped, file.path, "; ".join(bad))
-    return JSONLIndex(
-        np.array(starts, np.int64),
-        np.array(lengths, np.int64),
-        np.concatenate(counts) if counts else np.zeros(0, np.int64),
-        num_bytes,
-        largest,
-        num_skipped,
-    )
+    building.count()
+    if building.num_skipped:
+        named = "; ".join(building.bad)
+        logger.warning("%d lines of %s are left out: %s", building.num_skipped, file.path, named)
+    return building.index()
+
+
+class _Line(NamedTuple):
+    """A line that holds a document."""
+
+    number: int
+    start: int
+    length: int
+    text: str
+
+
+class _Building:
+    """An index under way."""
+
+    def __init__(self, file: JSONLFile, tokenizer: TextTokenizer, special_tokens: bool, on_bad_line: str) -> None:
+        self.file, self.tokenizer, self.special_tokens = file, tokenizer, special_tokens
+        self.on_bad_line = on_bad_line
+        self.waiting: list[_Line] = []  # not tokenized yet
+        self.bad: list[str] = []
+        self.num_skipped = self.num_bytes = 0
+        self.largest = -1
+        self._places: list[tuple[int, int]] = []
+        self._counts: list[Offsets] = [np.zeros(0, np.int64)]
+
+    def take_bad(self, number: int, problem: str, error: ValueError) -> None:
+        """Leave a line out, or raise."""
+        told = f"line {number} of {self.file.path} {problem}"
+        if self.on_bad_line == "raise":
+            raise DataError(f"{told}; correct it, or leave such lines out with on_bad_line = 'skip'") from error
+        self.num_skipped += 1
+        if len(self.bad) < _LINES_NAMED:
+            self.bad.append(told)
+
+    def count(self) -> None:
+        """Tokenize the lines that wait."""
+        try:
+            ids, per_text = self._encoded()
+        except PlainTextError:  # of one of them
+            self.waiting = [line for line in self.waiting if self._can_be_encoded(line)]
+            ids, per_text = self._encoded()
+        self._places += [(line.start, line.length) for line in self.waiting]
+        self._counts.append(per_text)
+        self.num_bytes += sum(len(line.text.encode("utf-8")) for line in self.waiting)
+        self.largest = max(self.largest, int(ids.max()) if len(ids) else -1)
+        self.waiting = []
+
+    def _encoded(self) -> tuple[Ids, Offsets]:
+        return self.tokenizer.encode_batch([line.text for line in self.waiting], special_tokens=self.special_tokens)
+
+    def _can_be_encoded(self, line: _Line) -> bool:
+        try:
+            self.tokenizer.encode(line.text)
+        except PlainTextError as error:
+            self.take_bad(line.number, error.reason, error)
+            return False
+        return True
+
+    def index(self) -> JSONLIndex:
+        """Of what was counted."""
+        starts, lengths = np.array(self._places, np.int64).reshape(-1, 2).T.copy()
+        return JSONLIndex(starts, lengths, np.concatenate(self._counts), self.num_bytes, self.largest, self.num_skipped)
 
 
 def _read(path: Path) -> JSONLIndex | None:

@@ -14,12 +14,10 @@ from modlib.data.corpora import corpus
 from modlib.data.datasets.of_packed_file import check_tokenizer
 from modlib.data.datasets.packed_dataset import PackedDataset
 from modlib.data.packed.file import PackedFile
+from modlib.data.text.chat_probe import TRAINED_MARKS
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer, tokenizer_path
 from modlib.runtime.errors import ConfigError, DataError
-
-TRAINED_MARKS = ("\u27e6", "\u27e7")
-"""White square brackets, in which `decode` can put what is trained."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from modlib.data.text.chat import Chat, trained_tokens, without_missing
 from modlib.data.text.chat_template import Conversation
 from modlib.data.text.fast_bpe import FastBPE
 from modlib.data.text.fields import Field, row_of
+from modlib.data.text.plain_text import PlainTextError
 from modlib.data.text.sources import Block, Source, without_mark
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import ConfigError
@@ -110,6 +111,7 @@ class BlockEncoder:
         """Encode all documents of a block; bad rows are values, the caller decides."""
         found: list[list[Any]] = [[] for _ in range(len(self.bounds) + 1)]
         sizes: list[list[int]] = [[] for _ in found]
+        places: list[list[tuple[int, int | None]]] = [[] for _ in found]
         encoded = EncodedBlock([], [], self._counts(block))
         for source, row, document in self._documents(block):
             count = encoded.counts[source]
@@ -122,9 +124,24 @@ class BlockEncoder:
             output = self._output(utf8)
             found[output].append(document)
             sizes[output].append(len(utf8))
-        part = self._part if self.chat is None else self._chat_part
-        encoded.parts.extend(part(some, size) for some, size in zip(found, sizes, strict=True))
+            places[output].append((source, row))
+        if self.chat is not None:
+            encoded.parts.extend(map(self._chat_part, found, sizes))
+            return encoded
+        for texts, size, place in zip(found, sizes, places, strict=True):
+            part, bad = self._part(texts, size)
+            encoded.parts.append(part)
+            self._take_out(encoded, [(*place[number], error) for number, error in bad.items()])
         return encoded
+
+    def _take_out(self, encoded: EncodedBlock, bad: list[tuple[int, int | None, PlainTextError]]) -> None:
+        """Make bad rows of documents that turned out to be none."""
+        for source, row, error in bad:
+            encoded.bad.append(BadRow(source, row, error.reason))
+            encoded.counts[source].documents -= 1
+            encoded.counts[source].bad += 1
+        if bad:
+            encoded.bad.sort(key=lambda one: (one.source, one.row or 0))
 
     def _counts(self, block: Block) -> dict[int, SourceCount]:
         """The hash of each file's part of the block."""
@@ -169,15 +186,34 @@ class BlockEncoder:
         share = int.from_bytes(hashlib.sha256(utf8).digest()[:8], "big") / 2**64
         return int(np.searchsorted(self.bounds, share, side="right"))
 
-    def _part(self, texts: list[str], num_bytes: list[int]) -> EncodedPart:
-        ids, lengths = (self.fast or self.tokenizer).encode_batch(texts)
+    def _part(self, texts: list[str], num_bytes: list[int]) -> tuple[EncodedPart, dict[int, PlainTextError]]:
+        """The texts' ids, and the numbers of those that cannot be encoded, which are left out."""
+        bad: dict[int, PlainTextError] = {}
+        try:
+            ids, lengths = (self.fast or self.tokenizer).encode_batch(texts)
+        except PlainTextError:
+            texts, num_bytes, bad = self._without_bad(texts, num_bytes)
+            ids, lengths = (self.fast or self.tokenizer).encode_batch(texts)
         tokens = np.empty(len(ids) + len(texts), self.dtype)
         ends = np.cumsum(lengths + 1) - 1
         inside = np.ones(len(tokens), bool)
         inside[ends] = False
         tokens[ends] = self.end_of_document_id
         tokens[inside] = ids
-        return EncodedPart(tokens, lengths + 1, np.array(num_bytes, np.int64))
+        return EncodedPart(tokens, lengths + 1, np.array(num_bytes, np.int64)), bad
+
+    def _without_bad(
+        self, texts: list[str], num_bytes: list[int]
+    ) -> tuple[list[str], list[int], dict[int, PlainTextError]]:
+        """The texts that can be encoded, their bytes, and what is wrong with each of the others, by its number."""
+        bad: dict[int, PlainTextError] = {}
+        for number, text in enumerate(texts):
+            try:
+                self.tokenizer.encode(text)
+            except PlainTextError as error:
+                bad[number] = error
+        good = [number for number in range(len(texts)) if number not in bad]
+        return [texts[number] for number in good], [num_bytes[number] for number in good], bad
 
     def _chat_part(self, conversations: list[Conversation], num_bytes: list[int]) -> EncodedPart:
         tokens: list[npt.NDArray[Any]] = [np.zeros(0, self.dtype)]
@@ -186,8 +222,9 @@ class BlockEncoder:
         for conversation, (ids, spans) in zip(conversations, encoded, strict=True):
             mask = trained_tokens(conversation, spans[:, 0], spans[:, 1])
             if not len(ids) or ids[-1] != self.end_of_document_id:
-                # Not trained: a turn ends with the template's own marker, and here nobody asks for another document.
-                ids, mask = np.append(ids, np.uint32(self.end_of_document_id)), np.append(mask, False)
+                # Trained where nothing else tells the model to stop: most templates end a turn with a marker.
+                ids = np.append(ids, np.uint32(self.end_of_document_id))
+                mask = np.append(mask, conversation.stops_at_end)
             tokens.append(ids.astype(self.dtype))
             trained.append(mask)
         lengths = np.array([len(one) for one in tokens[1:]], np.int64)

@@ -33,6 +33,7 @@ from modlib.data.packing.pack_record import PackSummary, completed, record_of
 from modlib.data.packing.settings import PackPlan, planned
 from modlib.data.packing.sharded import PackOutput
 from modlib.data.packing.workers import PackWorkers
+from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT
 from modlib.data.text.sources import Block, read_blocks
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime import durable
@@ -75,8 +76,8 @@ def pack(
     """Pack documents in the order of the inputs, each followed by the end-of-document token.
 
     With `chat`, a document is a conversation, rendered by a template (see `ChatTemplate`), and the file has a loss
-    mask: what the assistant says is trained, its end marker too. The end-of-document token is not, and is left out
-    where the template's text ends with it.
+    mask: what the assistant says is trained, with what ends it. The end-of-document token is left out where the
+    template's text ends with it, and trained only where the last answer has no end marker.
 
     The same inputs and settings give the same bytes, for any number of workers and however often the work was cut off.
     Until an output is complete, it lies in a folder `<name>.partial` beside it; there is no other file that could be
@@ -126,7 +127,7 @@ def _done_before(plan: PackPlan, resume: bool, overwrite: bool, started: float) 
     goes_on = resume and plan.folder.exists()
     done = completed(pack_record_beside(plan.path), plan.decided_by(), started) if resume and not goes_on else None
     if isinstance(done, PackSummary):
-        return done
+        return replace(done, chat_probe=plan.chat_probe)
     if not overwrite and not goes_on and (there := plan.existing):
         raise done or exists(there[0])
     return None
@@ -265,7 +266,9 @@ class _Packing:
         """Put the outputs in their places."""
         headers: dict[Path, PackedHeader] = {}
         fingerprint = hashlib.sha256("".join(self.counts[one].digest for one in sorted(self.counts)).encode())
-        info = {"inputs": len(self.plan.sources), "input_fingerprint": fingerprint.hexdigest()}
+        info: dict[str, Any] = {"inputs": len(self.plan.sources), "input_fingerprint": fingerprint.hexdigest()}
+        if (begin := self.plan.tokenizer.begin_of_text_id) is not None:
+            info[BEGIN_OF_TEXT] = begin
         for name, output in zip(self.plan.shares, self._outputs, strict=True):
             headers |= output.finish(info | {"split": name})
         return headers
@@ -281,7 +284,8 @@ class _Packing:
         path = self.plan.path
         record = pack_record_beside(path)
         skipped = self._put_skipped(skipped_beside(path))
-        summary = PackSummary(headers, record, skipped, self.num_bad, engine, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        summary = PackSummary(headers, record, skipped, self.num_bad, engine, seconds, self.plan.chat_probe)
         text = json.dumps(record_of(summary, told, self.plan.decided_by(), self.plan.sources, self.counts), indent=1)
         self.journal.put(record, text.encode())
         for output in headers:  # what was there before had another maker

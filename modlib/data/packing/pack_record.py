@@ -31,6 +31,7 @@ class PackSummary:
         num_skipped: Rows left out.
         engine: What tokenized.
         seconds: Of this call.
+        chat_probe: A made-up conversation with its mask, as text; None for texts.
     """
 
     outputs: dict[Path, PackedHeader]
@@ -39,6 +40,7 @@ class PackSummary:
     num_skipped: int
     engine: str
     seconds: float
+    chat_probe: str | None = None
 
 
 def completed(record: Path, settings: Mapping[str, Any], started: float) -> PackSummary | DataError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from modlib.data.packed.shards import shards_of
 from modlib.data.packing.engine import SMALL_BYTES
 from modlib.data.packing.journal import partial_folder
 from modlib.data.text.chat import Chat
+from modlib.data.text.chat_probe import probe_chat
 from modlib.data.text.chat_template import find_chat_template
 from modlib.data.text.fields import Field
 from modlib.data.text.sources import Source, ending_of, find_sources
@@ -21,6 +23,8 @@ from modlib.data.text.tokenizer import TextTokenizer, Tokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer
 from modlib.data.tokenizers.sentencepiece_tokenizer import PretrainedSPTokenizer
 from modlib.runtime.errors import ConfigError
+
+logger = logging.getLogger("modlib")
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class PackPlan:
         shard_tokens: Most tokens per shard; None makes one file per output.
         chat: How conversations become text; None for texts.
         workers: Processes.
+        chat_probe: A made-up conversation with its mask, as text; None for texts, or where the template takes none.
     """
 
     path: Path
@@ -48,6 +53,7 @@ class PackPlan:
     shard_tokens: int | None
     chat: Chat | None
     workers: int
+    chat_probe: str | None
 
     @property
     def outputs(self) -> list[Path]:
@@ -83,9 +89,10 @@ class PackPlan:
 
     def told(self) -> dict[str, Any]:
         """The settings, for the record."""
-        template = {}
+        template: dict[str, Any] = {}
         if self.chat is not None:
             template = {"chat_template": self.chat.template.text, "chat_template_from": self.chat.template.name}
+            template["chat_probe"] = self.chat_probe
         return {
             "field": self.field.name,
             "workers": self.workers,
@@ -140,7 +147,8 @@ def planned(
     chats = _chat(loaded, text_field, sources, chat, chat_template)
     workers = _checked_workers(workers, sources)
     loaded = _for_processes(loaded, workers)
-    plan = PackPlan(path, sources, loaded, text_field, end_id, shares, shard_tokens, chats, workers)
+    probe = None if chats is None else _probed(chats, loaded.token_text(end_id))
+    plan = PackPlan(path, sources, loaded, text_field, end_id, shares, shard_tokens, chats, workers, probe)
     read = [*(one.path for one in sources), loaded.path, *(() if chat_template is None else [chat_template])]
     require_not_read([*plan.existing, pack_record_beside(path), skipped_beside(path)], read)
     return plan
@@ -174,7 +182,14 @@ def _chat(
     if field.function is None and (text := next((one.path for one in sources if one.kind == "txt"), None)):
         raise ConfigError(f"input ({text}) must be .jsonl or .parquet for chat; a text file holds no messages")
     template = find_chat_template(tokenizer, None if path is None else Path(path))
-    return Chat(field, template, tokenizer.special_tokens)
+    return Chat(field, template, tokenizer.special_tokens, tokenizer.added_tokens)
+
+
+def _probed(chat: Chat, end_of_document: str) -> str | None:
+    probe = probe_chat(chat, end_of_document)
+    if probe is not None and probe.warning is not None:
+        logger.warning("%s", probe.warning)
+    return None if probe is None else probe.shown
 
 
 def _checked_workers(workers: int | None, sources: Sequence[Source]) -> int:

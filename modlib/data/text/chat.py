@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from modlib.data.text.chat_contents import Message, texts_of
 from modlib.data.text.chat_template import ChatTemplate, Conversation
 from modlib.data.text.fields import Field, kind_of
 from modlib.runtime.json_files import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 """Roles that a message may have; others are allowed where the template names them."""
+_END_OF_THOUGHTS = "</think>"
 
 
 class Chat:
@@ -26,12 +29,25 @@ class Chat:
             own `tools`, if it has any, are given to the template.
         template: Writes them as text.
         special_tokens: Of the tokenizer: none may be in a message, where it would end a turn or begin one.
+        added_tokens: All tokens that the tokenizer reads wherever they are in a text. Of those, the ones that the
+            template writes around messages count as special ones do.
+
+    Raises:
+        ConfigError: The template does not show what of its text is the assistant's.
     """
 
-    def __init__(self, field: Field, template: ChatTemplate, special_tokens: Sequence[str]) -> None:
-        self.field, self.template, self.special_tokens = field, template, list(special_tokens)
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+    def __init__(
+        self, field: Field, template: ChatTemplate, special_tokens: Sequence[str], added_tokens: Sequence[str] = ()
+    ) -> None:
+        self.field, self.template = field, template
+        self._take_markers(special_tokens)
+        around = template.around_messages()
+        self._take_markers([*special_tokens, *(one for one in added_tokens if one in around)])
+
+    def _take_markers(self, markers: Sequence[str]) -> None:
+        self.markers = tuple(sorted(dict.fromkeys(markers), key=len, reverse=True))  # the longest is read
+        self._longest = len(self.markers[0]) if self.markers else 0
+        self._marker = re.compile("|".join(map(re.escape, self.markers)) or "(?!)")
 
     def conversation(self, row: Any) -> Conversation:
         """Render one row.
@@ -55,24 +71,78 @@ class Chat:
         )  # whatever a function returned: nothing but JSON values
         # A key without a value is left out, as transformers does: "content" of a message that only calls tools.
         given = [{key: value for key, value in one.items() if value is not None} for one in plain["messages"]]
-        found = self._up_to_end_markers(self.template.conversation(given, plain["tools"]))
+        return self.rendered(given, plain["tools"])
+
+    def rendered(self, messages: Sequence[Message], tools: Any = None) -> Conversation:
+        """Render messages of plain JSON values, and tell what is trained, with what ends each answer.
+
+        Raises:
+            ConfigError: See `ChatTemplate.conversation`.
+            ValueError: What is trained cannot be told, or an answer is lost; the message completes "line 3 ...".
+        """
+        found = self.template.conversation(messages, tools)
+        if not self.template.has_generation_blocks:  # which say exactly what is meant
+            found = replace(found, trained=self._with_ends(found, messages))
         if not any(end > begin for begin, end in found.trained):
             raise ValueError("is rendered without any text that is trained; look at the template")
+        self._check_answers(found, messages)
         try:
             found.text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError("is rendered with half of a surrogate pair; look at the template") from error
-        return found
+        begin, end = found.trained[-1]
+        last = messages[-1]["role"] == "assistant" and not found.text[end:].strip()
+        return replace(found, stops_at_end=last and self.marker_ending(found.text[begin:end].rstrip()) is None)
 
-    def _up_to_end_markers(self, found: Conversation) -> Conversation:
-        """Without the line end or space that a template writes behind a turn's end marker, a special token."""
-        if self.template.has_generation_blocks:  # they say exactly what is meant
-            return found
-        trained = []
-        for begin, end in found.trained:
-            turn = found.text[begin:end].rstrip()
-            trained.append((begin, begin + len(turn) if turn.endswith(tuple(self.special_tokens)) else end))
-        return Conversation(found.text, trained)
+    def marker_ending(self, text: str) -> str | None:
+        """The special token, or other marker of the template, that a text ends with."""
+        return next((one for one in self.markers if text.endswith(one)), None)
+
+    def marker_beginning(self, text: str) -> str | None:
+        """The one that a text begins with."""
+        found = self._marker.match(text)
+        return None if found is None else found[0]
+
+    def _with_ends(self, found: Conversation, messages: Sequence[Message]) -> list[tuple[int, int]]:
+        """Each answer with the marker that ends it, and without the white space that a template writes behind that.
+
+        Where a turn has no end marker of its own, the model stops at the marker that begins the next one (GLM-4), or
+        where the text ends.
+        """
+        text, trained = found.text, []
+        numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        for number, (begin, end) in zip(numbers, found.trained, strict=True):
+            turn = text[begin:end].rstrip()
+            if self.marker_ending(turn) is not None:
+                end = begin + len(turn)
+            elif number + 1 == len(messages):
+                closing = text[end:].rstrip()
+                end += 0 if self.marker_ending(closing) is None else len(closing)
+            elif messages[number + 1]["role"] != "assistant":
+                end += len(self.marker_beginning(text[end : end + self._longest]) or "")
+            trained.append((begin, end))
+        return trained
+
+    def _check_answers(self, found: Conversation, messages: Sequence[Message]) -> None:
+        """Templates leave things out: thoughts of earlier answers are theirs to drop, an answer is not."""
+        blocks = self.template.has_generation_blocks
+        spans = iter(found.trained)
+        place, limit = 0, len(found.text)
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            if not blocks:
+                place, limit = next(spans)
+            for text in texts_of(message.get("content")):
+                answer = text.rpartition(_END_OF_THOUGHTS)[2].strip()
+                wanted = answer or ("" if message.get("tool_calls") else text.strip())
+                place = found.text.find(wanted, place, limit)
+                if place < 0:
+                    raise ValueError(
+                        f"has an answer in message {number} of '{self.field.name}' ({wanted[:40]!r}) that the chat "
+                        "template does not write; use a template that does"
+                    )
+                place += len(wanted)
 
     def _messages(self, row: Any) -> tuple[Any, Any]:
         value = self.field.value(row)
@@ -104,7 +174,7 @@ class Chat:
             raise ValueError(f"has half of a surrogate pair in '{self.field.name}'") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"has something in '{self.field.name}' that is not JSON ({error})") from error
-        if (special := self._special.search(written)) is not None:
+        if (special := self._marker.search(written)) is not None:
             raise ValueError(
                 f"has the special token {special[0]} in a message of '{self.field.name}', where it would be read as "
                 "one; write it otherwise"

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
+from modlib.data.text.chat_contents import PROBE, SYSTEM, Contents, Message, RenderError, learn_contents, texts_of
+from modlib.data.text.chat_turns import TemplateFault, Turns, answers, learn_turns
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.template_sandbox import BEGIN, END, LimitReached, hidden_names, sandbox
-from modlib.data.text.tokenizer import (
-    BEGIN_OF_TEXT_TOKENS,
-    END_OF_DOCUMENT_TOKENS,
-    TextTokenizer,
-    named_in_folder,
-)
+from modlib.data.text.token_choice import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, named_in_folder
+from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import ConfigError
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
-Message = Mapping[str, Any]
+_REMEDY = "mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (What is trained)"
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,12 @@ class Conversation:
     Args:
         text: As the template writes it.
         trained: Where what is trained begins and ends in it, in characters; in order.
+        stops_at_end: Whether the end-of-document token behind it is trained: the last answer has no end of its own.
     """
 
     text: str
     trained: Sequence[tuple[int, int]]
+    stops_at_end: bool = False
 
 
 class ChatTemplate:
@@ -44,8 +46,10 @@ class ChatTemplate:
     The template runs in Jinja2's sandbox and is given plain JSON values alone. It cannot see the time or draw random
     numbers (`strftime_now` is not defined): the same conversation is the same text on any day.
 
-    Trained is what stands in its `{% generation %}` blocks. A template without them is rendered up to each assistant
-    message, with the prompt for it, and with the message: what the message adds is trained, its end marker too.
+    Trained is what its `{% generation %}` blocks hold. A template without them is rendered up to each message of the
+    assistant, with the prompt for it, and with the message: what the message adds is trained, its end marker too.
+    Where such beginnings are not the whole's (Qwen3), or the assistant opens the conversation, answers are found by
+    marks in their contents, between a prompt and an end as a made-up conversation has them.
 
     Args:
         text: The template.
@@ -60,11 +64,9 @@ class ChatTemplate:
         self.text, self.variables, self.name = text, dict(variables), name
         environment = self._sandbox = sandbox()
         try:
-            with environment.limited():
+            with self._limits():
                 tree = environment.parse(text)
                 self._template = environment.from_string(text)
-        except LimitReached as error:
-            raise self._limited(error) from error
         except RecursionError as error:
             raise ConfigError(
                 f"chat template {name} must be a Jinja2 template that is nested less deeply; write it flatter"
@@ -97,29 +99,91 @@ class ChatTemplate:
                 time or memory than `RENDER_LIMIT_S` and `RENDER_LIMIT_BYTES`.
             ValueError: The template fails, or what is trained cannot be told; the message completes "line 3 ...".
         """
-        try:
-            with self._sandbox.limited():
-                return self._conversation(messages, tools)
-        except LimitReached as error:
-            raise self._limited(error) from error
+        with self._limits():
+            return self._conversation(messages, tools)
 
     def _conversation(self, messages: Sequence[Message], tools: Any) -> Conversation:
-        text = self._render(messages, tools)
+        given = self.contents.given(messages)
+        text = self._render(given, tools)
         if self.has_generation_blocks:
             return _without_marks(text)
-        trained = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+        found = answers(partial(self._render, tools=tools), text, given, self.turns)
+        if found is not None:
+            return Conversation(text, found)
+        if any(one["role"] == "assistant" for one in messages[:-1]) and not self._tells_earlier_answers:
+            raise self._fault("writes an earlier answer otherwise than the last one")
+        raise ValueError(f"is rendered so that what is trained cannot be told; the chat template has to {_REMEDY}")
+
+    @cached_property
+    def contents(self) -> Contents:
+        """Which contents it reads."""
+        return learn_contents(self._render)
+
+    @cached_property
+    def turns(self) -> Turns:
+        """What it writes around an answer; for a template without generation blocks.
+
+        Raises:
+            ConfigError: It cannot be told where an answer begins.
+        """
+        try:
+            return learn_turns(lambda messages, **how: self._render(self.contents.given(messages), **how))
+        except TemplateFault as error:
+            raise self._fault(error.reason, error.remedy) from error
+
+    @cached_property
+    def _tells_earlier_answers(self) -> bool:
+        given = self.contents.given(PROBE)
+        try:
+            return answers(self._render, self._render(given), given, self.turns) is not None
+        except RenderError:  # it allows one question
+            return True
+
+    def probe(self) -> Sequence[Message] | None:
+        """A made-up conversation that it can render: two questions and answers, or one; None where it renders neither.
+
+        Raises:
+            ConfigError: As `conversation` does; and it cannot be told where an answer begins.
+        """
+        one, two = PROBE[:2], PROBE
+        with self._limits():
+            if not self.has_generation_blocks and self.turns and not self._tells_earlier_answers:
+                two = one
+        return next((some for some in (two, [SYSTEM, *two], one, [SYSTEM, *one]) if self._tried(some)), None)
+
+    def _tried(self, messages: Sequence[Message]) -> Conversation | None:
+        try:
+            return self.conversation(messages)
+        except ConfigError:
+            raise
+        except ValueError:
+            return None
+
+    def around_messages(self) -> str:
+        """What it writes before and behind messages of a system, a user and an assistant.
+
+        Raises:
+            ConfigError: As `probe` does.
+        """
+        parts: list[str] = []
+        probe = self.probe() or []
+        for messages in (probe, [SYSTEM, *probe]):
+            if (found := self._tried(messages)) is None:
                 continue
-            before = self._render(messages[:number], tools, add_generation_prompt=True)
-            after = text if number + 1 == len(messages) else self._render(messages[: number + 1], tools)
-            if not (text.startswith(after) and after.startswith(before)):
-                raise ValueError(
-                    f"is rendered otherwise up to message {number} than as a whole, so that what is trained cannot be "
-                    "told; the template has to mark it with {% generation %} and {% endgeneration %}"
-                )
-            trained.append((len(before), len(after)))
-        return Conversation(text, trained)
+            said = iter(one for one in messages if one["role"] == "assistant")
+            place = 0
+            for begin, end in found.trained:
+                (content,) = texts_of(next(said, SYSTEM)["content"])
+                parts += [found.text[place:begin], found.text[begin:end].rpartition(content)[2]]
+                place = end
+            parts.append(found.text[place:])
+        return "\n".join(parts)
+
+    def _fault(self, why: str, remedy: str | None = None) -> ConfigError:
+        return ConfigError(
+            f"chat template {self.name} must show what the assistant says in a conversation; it {why}: "
+            f"{remedy or _REMEDY}"
+        )
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = False) -> str:
         """The text, with marks where generation blocks begin and end.
@@ -128,13 +192,10 @@ class ChatTemplate:
             ConfigError: As `conversation` does.
             ValueError: The template fails.
         """
-        try:
-            with self._sandbox.limited():
-                return self._render(messages, tools, add_generation_prompt=add_generation_prompt)
-        except LimitReached as error:
-            raise self._limited(error) from error
+        with self._limits():
+            return self._render(messages, tools, add_generation_prompt=add_generation_prompt)
 
-    def _render(self, messages: Sequence[Message], tools: Any, *, add_generation_prompt: bool = False) -> str:
+    def _render(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = False) -> str:
         told = {"messages": list(messages), "tools": tools, "documents": None}
         try:
             text = self._template.render(**self.variables, **told, add_generation_prompt=add_generation_prompt)
@@ -146,13 +207,18 @@ class ChatTemplate:
         except (LimitReached, MemoryError):
             raise
         except Exception as error:  # whatever the template does with values it did not expect
-            raise ValueError(f"makes the chat template fail ({type(error).__name__}: {error})") from error
+            raise RenderError(f"makes the chat template fail ({type(error).__name__}: {error})") from error
 
-    def _limited(self, error: LimitReached) -> ConfigError:
-        return ConfigError(
-            f"chat template {self.name} must render a conversation within {error}; it took more, and was stopped: "
-            "use another template"
-        )
+    @contextmanager
+    def _limits(self) -> Iterator[None]:
+        try:
+            with self._sandbox.limited():
+                yield
+        except LimitReached as error:
+            raise ConfigError(
+                f"chat template {self.name} must render a conversation within {error}; it took more, and was stopped: "
+                "use another template"
+            ) from error
 
     def _stopped(self, why: str) -> ConfigError:
         return ConfigError(

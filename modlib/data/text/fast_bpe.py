@@ -104,10 +104,10 @@ class FastBPE:
         self._core = self._load()
 
     def encode_batch(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
-        """Ids of many texts back to back, and the number of ids of each."""
+        """Ids of many texts back to back, and the number of ids of each; PlainTextError as of the tokenizer."""
         rows = [self._encode(text) for text in texts]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        return np.concatenate([*rows, np.zeros(0, np.uint32)]), lengths
+        return self.tokenizer.plain_text.checked(texts, np.concatenate([*rows, np.zeros(0, np.uint32)]), lengths)
 
     def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
         """Of each text its ids, special tokens read, nothing added; and where each token begins and ends in it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import logging
+import json
 import os
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -19,19 +19,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import tokenizers
 
+from modlib.data.text.plain_text import Ids, Lengths, PlainText, back_to_back
+from modlib.data.text.token_choice import (
+    END_OF_DOCUMENT_TOKENS,
+    choose_token,
+    end_in_folder,
+)
 from modlib.data.text.tokenizer_fingerprint import tokenizer_fingerprint
 from modlib.runtime.errors import ConfigError, DataError, unreadable
-from modlib.runtime.json_files import JSONError, read_json
+from modlib.runtime.json_files import parse_json
 
-logger = logging.getLogger("modlib")
-
-END_OF_DOCUMENT_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-"""Tried in this order when no end-of-document token is named."""
-BEGIN_OF_TEXT_TOKENS = ("<|begin_of_text|>", "<s>", "<bos>", "<|startoftext|>", "<|endoftext|>")
-"""Tried in this order when no token to begin with is named; GPT-2 begins with what ends a document."""
-
-Ids = npt.NDArray[np.uint32]
-Lengths = npt.NDArray[np.int64]
 Spans = npt.NDArray[np.int64]
 """(tokens, 2): the first character of each token, and behind its last."""
 
@@ -45,10 +42,17 @@ class TextTokenizer(Protocol):
     """SHA-256, in hex, of the vocabulary and its rules; equal for equal tokenizers, wherever they lie."""
     settings: str
     """What else changes its ids, as text; empty when nothing is added to them or taken from them."""
+    documents_end: int | None
+    """The id that ends the documents it made, where their header says so: then `end_of_document_id` gives that one."""
 
     @property
     def vocab_size(self) -> int:
         """Every id is below it; tokens added later are counted."""
+        ...
+
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that it puts before every text; None where it adds none."""
         ...
 
     def token_id(self, token: str) -> int:
@@ -60,7 +64,7 @@ class TextTokenizer(Protocol):
         ...
 
     def end_of_document_id(self, token: str | None = None) -> int:
-        """The id that ends a document; None takes a well-known one."""
+        """The id that ends a document; None takes a special one, well-known or named by the folder."""
         ...
 
     def is_special(self, token_id: int) -> bool:
@@ -70,6 +74,11 @@ class TextTokenizer(Protocol):
     @property
     def special_tokens(self) -> list[str]:
         """The texts of all ids that stand for no text, and are read as such where special tokens are read."""
+        ...
+
+    @property
+    def added_tokens(self) -> list[str]:
+        """The texts of all tokens that are read wherever they are in a text, special or not."""
         ...
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
@@ -103,6 +112,7 @@ class Tokenizer:
     """
 
     settings = ""
+    documents_end: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
@@ -125,10 +135,14 @@ class Tokenizer:
     def _load(self, text: str) -> None:
         self._tokenizer = _lossless(text)
         self._tokenizer.encode_special_tokens = True  # "<|endoftext|>" written in a text is text, not the end of it
-        self._reading_special: tokenizers.Tokenizer | None = None  # the same without that, made when it is needed
+        # The same without that, and what encodes plain text; made when they are needed.
+        self._reading_special: tokenizers.Tokenizer | None = None
+        self._plain_text: PlainText | None = None
+        self._showing = _with_own_texts(text, self._tokenizer)
 
     def __getstate__(self) -> dict[str, Any]:  # the library's own pickling forgets encode_special_tokens
-        state = {name: value for name, value in vars(self).items() if name not in ("_tokenizer", "_reading_special")}
+        made = ("_tokenizer", "_reading_special", "_plain_text", "_showing")
+        state = {name: value for name, value in vars(self).items() if name not in made}
         return state | {"_text": self._tokenizer.to_str()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -140,6 +154,11 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Every id is below it; tokens added later are counted."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that is put before every text: none here."""
+        return None
 
     def token_id(self, token: str) -> int:
         """The id of one token.
@@ -168,26 +187,28 @@ class Tokenizer:
         """The id that ends a document.
 
         Args:
-            token: Its text; None takes the first of END_OF_DOCUMENT_TOKENS that the tokenizer has.
+            token: Its text; None takes the first of END_OF_DOCUMENT_TOKENS that is a special token, or else the
+                eos_token that the tokenizer's folder names, if it does not end the turns of the folder's chat template.
 
         Raises:
             ConfigError: The tokenizer has no such token; the message lists its special tokens.
         """
-        found = self._first("end-of-document token", END_OF_DOCUMENT_TOKENS if token is None else (token,))
-        if token is not None:
-            warn_of_ordinary_end(self, token, found)
-        return found
+        if token is None and self.documents_end is not None:
+            return self.documents_end
+        named, why_not = (None, "") if token is not None else self._end_in_folder()
+        return self._chosen("end-of-document token", token, END_OF_DOCUMENT_TOKENS, named, why_not)
 
-    def _first(self, what: str, wanted: Sequence[str]) -> int:
-        for candidate in wanted:
-            found: int | None = self._tokenizer.token_to_id(candidate)
-            if found is not None:
-                return found
-        special = [added.content for added in self._tokenizer.get_added_tokens_decoder().values() if added.special]
-        raise ConfigError(
-            f"{what} ({' or '.join(wanted)}) must be a token of {self.path}; "
-            f"name one of its special tokens: {', '.join(special[:20]) or 'it has none'}"
-        )
+    def _end_in_folder(self) -> tuple[str | None, str]:
+        """What the files of the tokenizer's folder say; of a copy beside packed data, other files do not speak."""
+        if self.path.is_dir():
+            return end_in_folder(self.path)
+        return end_in_folder(self.path.parent) if self.path.name == "tokenizer.json" else (None, "")
+
+    def _chosen(
+        self, what: str, token: str | None, known: Sequence[str], named: str | None = None, why_not: str = ""
+    ) -> int:
+        find = self._tokenizer.token_to_id
+        return choose_token(self, what, find, token=token, known=known, named=named, why_not=why_not)
 
     def is_special(self, token_id: int) -> bool:
         """Whether an id is one of the special tokens, which stand for no text."""
@@ -200,22 +221,43 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return [added[number].content for number in sorted(added) if added[number].special]
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """The texts of all tokens that are read wherever they are in a text, in the order of their ids."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return [added[number].content for number in sorted(added)]
+
+    @property
+    def plain_text(self) -> PlainText:
+        """What encodes texts in which special tokens are text."""
+        if self._plain_text is None:
+            self._plain_text = PlainText(self._tokenizer, self.path)
+        return self._plain_text
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of one text, with nothing added before or after; in this thread.
 
         Args:
             text: Any text.
             special_tokens: Whether special tokens written in the text become their ids; else they are plain text.
+
+        Raises:
+            PlainTextError: See `modlib.data.text.plain_text`.
         """
-        return list(self._reader(special_tokens).encode(text, add_special_tokens=False).ids)
+        if special_tokens:
+            return list(self._special_reader.encode(text, add_special_tokens=False).ids)
+        return self.plain_text.encode(text)
 
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> tuple[Ids, Lengths]:
         """Ids of many texts back to back, and the number of ids of each; on all cores. Not for forked processes."""
-        return _back_to_back(self._each(texts, special_tokens))
+        if not special_tokens:
+            return self.plain_text.encode_batch(texts)
+        encodings = self._special_reader.encode_batch_fast(list(texts), add_special_tokens=False)
+        return back_to_back([encoding.ids for encoding in encodings])
 
     def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
         """Of each text its ids, special tokens read, nothing added; and where each token begins and ends in it."""
-        encodings = self._reader(special_tokens=True).encode_batch(list(texts), add_special_tokens=False)
+        encodings = self._special_reader.encode_batch(list(texts), add_special_tokens=False)
         found = []
         for encoding in encodings:
             ids = np.fromiter(encoding.ids, np.uint32, len(encoding))
@@ -223,13 +265,8 @@ class Tokenizer:
             found.append((ids, spans.reshape(-1, 2)))
         return found
 
-    def _each(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
-        encodings = self._reader(special_tokens).encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
-    def _reader(self, special_tokens: bool) -> Any:
-        if not special_tokens:
-            return self._tokenizer
+    @property
+    def _special_reader(self) -> Any:
         if self._reading_special is None:
             self._reading_special = _lossless(self._tokenizer.to_str())
             # In place of what would add special tokens, and leave spaces out of the places of tokens.
@@ -242,7 +279,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, skip_special_tokens: bool = False) -> str:
         """The text of these ids; special tokens are shown unless skipped."""
-        return str(self._tokenizer.decode(np.asarray(ids).tolist(), skip_special_tokens=skip_special_tokens))
+        return str(self._showing.decode(np.asarray(ids).tolist(), skip_special_tokens=skip_special_tokens))
 
 
 def _lossless(text: str) -> tokenizers.Tokenizer:
@@ -267,33 +304,15 @@ def no_such_id(token_id: int, tokenizer: TextTokenizer) -> DataError:
     )
 
 
-def _back_to_back(rows: list[list[int]]) -> tuple[Ids, Lengths]:
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    return np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum())), lengths
-
-
-def named_in_folder(folder: Path) -> dict[str, Any]:
-    """bos_token, eos_token, pad_token and model_max_length as the files beside a tokenizer name them."""
-    found: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        try:
-            content = read_json(folder / name, dict[str, Any])
-        except JSONError:
-            continue
-        found |= {key: value for key, value in content.items() if value is not None}
-    return found
-
-
-def warn_of_ordinary_end(tokenizer: TextTokenizer, token: str, token_id: int) -> None:
-    """Tell when a token that was chosen to end documents may be made of their text as well."""
-    if not tokenizer.is_special(token_id):
-        logger.warning(
-            "end-of-document token (%r) is an ordinary token of %s, which text can hold: documents will seem to end "
-            "within; its special tokens are %s",
-            token,
-            tokenizer.path,
-            ", ".join(tokenizer.special_tokens[:20]) or "none",
-        )
+def _with_own_texts(text: str, tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """A tokenizer that shows added tokens as the file has them; the library shows what its normalizer makes of them."""
+    added = tokenizer.get_added_tokens_decoder()
+    if all(tokenizer.id_to_token(number) == token.content for number, token in added.items()):
+        return tokenizer
+    content = parse_json(text, dict[str, Any], place="tokenizer.json")
+    for token in content["added_tokens"]:
+        token["normalized"] = False
+    return _lossless(json.dumps(content))
 
 
 def train_byte_level_bpe(texts: Sequence[str], path: Path, *, vocab_size: int, end_of_document: str) -> Tokenizer:

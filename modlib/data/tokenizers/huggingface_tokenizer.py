@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from modlib.components import component
 from modlib.data.corpora import corpus
-from modlib.data.text.tokenizer import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, Tokenizer, named_in_folder
+from modlib.data.text.plain_text import Ids, Lengths, back_to_back
+from modlib.data.text.token_choice import (
+    BEGIN_OF_TEXT_TOKENS,
+    END_OF_DOCUMENT_TOKENS,
+    named_in_folder,
+    text_of_named,
+)
+from modlib.data.text.tokenizer import Tokenizer
 from modlib.runtime.errors import ConfigError, DataError
 
 
@@ -62,20 +71,29 @@ class PretrainedHFTokenizer(Tokenizer):
             super().__init__(path)
         named = named_in_folder(self.path if self.path.is_dir() else self.path.parent)
         self.padding = padding
-        ends = _tokens(eos_token, named.get("eos_token"), END_OF_DOCUMENT_TOKENS)
-        self._before = (
-            [self._first("bos_token", _tokens(bos_token, named.get("bos_token"), BEGIN_OF_TEXT_TOKENS))]
-            if add_bos
-            else []
-        )
-        self._after = [self._first("eos_token", ends)] if add_eos else []
-        self._pad_id = self._first("pad_token", _tokens(pad_token, named.get("pad_token"), ends)) if padding else 0
+        begin = bos_token or text_of_named(named.get("bos_token"))
+        end = eos_token or text_of_named(named.get("eos_token"))
+        pad = pad_token or text_of_named(named.get("pad_token")) or end
+        self._before = [self._chosen("bos_token", begin, BEGIN_OF_TEXT_TOKENS)] if add_bos else []
+        self._after = [self._chosen("eos_token", end, END_OF_DOCUMENT_TOKENS)] if add_eos else []
+        self._pad_id = self._padding_id(pad) if padding else 0
         self._limit = self._checked_limit(truncation, padding, max_length, named.get("model_max_length"))
         self.truncation = truncation
         parts: dict[str, Any] = {"bos": self._before, "eos": self._after, "most": self._limit if truncation else None}
         if padding:
             parts |= {"padding": padding, "pad": [self._pad_id], "to": self._limit if padding == "max_length" else None}
         self.settings = ",".join(f"{name}={value}" for name, value in parts.items() if value)
+
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that is put before every text; None without add_bos."""
+        return self._before[0] if self._before else None
+
+    def _padding_id(self, token: str | None) -> int:
+        """Padding is no border of documents: an ordinary token is as good."""
+        if token is not None and (found := self._tokenizer.token_to_id(token)) is not None:
+            return int(found)
+        return self._chosen("pad_token", token, END_OF_DOCUMENT_TOKENS)
 
     def _checked_limit(self, truncation: bool, padding: Any, max_length: int | None, of_model: Any) -> int | None:
         if not truncation and padding != "max_length":
@@ -109,8 +127,13 @@ class PretrainedHFTokenizer(Tokenizer):
         """
         return self._framed([super().encode(text, special_tokens=special_tokens)])[0]
 
-    def _each(self, texts: Sequence[str], special_tokens: bool) -> list[list[int]]:
-        return self._framed(super()._each(texts, special_tokens))
+    def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> tuple[Ids, Lengths]:
+        """Ids of many texts back to back, and the number of ids of each; as `encode` gives them."""
+        ids, lengths = super().encode_batch(texts, special_tokens=special_tokens)
+        if not self.settings:
+            return ids, lengths
+        rows = np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
+        return back_to_back(self._framed([row.tolist() for row in rows]))
 
     def _framed(self, rows: list[list[int]]) -> list[list[int]]:
         if not self.settings:
@@ -122,14 +145,6 @@ class PretrainedHFTokenizer(Tokenizer):
         length = self._limit if self.padding == "max_length" else max(map(len, rows), default=0)
         assert length is not None
         return [row + [self._pad_id] * (length - len(row)) for row in rows]
-
-
-def _tokens(given: str | None, named: Any, known: Sequence[str]) -> Sequence[str]:
-    """What to look for: the token that is asked for, or that the files name, or the well-known ones."""
-    if given is not None:
-        return (given,)
-    text = named.get("content") if isinstance(named, dict) else named
-    return (text,) if isinstance(text, str) else known
 
 
 def _converted(folder: Path) -> str:

@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
-from modlib.data.text.tokenizer import (
+from modlib.data.text.plain_text import Ids, Lengths, PlainTextError, back_to_back
+from modlib.data.text.token_choice import (
     BEGIN_OF_TEXT_TOKENS,
     END_OF_DOCUMENT_TOKENS,
-    Ids,
-    Lengths,
+    choose_token,
+    end_in_folder,
+)
+from modlib.data.text.tokenizer import (
     Spans,
     no_such_id,
     no_such_token,
-    warn_of_ordinary_end,
 )
 from modlib.runtime.errors import ConfigError, DataError, unreadable
 
@@ -54,6 +56,8 @@ class PretrainedSPTokenizer:
     Source: Kudo and Richardson, SentencePiece, EMNLP 2018.
     """
 
+    documents_end: int | None = None
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -70,9 +74,11 @@ class PretrainedSPTokenizer:
         self.num_threads = num_threads
         self._model = self._read(self.path)
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._control = {number for number in range(self.vocab_size) if self._model.is_control(number)}
         self._control_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self._before = [self._begin_id(bos_token)] if add_bos else []
-        self._after = [self.end_of_document_id(eos_token)] if add_eos else []
+        own = self._model.bos_id(), self._model.eos_id()
+        self._before = [self._added_id("bos_token", bos_token, own[0], BEGIN_OF_TEXT_TOKENS)] if add_bos else []
+        self._after = [self._added_id("eos_token", eos_token, own[1], END_OF_DOCUMENT_TOKENS)] if add_eos else []
         ends = (("bos", self._before), ("eos", self._after))
         self.settings = ",".join(f"{name}={ids}" for name, ids in ends if ids)
 
@@ -102,6 +108,11 @@ class PretrainedSPTokenizer:
         """Every id is below it; control and user-defined pieces are counted."""
         return int(self._model.vocab_size())
 
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that is put before every text; None without add_bos."""
+        return self._before[0] if self._before else None
+
     def token_id(self, token: str) -> int:
         """The id of one piece.
 
@@ -127,30 +138,42 @@ class PretrainedSPTokenizer:
         """The id that ends a document.
 
         Args:
-            token: Its piece; None takes the model's own, or the first of END_OF_DOCUMENT_TOKENS that it has.
+            token: Its piece; None takes the model's own, or the first of END_OF_DOCUMENT_TOKENS that is a control
+                piece, or else the eos_token of the folder, as `Tokenizer` does.
 
         Raises:
             DataError: There is no such piece; the message lists the model's control pieces.
         """
-        found = self._chosen("end-of-document token", token, self._model.eos_id(), END_OF_DOCUMENT_TOKENS)
-        if token is not None:
-            warn_of_ordinary_end(self, token, found)
-        return found
+        if token is None and self.documents_end is not None:
+            return self.documents_end
+        own, (named, why_not) = self._model.eos_id(), (None, "")
+        if token is None and own < 0:
+            named, why_not = end_in_folder(self.path.parent)
+        return self._chosen("end-of-document token", token, own, END_OF_DOCUMENT_TOKENS, named, why_not)
 
-    def _begin_id(self, token: str | None) -> int:
-        return self._chosen("bos_token", token, self._model.bos_id(), BEGIN_OF_TEXT_TOKENS)
+    def _added_id(self, what: str, token: str | None, own: int, known: Sequence[str]) -> int:
+        """As `end_of_document_id`, but that a user-defined piece of a well-known name does: it was asked to add one."""
+        try:
+            return self._chosen(what, token, own, known)
+        except ConfigError:
+            ordinary = [one for one in known if self._find(one) is not None]
+            if token is not None or not ordinary:
+                raise
+            return self._chosen(what, ordinary[0], own, known)
 
-    def _chosen(self, what: str, token: str | None, of_model: int, known: Sequence[str]) -> int:
-        if token is None and of_model >= 0:
-            return int(of_model)
-        wanted = known if token is None else (token,)
-        for candidate in wanted:
-            found = self._find(candidate)
-            if found is not None:
-                return found
-        raise ConfigError(
-            f"{what} ({' or '.join(wanted)}) must be a piece of {self.path}; "
-            f"name one of its control pieces: {', '.join(self.special_tokens[:20]) or 'it has none'}"
+    def _chosen(
+        self,
+        what: str,
+        token: str | None,
+        own: int,
+        known: Sequence[str],
+        named: str | None = None,
+        why_not: str = "",
+    ) -> int:
+        if token is None and own >= 0:
+            token = self.token_text(own)
+        return choose_token(
+            self, what, self._find, token=token, known=known, named=named, kind="piece", why_not=why_not
         )
 
     def _find(self, token: str) -> int | None:
@@ -170,12 +193,25 @@ class PretrainedSPTokenizer:
         """The control pieces, in the order of their ids."""
         return [piece for number, piece in enumerate(self._pieces()) if self._model.is_control(number)]
 
+    @property
+    def added_tokens(self) -> list[str]:
+        """The control pieces, and those that the model was trained to leave whole (`user_defined_symbols`)."""
+        from sentencepiece import sentencepiece_model_pb2 as protocol
+
+        model: Any = vars(protocol)["ModelProto"]()  # the class is made as the module is imported
+        model.ParseFromString(self._model.serialized_model_proto())
+        kinds = (model.SentencePiece.CONTROL, model.SentencePiece.USER_DEFINED)
+        return [one.piece for one in model.pieces if one.type in kinds]
+
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
         """Ids of one text, with what add_bos and add_eos ask for.
 
         Args:
             text: Any text.
             special_tokens: Whether control pieces written in the text become their ids; else they are plain text.
+
+        Raises:
+            PlainTextError: The library read a control piece out of plain text.
         """
         (ids,) = self._rows([text], special_tokens, threads=1)
         return ids
@@ -183,8 +219,7 @@ class PretrainedSPTokenizer:
     def encode_batch(self, texts: Sequence[str], *, special_tokens: bool = False) -> tuple[Ids, Lengths]:
         """Ids of many texts back to back, and the number of ids of each; on num_threads threads."""
         rows = self._rows(list(texts), special_tokens, self.num_threads or len(os.sched_getaffinity(0)))
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        return np.fromiter((one for row in rows for one in row), np.uint32, int(lengths.sum())), lengths
+        return back_to_back(rows)
 
     def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
         """Of each text its ids, control pieces read, nothing added; and where each token begins and ends in it."""
@@ -225,9 +260,12 @@ class PretrainedSPTokenizer:
         encode = partial(self._model.encode, out_type=int)
         encoded = iter(encode(plain, num_threads=threads) if threads > 1 else map(encode, plain))  # one: in this thread
         rows = []
-        for row in parts:
+        for row, text in zip(parts, texts, strict=True):
             ids = [[self.token_id(part)] if number % 2 else next(encoded) for number, part in enumerate(row)]
-            rows.append([*self._before, *chain.from_iterable(ids), *self._after])
+            together = [*chain.from_iterable(ids)]
+            if not special_tokens and not self._control.isdisjoint(together):
+                raise PlainTextError(f"has a control piece of {self.path}, whose id no text may become ({text[:80]!r})")
+            rows.append([*self._before, *together, *self._after])
         return rows
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer[Any]], *, skip_special_tokens: bool = False) -> str:

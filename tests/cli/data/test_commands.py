@@ -161,8 +161,7 @@ def test_what_docs_data_says_of_chat(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     for kind, name in (("json", "chat.jsonl"), ("jinja", "turns.jinja")):
-        (text,) = re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)
-        Path(name).write_text(text)
+        Path(name).write_text(re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL)[0])
     commands = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)[1].splitlines()
     printed = {line.split()[2]: modlib(*shlex.split(line)[1:]).stdout for line in commands}
     shown = re.search(r"shows what is trained in brackets:\n\n(.*?)\n\n", page, re.DOTALL)
@@ -193,6 +192,10 @@ def test_chat(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert done.stderr == f"DataError: {reason}; correct it, or leave such rows out with --on_error skip\n"
     done = modlib(*words, "--on_error", "skip")
     assert "left out: 1 row" in done.stderr
+    assert (
+        "what is trained of a conversation is in brackets:\nuser Is 91 a prime?<|endoftext|>assistant\u27e6 No: 7 "
+        "times 13.<|endoftext|>\u27e7user And 97?<|endoftext|>assistant\u27e6 Yes, it is.<|endoftext|>\u27e7\n"
+    ) in done.stderr
     shown = modlib("data", "decode", out, "--document", "1", "--mark_trained").stdout
     assert shown == "user words<|endoftext|>assistant\u27e6 some<|endoftext|>\u27e7\n"
     (tmp_path / "t.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")

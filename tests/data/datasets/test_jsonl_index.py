@@ -19,6 +19,7 @@ from modlib.data.datasets.jsonl_index import (
 from modlib.data.text.fields import text_of
 from modlib.data.text.tokenizer import Tokenizer
 from modlib.runtime.errors import DataError
+from tests.data.small_tokenizers import word_level
 
 JSON = st.text(st.characters(exclude_categories=("Cs",)), max_size=20)
 
@@ -150,3 +151,16 @@ def test_no_pickle_is_read(
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none.jsonl cannot be opened: No such file or directory; check jsonl_path"):
         JSONLFile(tmp_path / "none.jsonl")
+
+
+def test_text_that_spells_a_special_token_alone_is_no_document(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(word_level(tmp_path))
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["the fox", "the [EOS]", "fox"]))
+    with pytest.raises(DataError, match=r"line 2 of .*data.jsonl has the special token \[EOS\], .*; correct it, or"):
+        index_of(path, tokenizer)
+    index = index_of(path, tokenizer, on_bad_line="skip")
+    assert (index.num_tokens.tolist(), index.num_skipped, index.num_bytes_of_text) == ([2, 1], 1, 10)
+    assert [path.read_bytes()[start:][:length] for start, length in zip(index.starts, index.lengths)] == [
+        b'{"text": "the fox"}', b'{"text": "fox"}',
+    ]  # fmt: skip

@@ -24,6 +24,7 @@ from modlib.data.rewriting.copying import provenance_beside
 from modlib.data.text.line_index import LineIndex, write_index
 from modlib.data.text.tokenizer import Tokenizer
 from modlib.runtime.errors import ConfigError, DataError
+from tests.data import small_tokenizers as small
 from tests.data.packed_lists import documents_of_ids, read, write
 
 quickly = settings(max_examples=25)
@@ -364,3 +365,25 @@ def test_an_index_of_modalities_finds_the_lines_of_its_file(shared_data: Path, t
     expected = [line for line in source.read_bytes().splitlines() if line.strip()]
     assert len(lines) == len(expected)
     assert [json.loads(lines[number]) for number in range(len(lines))] == [json.loads(line) for line in expected]
+
+
+def test_the_end_of_documents_is_chosen_as_pack_chooses_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Gemma's `</s>` (261) is an HTML tag, its `<eos>` 1; DeepSeek's special tokens have no well-known name."""
+    source = tmp_path / "a.bin"
+    np.array([70, 261, 71, 1, 72, 1], "<u2").tofile(source)
+    gemma, out = small.gemma(tmp_path / "gemma"), tmp_path / "a.packed"
+    header = convert_from(source, out, "nanogpt", tokenizer=gemma)
+    assert (header.end_of_document_id, header.num_documents) == (1, 2)
+    assert not caplog.messages
+    header = convert_from(source, out, "nanogpt", tokenizer=gemma, end_of_document_id=261, overwrite=True)
+    assert (header.end_of_document_id, header.num_documents) == (261, 2)
+    assert caplog.messages[0].startswith("end-of-document token ('</s>') is an ordinary token of ")
+    with pytest.raises(DataError, match=r"token id \(262\) must be one of .*, whose ids are below 262"):
+        convert_from(source, out, "nanogpt", tokenizer=gemma, end_of_document_id=262, overwrite=True)
+    np.array([70, 71, 1, 72, 1], "<u2").tofile(source)
+    deepseek = small.deepseek(tmp_path / "deepseek")
+    assert convert_from(source, out, "nanogpt", tokenizer=deepseek, overwrite=True).end_of_document_id == 1
+    (deepseek / "tokenizer_config.json").unlink()
+    with pytest.raises(ConfigError) as caught:
+        convert_from(source, out, "nanogpt", tokenizer=deepseek, overwrite=True)
+    assert str(caught.value).endswith("<|im_end|>; give the id of the one that ends documents, --end_of_document_id")

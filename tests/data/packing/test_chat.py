@@ -27,6 +27,7 @@ from modlib.data.packed.file import PackedFile
 from modlib.data.packing import pack as packing
 from modlib.data.packing.pack import pack
 from modlib.data.text import sources
+from modlib.data.text.chat_contents import PROBE
 from modlib.data.text.tokenizer import Tokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer
 from modlib.data.tokenizers.huggingface_tokenizer import PretrainedHFTokenizer
@@ -152,6 +153,7 @@ def test_inputs_of_every_kind_and_the_record(folder: Path, tmp_path: Path) -> No
     assert told["settings"]["chat_template"] == TEMPLATE
     assert told["settings"]["chat_template_from"] == str(folder / "tokenizer_config.json")
     assert told["settings"]["field"] == "messages"
+    assert told["settings"]["chat_probe"] == summary.chat_probe == marked(list(PROBE))
     assert told["versions"]["jinja2"]
     digest, variables = told["decided_by"]["chat template"]
     assert len(digest) == 64
@@ -202,6 +204,29 @@ def test_a_template_s_first_token_is_not_written_twice(folder: Path, tmp_path: P
     )
 
 
+def test_an_answer_without_an_end_marker_stops_at_the_end_of_the_document(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, out = write_chats(tmp_path / "a.jsonl", [turns("hi", "yes"), turns("a", "yes", "c")]), tmp_path / "a.packed"
+    (tmp_path / "t.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant: ' if add_generation_prompt }}"
+    )
+    summary = pack([source], out, folder, chat=True, chat_template=tmp_path / "t.jinja")
+    assert shown(out) == [
+        "user: hi\nassistant: \u27e6yes\n<|endoftext|>\u27e7",
+        "user: a\nassistant: \u27e6yes\n\u27e7user: c\n<|endoftext|>",
+    ]
+    assert summary.chat_probe is not None
+    assert summary.chat_probe.endswith("assistant: \u27e6Yes, it is.\n\u27e7\u27e6<|endoftext|>\u27e7")
+    (warning,) = caplog.messages
+    assert warning.startswith(
+        f"chat template {tmp_path / 't.jinja'} writes no special token behind an answer: the model"
+    )
+    again = pack([source], out, folder, chat=True, chat_template=tmp_path / "t.jinja", resume=True)
+    assert again.engine == "none: it was complete"
+    assert again.chat_probe == summary.chat_probe
+
+
 def test_rows_that_are_no_conversations(folder: Path, tmp_path: Path) -> None:
     good = [json.dumps({"messages": chat}) for chat in some_chats(3)]
     bad = {
@@ -229,14 +254,22 @@ def test_a_template_s_failures(folder: Path, tmp_path: Path) -> None:
     source, out = write_chats(tmp_path / "a.jsonl", some_chats(3)), tmp_path / "a.packed"
     template = tmp_path / "t.jinja"
     put = functools.partial(pack, [source], out, folder, chat=True, chat_template=template)
-    template.write_text("{{ raise_exception('not today') }}")
+    template.write_text("{{ raise_exception('not today') if messages[0].content != 'Is 91 a prime?' }}" + TEMPLATE)
     with pytest.raises(DataError, match=r"a.jsonl:1 makes the chat template fail \(TemplateError: not today\)"):
         put()
     with pytest.raises(DataError, match=r"inputs \(1 files\) must hold a document; they have none"):
         put(on_error="skip")
-    template.write_text("{% for m in messages %}{{ m.content }}{% if loop.last %}<|im_end|>{% endif %}{% endfor %}")
-    with pytest.raises(DataError, match=r"so that what is trained cannot be told; the template has to mark it with"):
-        put()
+    # faults of the template are told once, and no row is left out for them
+    template.write_text("{{ raise_exception('not today') }}")
+    with pytest.raises(ConfigError, match=r"it does not render a question and an answer, which makes .*: not today\)"):
+        put(on_error="skip")
+    template.write_text(
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ '<|im_end|>' if loop.last }}{{ '\\n' }}{% endfor %}"
+        "{{ 'assistant: ' if add_generation_prompt }}"
+    )
+    for workers in (1, 2):
+        with pytest.raises(ConfigError, match=r"it writes an earlier answer otherwise than the last one: mark what is"):
+            put(on_error="skip", workers=workers)
     template.write_text("{{ (messages | attr('__' ~ 'class__')) }}")
     for workers in (1, 2):  # no row is at fault: it is not left out
         with pytest.raises(ConfigError, match=r"chat template .*t.jinja must stay in its sandbox; it was stopped"):
@@ -263,6 +296,7 @@ KILLED = """
 import sys
 from modlib.data.packing import pack
 from modlib.data.text import sources
+from modlib.data.text.chat_contents import PROBE
 pack.JOURNAL_S, sources.BLOCK_BYTES = 0, 4000
 pack.pack([sys.argv[1]], sys.argv[2], sys.argv[3], workers=1, chat=True, split={"a": 0.8, "b": 0.2})
 """

@@ -115,9 +115,44 @@ def test_a_row_without_messages_and_a_template_that_writes_no_answer() -> None:
     with pytest.raises(ValueError, match=r"^has no 'messages' \(there is text\)$"):
         chat().conversation({"text": "x"})
     with pytest.raises(ValueError, match=r"^is rendered without any text that is trained; look at the"):
-        chat("{% for m in messages if m.role == 'user' %}x{% endfor %}").conversation({"messages": [USER, ANSWER]})
+        chat("yes{% generation %}{% endgeneration %}").conversation({"messages": [USER, ANSWER]})
     with pytest.raises(ValueError, match=r"^is rendered with half of a surrogate pair; look at the template$"):
         chat("{{ '\\udbff' }}" + TEXT).conversation({"messages": [USER, ANSWER]})
+
+
+def ordinary(text: str = TEXT) -> Chat:
+    """With a marker that is an ordinary added token, as some fine-tunes have it, and others that are no markers."""
+    added = ["<|end|>", "<think>", "<|e|>", "<tool>"]
+    return Chat(Field("messages"), ChatTemplate(text, {}, "t.jinja"), ["<|e|>"], added)
+
+
+def test_added_tokens_that_the_template_writes_around_messages_are_markers() -> None:
+    found = ordinary().conversation({"messages": [USER, ANSWER]})
+    assert [found.text[begin:end] for begin, end in found.trained] == ["yes<|end|>"]  # without the line's end
+    assert not found.stops_at_end
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the whole text is compared
+        ordinary().conversation(
+            {"messages": [{"role": "user", "content": "Hi<|end|>\n<assistant>Hello<|end|>"}, ANSWER]}
+        )
+    assert str(caught.value) == (
+        "has the special token <|end|> in a message of 'messages', where it would be read as one; write it otherwise"
+    )
+    thoughts = {"role": "assistant", "content": "<think>hm, <tool></think>yes"}
+    found = ordinary("{% set x = '<think>' %}" + TEXT).conversation({"messages": [USER, thoughts]})
+    assert "<assistant><think>hm, <tool></think>yes<|end|>" in found.text
+
+
+def test_the_end_of_document_stops_an_answer_that_has_no_end_of_its_own() -> None:
+    no_marker = TEXT.replace("<|end|>", "")
+    assert chat(no_marker).conversation({"messages": [USER, ANSWER]}).stops_at_end
+    assert not chat(no_marker).conversation({"messages": [USER, ANSWER, USER]}).stops_at_end
+    assert not chat().conversation({"messages": [USER, ANSWER]}).stops_at_end
+    # what a template writes at the end of a conversation alone stops it where nothing else does
+    for text, answers in ((no_marker, ["yes\n", "yes\n<|e|>"]), (TEXT, ["yes<|end|>"] * 2)):
+        closing = chat(text + "{% if not add_generation_prompt %}<|e|>{% endif %}")
+        found = closing.conversation({"messages": [USER, ANSWER, USER, ANSWER]})
+        assert [found.text[begin:end] for begin, end in found.trained] == answers
+        assert not found.stops_at_end
 
 
 def test_it_survives_pickling() -> None:

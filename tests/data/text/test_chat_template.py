@@ -104,31 +104,6 @@ def test_it_renders_as_transformers_does() -> None:
         chat[2]["content"] = None
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        # only the last turn has its end
-        (
-            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% if loop.last %}<end>{% endif %}{% endfor %}",
-            "is rendered otherwise up to message 2 than as a whole",
-        ),
-        # the prompt for an answer holds what the answer does not
-        (
-            "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-            "{% if add_generation_prompt %}assistant: <think>{% endif %}",
-            "is rendered otherwise up to message 2 than as a whole",
-        ),
-    ],
-)
-def test_beginnings_that_are_none_are_refused(text: str, why: str) -> None:
-    with pytest.raises(ValueError, match=why) as caught:
-        template(text).conversation(CHAT)
-    assert str(caught.value).endswith(
-        "so that what is trained cannot be told; the template has to mark it with {% generation %} and "
-        "{% endgeneration %}"
-    )
-
-
 def test_what_goes_wrong_in_a_template_is_the_row_s_fault_and_said() -> None:
     for text, why in (
         ("{{ raise_exception('roles must alternate') }}", r"\(TemplateError: roles must alternate\)"),
@@ -200,7 +175,7 @@ def test_what_is_written_out_is_refused_before_anything_is_rendered() -> None:
         "chat template t.jinja must stay in its sandbox; it was stopped ('__class__' is asked for): use a template you "
         "trust"
     )
-    template("{{ '__' }}{{ '_' }}{{ messages[0]['_x'] }}").conversation(CHAT)  # no name of Python's
+    template("{{ '__' }}{{ '_' }}{{ messages[0]['_x'] }}").render(CHAT)  # no name of Python's
 
 
 def test_what_is_no_template_is_refused_with_its_line() -> None:
