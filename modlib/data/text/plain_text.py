@@ -53,9 +53,10 @@ class PlainText:
     Args:
         library: The tokenizer, told to encode special tokens as text; without truncation and padding.
         path: Its file, for messages.
+        vocab_size: All its ids are below it.
     """
 
-    def __init__(self, library: tokenizers.Tokenizer, path: Path) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, path: Path, vocab_size: int) -> None:
         self._library, self.path = library, path
         added = library.get_added_tokens_decoder()
         self._special = {number: token.content for number, token in added.items() if token.special}
@@ -70,7 +71,7 @@ class PlainText:
             self._encoder = self._speller  # its vocabulary has them all: nothing would be encoded twice
         elif self._unknown in self._special and self._unknown in self._ids_of(self._special[self._unknown]):
             self._watched |= {self._unknown} if self._is_spelled(self._unknown) else set()
-        self.watched = np.zeros(max([*library.get_vocab(with_added_tokens=True).values(), *self._special, 0]) + 1, bool)
+        self.watched = np.zeros(vocab_size, bool)
         self.watched[list(self._watched)] = True
 
     @cached_property
