@@ -240,6 +240,7 @@ def test_places_of_control_pieces_and_of_bytes(model: Path) -> None:
     assert len(of_the_cat) == 3  # its bytes: the last one has the character, the others stand before it
     assert of_the_cat[-1] == [7, 8]
     assert tokenizer.special_tokens == ["<s>", "</s>", "<pad>"]
+    assert tokenizer.added_tokens == ["<s>", "</s>", "<pad>", "<|turn|>"]
 
 
 def test_an_ordinary_piece_that_ends_documents_is_told(model: Path, caplog: pytest.LogCaptureFixture) -> None:
