@@ -90,13 +90,12 @@ class HuggingFacePretrainedModel(nn.Module):
 
         text = built.get_text_config()
         self.model_type, self.is_pretrained = model_type, path is not None
-        self.base_folder = None if path is None else Path(path).expanduser()
+        self.base_folder = None if path is None else Path(path).expanduser().absolute()
         self.vocab_size = int(text.vocab_size)
         self.seq_len = _seq_len(self.network, text, seq_len)
         self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)
         self._unit_classes = _unit_classes(self.network)
-        given = {**(config if isinstance(config, Mapping) else {}), **(overrides or {})}
-        self._router_loss, self._notes = losses_of(self.network, given)
+        self._router_loss, self._notes = losses_of(self.network, path, config, overrides or {})
         if built._attn_implementation != attn_implementation:
             self._notes.append(
                 f"attn_implementation: '{built._attn_implementation}', as '{built.model_type}' has no "

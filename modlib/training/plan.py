@@ -80,7 +80,7 @@ def make_plan(
             check_evaluation_data(model, dataset, evaluator.dataset)
             if isinstance(evaluator, HeldOut):
                 evaluator.check_model(model)
-    check_sharding(config, experiment, model, dataset)
+    check_sharding(config, experiment, model, dataset, world_size)
     check_adapters(config, experiment, model, dataset)
     probe = Probe(config, experiment, model)
     total = sum(parameter.numel() for parameter in model.parameters())

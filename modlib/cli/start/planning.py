@@ -10,11 +10,12 @@ from typing import Any
 import gin
 
 from modlib.config import Config
-from modlib.launching.identity import identify
+from modlib.launching.identity import identify, own_run
 from modlib.launching.local import Local
 from modlib.launching.slurm import Executor, Slurm
+from modlib.launching.working_directory import working_directory
 from modlib.runtime.hardware import disk_free_bytes
-from modlib.runtime.run_folder import check_name
+from modlib.runtime.run_folder import RunFolder, check_name
 from modlib.runtime.units import counted
 from modlib.tracking.run_plan import Plan
 from modlib.training.building import build, build_experiment
@@ -31,8 +32,17 @@ def place_of(config: Config, executor: Executor | None) -> Local | Slurm:
     return place
 
 
+def other_folder(config: Config, name: str | None) -> Path | None:
+    """The folder that relative paths lead from, where a run's own config.gin is given and it began elsewhere."""
+    run = own_run(config)
+    if run is None or name not in (None, run.name):
+        return None
+    folder = working_directory(run)
+    return None if folder == Path.cwd() else folder
+
+
 def planned(
-    config: Config, executor: Executor | None, runs_dir: Path, name: str | None
+    config: Config, executor: Executor | None, runs_dir: Path, name: str | None, source: RunFolder | None = None
 ) -> tuple[Config, Local | Slurm, str]:
     """The configuration with the global batch of the run, active; where it goes; and the run's name.
 
@@ -40,7 +50,7 @@ def planned(
         ConfigError: The run exists, and its global batch cannot be divided over this place's ranks.
     """
     place = place_of(config, executor)
-    config, name = identify(config, place.world_size, runs_dir=runs_dir, name=name)
+    config, name = identify(config, place.world_size, runs_dir=runs_dir, name=name, source=source)
     config.activate()
     return config, place, name
 

@@ -45,6 +45,44 @@ def test_there_and_back(
     assert header.sha256 == PackedFile(source).sha256
 
 
+def test_an_old_pbin_whose_offsets_count_the_header_is_read(tmp_path: Path) -> None:
+    """Modalities wrote such files until 2024: the first offset is 12, the lengths are right."""
+    documents = [[1, 2, 3], [4, 5], [6]]
+    ids = np.array([token for document in documents for token in document], "<u2").tobytes()
+    pairs = [(12, 6), (18, 4), (22, 2)]
+    (tmp_path / "old.pbin").write_bytes(struct.pack("<QI", len(ids), 2) + ids + pickle.dumps(pairs))
+    convert_from(tmp_path / "old.pbin", tmp_path / "a.packed", "modalities", vocab_size=10)
+    assert read(tmp_path / "a.packed") == documents
+    (tmp_path / "bad.pbin").write_bytes(struct.pack("<QI", len(ids), 2) + ids + pickle.dumps([(4, 6), *pairs[1:]]))
+    with pytest.raises(DataError, match=r"offset of document 0 of .* \(4\) must be 0, where the data begins; files"):
+        convert_from(tmp_path / "bad.pbin", tmp_path / "b.packed", "modalities", vocab_size=10)
+
+
+@pytest.mark.parametrize("format", ["npy", "gpt-2", "llama-3"])
+def test_relatives_of_nanogpts_bin_are_recognised_by_their_header(tmp_path: Path, format: str) -> None:
+    ids = [5, 3, 0, 40_000, 7, 0]
+    path = tmp_path / "shard.bin"  # as they are often called
+    if format == "npy":
+        with open(path, "wb") as file:
+            np.save(file, np.array(ids, np.uint16))
+    else:
+        magic, version, dtype = (20240520, 1, "<u2") if format == "gpt-2" else (20240801, 7, "<u4")
+        header = np.zeros(256, "<i4")
+        header[:3] = magic, version, len(ids)
+        path.write_bytes(header.tobytes() + np.array(ids, dtype).tobytes())
+    convert_from(path, tmp_path / "a.packed", "nanogpt", vocab_size=65_536, end_of_document_id=0)
+    assert read(tmp_path / "a.packed") == [[5, 3, 0], [40_000, 7, 0]]
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"(truncated or damaged|cannot be read).*copy it again"):
+        convert_from(path, tmp_path / "b.packed", "nanogpt", vocab_size=65_536)
+
+
+def test_a_numpy_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 2)))
+    with pytest.raises(DataError, match=r"a.npy is a NumPy array of float64 of shape \(2, 2\); it must be token ids"):
+        convert_from(tmp_path / "a.npy", tmp_path / "a.packed", "nanogpt", vocab_size=9)
+
+
 @given(st.lists(st.lists(st.integers(1, 299), max_size=7), max_size=20))
 @quickly
 def test_nanogpt_there_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents: list[list[int]]) -> None:
