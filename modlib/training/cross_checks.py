@@ -26,7 +26,7 @@ from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
-from modlib.training.objective import CausalObjective
+from modlib.training.objective import CausalObjective, Objective
 
 LEAST_LENGTHS = {
     ("ConstantLR", "total_iters"): 0,
@@ -70,8 +70,15 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> int
             build(config, choice)
     loss, frozen = build(config, experiment.loss), []
     if experiment.objective is not None:
+        objective = build(config, experiment.objective, loss)
+        if not isinstance(objective, Objective):
+            name = component_name(experiment.objective)
+            raise ConfigError(
+                f"objective ({name}) must have a method count and a dict frozen, and take (model, batch); add them to "
+                f"{name}: see docs/objectives.md"
+            )
         with torch.device("meta"):
-            frozen = [build(config, one) for one in build(config, experiment.objective, loss).frozen.values()]
+            frozen = [build(config, one) for one in objective.frozen.values()]
     for part in frozen:
         build(config, check_initialization, part, None)
     for choice in experiment.subscribers:
@@ -106,18 +113,24 @@ def check_schedules(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def check_sharding(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> None:
-    """Refuse sharding units that hold weights of others; on one process, too, where nothing is sharded.
+def check_sharding(
+    config: Config, experiment: Experiment, model: Any, dataset: Dataset | None, world_size: int
+) -> None:
+    """Refuse sharding units that hold weights of others; those that a user named on one process, too.
 
     Args:
         config: Says where the units were set.
         experiment: Its loss is computed on one window, since a loss may read weights.
         model: On meta.
         dataset: None where there is none yet: a window of zeros does.
+        world_size: Ranks of the run.
 
     Raises:
         ConfigError: Names the class and the parameter.
     """
+    named = getattr(model, "sharding", None)
+    if world_size == 1 and (named is None or named.units is None):
+        return  # nothing is sharded, and nobody chose how
 
     def forward() -> None:
         inputs: Any = torch.zeros(1, model.seq_len, dtype=torch.int64)
