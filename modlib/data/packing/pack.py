@@ -94,8 +94,8 @@ def pack(
         field: Where the text is in a row: `a.b[0].c`, or `module:function`. Text files are one document each. None is
             `text`, or with chat `messages`: a list of {"role", "content"}.
         on_error: What happens with a row that is no document (not JSON, not UTF-8, no text at the field, an empty
-            text, a special token's text that no other tokens spell; with chat: no conversation, or one that the template refuses): "fail" raises with its file and line,
-            "skip" leaves it out and lists it.
+            text, a special token's text that no other tokens spell; with chat: no conversation, or one that the
+            template refuses): "fail" raises with its file and line, "skip" leaves it out and lists it.
         workers: Processes; None takes one per core, or none for little text.
         resume: Go on with what an interrupted call left; start where there is nothing, return where it is complete.
         overwrite: Whether existing files are replaced, and unfinished work is thrown away.
