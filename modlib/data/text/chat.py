@@ -13,6 +13,7 @@ import numpy.typing as npt
 from modlib.data.text.chat_contents import Message, texts_of
 from modlib.data.text.chat_template import ChatTemplate, Conversation
 from modlib.data.text.fields import Field, kind_of
+from modlib.data.text.tokenizer import Ids, Spans
 from modlib.runtime.json_files import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -47,7 +48,6 @@ class Chat:
 
     def _take_markers(self, markers: Sequence[str]) -> None:
         self.markers = tuple(sorted(dict.fromkeys(markers), key=len, reverse=True))  # the longest is read
-        self._longest = len(self.markers[0]) if self.markers else 0
         self._marker = _any_of(self.markers)
         self._in_json = _any_of([json.dumps(one, ensure_ascii=False)[1:-1] for one in self.markers])
 
@@ -124,9 +124,15 @@ class Chat:
                 closing = text[end:].rstrip()
                 end += len(closing) if closing.endswith(self.markers) else 0
             elif messages[number + 1]["role"] != "assistant":
-                end += len(self.marker_beginning(text[end : end + self._longest]) or "")
+                end += self._to_next_marker(text[end:])
             trained.append((begin, end))
         return trained
+
+    def _to_next_marker(self, text: str) -> int:
+        """Characters up to the end of a marker that a text begins with, with white space before it; 0 without one."""
+        begin = len(text) - len(text.lstrip())
+        marker = self._marker.match(text, begin)
+        return 0 if marker is None else marker.end()
 
     def _check_answers(self, whole: str, trained: Sequence[tuple[int, int]], messages: Sequence[Message]) -> None:
         """Templates leave things out: thoughts of earlier answers are theirs to drop, an answer is not."""
@@ -221,6 +227,24 @@ def trained_tokens(
     before = np.cumsum(counted)  # trained characters before each place
     last = np.minimum(np.maximum(ends, begins + 1), len(conversation.text))
     return before[last] > before[begins]
+
+
+def ended(
+    conversation: Conversation, ids: Ids, spans: Spans, end_of_document_id: int
+) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """A conversation's ids with the end of the document, and whether each is trained.
+
+    Args:
+        conversation: The text.
+        ids: Of the text, as `TextTokenizer.encode_with_spans` gives them.
+        spans: Where each of them begins and ends.
+        end_of_document_id: Put at the end where the text does not end with it.
+    """
+    mask = trained_tokens(conversation, spans[:, 0], spans[:, 1])
+    if len(ids) and ids[-1] == end_of_document_id:
+        return ids, mask
+    # Trained where nothing else tells the model to stop: most templates end a turn with a marker.
+    return np.append(ids, np.uint32(end_of_document_id)), np.append(mask, conversation.stops_at_end)
 
 
 def without_missing(value: Any) -> Any:
