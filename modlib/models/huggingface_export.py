@@ -87,7 +87,7 @@ def export_huggingface(
         if plain:
             write_safetensors(aside, outputs(model, plain_conversions(model), MergedWeights(weights, model), one_dtype))
             if tokenizer is not None and tokenizer.json is not None:
-                write_tokenizer(aside, tokenizer, int(getattr(model, "seq_len", 0)))
+                write_tokenizer(aside, tokenizer, getattr(model, "seq_len", None))
         else:
             _write(aside, model, tokenizer, weights, dtype)
         weights.finish()
