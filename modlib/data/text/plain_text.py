@@ -136,6 +136,25 @@ class PlainText:
         # In the unsigned numbers, what is below the first of a run is far above it: one comparison does for both ends.
         return any(bool((ids - first <= span).any()) for first, span in self._runs)
 
+    def check_read(self, text: str, ids: Ids, spans: npt.NDArray[np.int64]) -> None:
+        """Refuse special ids that stand where the text has no such token as its file writes it.
+
+        Where special tokens are read, a normalizer can make one of what is none to a look at the text: `<eod>` is
+        `<EOD>` in small letters.
+
+        Raises:
+            PlainTextError: There is one.
+        """
+        if not self.any_watched(ids):
+            return
+        for place in np.flatnonzero(self._is_watched[ids]).tolist():
+            begin, end = spans[place].tolist()
+            content = self._special[int(ids[place])]
+            if text[begin:end].strip() != content.strip():
+                raise PlainTextError(
+                    f"has {text[begin:end]!r}, which {self.path} would read as its special token {content}"
+                )
+
     def spelled(self, text: str) -> list[int]:
         """Ids of a text that gave a special id: what spells one becomes ordinary pieces.
 
