@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "moved": -1.0, "version": -1.0, "wheel": 0.0,
-    "runtime": 1.0, "components": 1.1, "config": 1.2,
+    "runtime": 1.0, "components": 1.1, "config": 1.2, "migration": 1.3,
     "nn": 2, "data": 2, "optim": 2, "distributed": 2,
     "models": 3, "checkpointing": 3, "tracking": 3,
     "training": 4, "inference": 4, "launching": 4,

@@ -19,6 +19,7 @@ COMMANDS = {
     "list": ("modlib.cli.configs.list", "List the components that a gin file can choose."),
     "logs": ("modlib.cli.watch.logs", "Print a rank's log."),
     "ls": ("modlib.cli.watch.ls", "List the runs: state, step, ETA, loss, host."),
+    "migrate": ("modlib.cli.configs.migrate", "Write a gin file of a Modalities training config."),
     "plot": ("modlib.cli.plot", "Draw metrics of runs as curves."),
     "queue": ("modlib.cli.watch.queue", "List my SLURM jobs, with their runs and why they wait."),
     "reproduce": ("modlib.cli.repeat.reproduce", "Run a run again from its folder alone, and compare."),
