@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from modlib.data.text.chat import Chat, trained_tokens, without_missing
+from modlib.data.text.chat import Chat, ended, without_missing
 from modlib.data.text.chat_template import Conversation
 from modlib.data.text.fast_bpe import FastBPE
 from modlib.data.text.fields import Field, row_of
@@ -216,11 +216,7 @@ class BlockEncoder:
         trained = [np.zeros(0, np.bool_)]
         encoded = (self.fast or self.tokenizer).encode_with_spans([one.text for one in conversations])
         for conversation, (ids, spans) in zip(conversations, encoded, strict=True):
-            mask = trained_tokens(conversation, spans[:, 0], spans[:, 1])
-            if not len(ids) or ids[-1] != self.end_of_document_id:
-                # Trained where nothing else tells the model to stop: most templates end a turn with a marker.
-                ids = np.append(ids, np.uint32(self.end_of_document_id))
-                mask = np.append(mask, conversation.stops_at_end)
+            ids, mask = ended(conversation, ids, spans, self.end_of_document_id)
             tokens.append(ids.astype(self.dtype))
             trained.append(mask)
         lengths = np.array([len(one) for one in tokens[1:]], np.int64)
