@@ -6,10 +6,11 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import gin
@@ -182,16 +183,20 @@ class Config:
             lines.append(f"{setting.name} = {setting.text} {where}")
         return "\n".join(lines)
 
-    def to_run_folder(self, path: str | Path, same_as: Sequence[str] = ()) -> None:
+    def to_run_folder(
+        self, path: str | Path, same_as: Sequence[str] = (), history: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Write config.gin and provenance.json into a folder; each appears whole or not at all.
 
         Args:
             path: The folder.
-            same_as: Stored hashes of the same configuration by earlier rules or code, which checkpoints may have.
+            same_as: Stored hashes that checkpoints may have: of the same configuration by earlier rules or code, or
+                planned for another length.
+            history: How the run came to this configuration, for the record.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        record = self.record() | ({"same_as": list(same_as)} if same_as else {})
+        record = self.record() | ({"same_as": list(same_as)} if same_as else {}) | dict(history)
         atomic_write_text(folder / PROVENANCE_FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         atomic_write_text(folder / CONFIG_FILE, self.text)
 

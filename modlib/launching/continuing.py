@@ -17,6 +17,7 @@ from modlib.checkpointing.run_checkpoints import (
 )
 from modlib.config import Config, Difference, diff, load, render_diff
 from modlib.config.hashing import digits_of
+from modlib.config.length import other_differences
 from modlib.launching.identity import with_batch_of
 from modlib.runtime.errors import CheckpointError, ConfigError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
@@ -58,12 +59,13 @@ class Continued(NamedTuple):
             )
 
 
-def require_same(config: Config, run: RunFolder) -> Continued:
+def require_same(config: Config, run: RunFolder, *, longer: bool = False) -> Continued:
     """Compare a configuration with a run that exists: its config.gin, and the hash in its newest checkpoint.
 
     Args:
         config: With its global batch.
         run: The run's folder, which need not exist.
+        longer: It may differ in length and schedule, which was looked at.
 
     Raises:
         ConfigError: It is another configuration; or the run's cannot be read.
@@ -89,7 +91,9 @@ def require_same(config: Config, run: RunFolder) -> Continued:
     if saved is not None:
         require_config(before, run, saved)
     differences = diff(before, config)
-    if before.hash != config.hash:
+    if longer and not other_differences(before, config):
+        differences = [one for one in differences if one.name not in before.science | config.science]
+    elif before.hash != config.hash:
         raise ConfigError(
             f"run '{run.name}' exists with a different config ({run.config_path}):\n    {indented(differences)}\n"
             "    start it as a new run with another --name, or set these values back to continue this one"

@@ -8,13 +8,16 @@ from pathlib import Path
 from modlib.checkpointing.run_checkpoints import known_hashes, newest_saved
 from modlib.config import Config, load
 from modlib.config.hashing import GLOBAL_BATCH
+from modlib.config.length import other_differences
 from modlib.runtime.errors import ConfigError
 from modlib.runtime.run_folder import RunFolder, check_name
 
 MICRO_BATCH, ACCUMULATION = "train.micro_batch_size", "train.grad_accum_steps"
 
 
-def identify(config: Config, ranks: int, *, runs_dir: Path, name: str | None = None) -> tuple[Config, str]:
+def identify(
+    config: Config, ranks: int, *, runs_dir: Path, name: str | None = None, source: RunFolder | None = None
+) -> tuple[Config, str]:
     """The configuration with its global batch as a number, and the name of the run.
 
     A new run gets micro-batch x accumulation x ranks, where it does not say how large its global batch is. A run that
@@ -25,10 +28,13 @@ def identify(config: Config, ranks: int, *, runs_dir: Path, name: str | None = N
         ranks: Data-parallel ranks that the run is planned for.
         runs_dir: Where run folders live.
         name: The run's; None: that of the run whose own config.gin is given, else the default name.
+        source: A run that it branches from, and whose global batch it has.
 
     Raises:
         ConfigError: The name is no name, or the global batch of the run cannot be divided over these ranks.
     """
+    if source is not None:
+        config = with_batch_of(config, source)
     own = own_run(config)
     if name is None and own is None:
         planned = with_planned_batch(config, ranks)
@@ -139,7 +145,8 @@ def _is_of_run(config: Config, run: RunFolder) -> bool:
         before = load([run.config_path])
     except ConfigError:
         return False
-    return with_batch_of(before, run).hash == config.hash
+    before = with_batch_of(before, run)
+    return before.hash == config.hash or not other_differences(before, config)  # the same, or to be made longer
 
 
 def _left_open(config: Config) -> bool:

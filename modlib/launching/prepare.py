@@ -12,6 +12,7 @@ from modlib.config import Config
 from modlib.launching.continuing import Resume, require_same
 from modlib.launching.git import SOURCE, commit_of, git
 from modlib.launching.identity import default_name, with_batch_of
+from modlib.launching.lengthening import Change, branch, branch_checkpoint, extend, history_of, stored_hashes
 from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.hardware import disk_free_bytes
@@ -26,7 +27,13 @@ MOST_UNTRACKED = 100
 
 
 def prepare(
-    config: Config, *, runs_dir: Path, name: str | None = None, resume: Resume = "auto", needed_bytes: int = 0
+    config: Config,
+    *,
+    runs_dir: Path,
+    name: str | None = None,
+    resume: Resume = "auto",
+    needed_bytes: int = 0,
+    change: Change | None = None,
 ) -> RunFolder:
     """Make the run's folder, or find it again and see that it is the same run.
 
@@ -36,6 +43,7 @@ def prepare(
         name: The run's name; None takes `default_name`.
         resume: "auto" continues a run that exists; "never" refuses one that has checkpoints; "must" refuses to start.
         needed_bytes: Size of one checkpoint.
+        change: How the run is made longer, or begins with another's checkpoint; None for neither.
 
     Raises:
         ConfigError: The name is no name, or the run exists with another configuration.
@@ -55,21 +63,29 @@ def prepare(
             f"run '{run.name}' must be new with --resume never, but has checkpoints in {run.checkpoints_path}; "
             "choose another --name, or leave --resume out to continue it"
         )
-    if resume == "must" and not has_checkpoints:
+    branching = change is not None and change.kind == "branched"
+    if resume == "must" and not has_checkpoints and not branching:
         raise RunFolderError(
             f"run '{run.name}' must have a checkpoint with --resume must, but there is none in {run.checkpoints_path}; "
             "check --name and --runs_dir, or leave --resume out to start it"
         )
     config = with_batch_of(config, run)
-    require_checkpoints(run)
-    continued = require_same(config, run)
+    if not branching:
+        require_checkpoints(run)
+    continued = require_same(config, run, longer=change is not None)
+    same_as = {*continued.same_as, *(stored_hashes(change.source) if change is not None else ())} - {config.identity}
     _require_space(run, needed_bytes)
     run.create()
     with run.lock():  # a run that trains keeps the config that it was started with
         state = run.read()
-        if state.get("status") != "finished" or resume == "must" or not run.config_path.is_file():
+        if change is not None:
+            logger.info("%s", change.text())
+            (branch if branching else extend)(run, change)
+        if state.get("status") != "finished" or resume == "must" or not run.config_path.is_file() or change is not None:
             continued.tell()
-            write_config(config, run, continued.same_as)
+            write_config(config, run, sorted(same_as))
+        if change is not None and branching:
+            branch_checkpoint(run, change)
         if "name" not in state:
             group = {"sweep": run.sweep} if run.sweep else {}
             run.update(name=run.name, status="created", **group, **code_state(run))
@@ -91,7 +107,7 @@ def write_config(config: Config, run: RunFolder, same_as: Sequence[str] = ()) ->
     """
     text = run.config_path.read_text(encoding="utf-8") if run.config_path.is_file() else None
     if text != config.text or not run.provenance_path.is_file():
-        config.to_run_folder(run.path, same_as)
+        config.to_run_folder(run.path, same_as, history_of(run))
 
 
 def _require_space(run: RunFolder, needed_bytes: int) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from modlib.models.partial_training import Work
 from modlib.runtime.errors import ConfigError
 
 FlopsConvention = Literal["palm", "causal_half"]
@@ -15,29 +16,38 @@ def flops_per_token(
     *,
     multiplied_parameters: int,
     num_layers: int,
-    attention_dim: int,
+    attention_dim: float,
     seq_len: int,
     convention: FlopsConvention = "palm",
+    partly: Work | None = None,
 ) -> float:
     """Floating point operations of forward and backward for one token.
 
     "palm": 6 N + 12 L A T. "causal_half": 6 N + 6 L A T, which counts only the half of the scores that a causal mask
     keeps. The "palm" number is the one that papers and other libraries report as MFU.
 
+    The 6 and the 12 are two operations each for forward, for gradients of weights and for gradients of inputs (of
+    attention: of both factors of its two products). Of a partly frozen model each is counted where it is done.
+
     Args:
         multiplied_parameters: N, the parameters that are multiplied with activations: not a table that is only looked
             up, such as position embeddings or an untied token embedding.
         num_layers: L.
-        attention_dim: A, query heads times head_dim. Grouped keys and values make N smaller, not this.
+        attention_dim: A, query heads times head_dim; where values have another one, times the mean of the two. Grouped
+            keys and values make N smaller, not this.
         seq_len: T, tokens per sequence.
         convention: Which of the two.
+        partly: The multiply-adds of a partly frozen model, which take the place of N.
 
     Source: Chowdhery et al. 2022, PaLM, appendix B.
     """
     if convention not in ("palm", "causal_half"):
         raise ConfigError(f"convention ({convention!r}) must be 'palm' or 'causal_half'")
-    scores = (12 if convention == "palm" else 6) * num_layers * attention_dim * seq_len
-    return float(6 * multiplied_parameters + scores)
+    pairs = num_layers * attention_dim * seq_len / (1 if convention == "palm" else 2)
+    if partly is None:
+        return float(6 * multiplied_parameters + 12 * pairs)
+    multiplied = partly.forward + partly.weight_gradients + partly.input_gradients
+    return float(2 * multiplied + (4 + 8 * partly.attention_share) * pairs)
 
 
 def activation_bytes_per_token(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modlib.components import component
 from modlib.models.accounting import FlopsConvention, activation_bytes_per_token, flops_per_token
+from modlib.models.partial_training import partial_work
 from modlib.models.shape_checks import check_shape
 from modlib.nn.attention import CausalSelfAttention
 from modlib.nn.document_mask import DocumentMask, document_mask
@@ -294,13 +295,15 @@ class GPT2(nn.Module):
         See accounting.flops_per_token for the conventions. Position embeddings and an untied token embedding are
         looked up, not multiplied, and do not count.
         """
-        lookups = [self.position_embedding, None if self.lm_head is None else self.token_embedding]
+        looked_up = ["position_embedding.weight", *(["token_embedding.weight"] if self.lm_head else [])]
+        multiplied = {name: p.numel() for name, p in self.named_parameters() if name not in looked_up}
         return flops_per_token(
-            multiplied_parameters=_count([self]) - _count(lookups),
+            multiplied_parameters=sum(multiplied.values()),
             num_layers=self.num_layers,
             attention_dim=self.num_heads * self.head_dim,
             seq_len=self.seq_len if seq_len is None else seq_len,
             convention=convention,
+            partly=partial_work(self, multiplied),
         )
 
     def activation_bytes(self, micro_batch_size: int, seq_len: int | None = None, bytes_per_value: int = 4) -> int:

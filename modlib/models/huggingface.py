@@ -13,6 +13,7 @@ from modlib.components import component
 from modlib.models.accounting import FlopsConvention, activation_bytes_per_token, flops_per_token
 from modlib.models.huggingface_config import read_config, transformers_module
 from modlib.models.huggingface_losses import losses_of
+from modlib.models.huggingface_sizes import attention_dim, feed_forwards, multiplied
 from modlib.models.huggingface_weights import (
     fill_pretrained,
     fill_random,
@@ -21,6 +22,7 @@ from modlib.models.huggingface_weights import (
     require_rules,
     restore_buffers,
 )
+from modlib.models.partial_training import partial_work
 from modlib.models.weights import add_weights
 from modlib.nn.routing import RouterLoss, Routing
 from modlib.optim.roles import num_non_embedding
@@ -227,9 +229,6 @@ class HuggingFacePretrainedModel(nn.Module):
             "non_embedding": num_non_embedding(self),
         }
 
-    def _embeddings(self) -> list[nn.Module]:
-        return [module for module in self.network.modules() if isinstance(module, nn.Embedding)]
-
     def flops_per_token(self, seq_len: int | None = None, convention: FlopsConvention = "palm") -> float:
         """Floating point operations of forward and backward for one token of a sequence of seq_len tokens.
 
@@ -237,28 +236,20 @@ class HuggingFacePretrainedModel(nn.Module):
         uses.
         """
         config = self.network.config.get_text_config()
-        output = self.network.get_output_embeddings()
-        multiplied = {id(parameter) for parameter in output.parameters()} if output is not None else set()
-        looked_up = {id(p) for module in self._embeddings() for p in module.parameters()} - multiplied
-        num_experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-        share = getattr(config, "num_experts_per_tok", num_experts) / num_experts if num_experts else 1.0
-        parameters = sum(
-            parameter.numel() * (share if ".experts." in name else 1)
-            for name, parameter in self.named_parameters()
-            if id(parameter) not in looked_up
-        )
-        heads = getattr(config, "num_attention_heads", None)
-        head_dim = getattr(config, "head_dim", None)
+        counts = multiplied(self.network, config)
         return flops_per_token(
-            multiplied_parameters=round(parameters),
+            multiplied_parameters=round(sum(counts.values())),
             num_layers=self.num_layers,
-            attention_dim=heads * head_dim if heads and head_dim else self.dim,
+            attention_dim=attention_dim(config, self.dim),
             seq_len=self.seq_len if seq_len is None else seq_len,
             convention=convention,
+            partly=partial_work(self.network, counts),
         )
 
     def activation_bytes(self, micro_batch_size: int, seq_len: int | None = None, bytes_per_value: int = 4) -> int:
         """Estimated memory that forward keeps for backward on one rank, as of a plain transformer of these sizes.
+
+        Of experts, what the tokens keep in those that they use.
 
         Args:
             micro_batch_size: Sequences per rank and forward pass.
@@ -268,25 +259,22 @@ class HuggingFacePretrainedModel(nn.Module):
         config = self.network.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None) or 1
         head_dim = getattr(config, "head_dim", None) or self.dim // heads
-        names = {name.rpartition(".")[2] for name, _ in self.network.named_modules()}
-        ffn_dim = next(
-            (value for name in ("intermediate_size", "n_inner", "ffn_dim") if (value := getattr(config, name, None))),
-            4 * self.dim,
-        )
+        forwards = feed_forwards(self.network, config, self.num_layers, self.dim)
         length = self.seq_len if seq_len is None else seq_len
         dropped = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
         per_token = activation_bytes_per_token(
             num_layers=self.num_layers,
             dim=self.dim,
             kv_dim=(getattr(config, "num_key_value_heads", None) or heads) * head_dim,
-            ffn_dim=int(ffn_dim),
+            ffn_dim=round(forwards.hidden / self.num_layers),
             vocab_size=self.vocab_size,
-            swiglu="gate_proj" in names,
-            rotary="rotary_emb" in names,
+            swiglu=forwards.gated,
+            rotary=any(name.endswith("rotary_emb") for name, _ in self.network.named_modules()),
             dropout=any(getattr(config, name, 0) for name in dropped),
             scores=heads * length,
             bytes_per_value=bytes_per_value,
         )
+        per_token += 2 * forwards.copies * self.dim * bytes_per_value  # what goes into each expert, and comes out
         return micro_batch_size * length * per_token
 
 

@@ -82,7 +82,7 @@ def _labels_only(config: Any, given: Mapping[str, Any]) -> tuple[list[str], list
                 f"{name} ({given[name]}) must be 0: transformers builds no layers for the prediction of several tokens"
                 "; leave it out or set it to 0"
             )
-        elif getattr(config, name, None):
+        elif name not in config.attribute_map and getattr(config, name, None):
             notes.append(f"{name} ({getattr(config, name)}): transformers builds no such layers; they are not trained")
     return problems, notes
 

@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
@@ -23,6 +22,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from modlib.components import component, component_name
+from modlib.optim.schedules import write_rates
 from modlib.runtime.errors import ConfigError
 
 # These compute each rate from the update number alone, and so undo what others did to it.
@@ -31,14 +31,6 @@ _ABSOLUTE = (LambdaLR, OneCycleLR, CyclicLR, CosineAnnealingWarmRestarts, Sequen
 _OWN_RATES = (OneCycleLR, CyclicLR)
 # These have members; what they have written when they were built is what they begin with.
 _COMPOSED = (SequentialLR, ChainedScheduler)
-
-
-def _write_rates(optimizer: Optimizer, rates: Sequence[float | Tensor]) -> None:
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
 
 
 @component("scheduler", "sequential_lr", runtime_args=("optimizer",))
@@ -73,7 +65,7 @@ class SequentialSchedules(SequentialLR):
         built: list[Any] = []
         for scheduler in schedulers:
             if built:  # what is built next is built as if it were alone
-                _write_rates(optimizer, [group["initial_lr"] for group in optimizer.param_groups])
+                write_rates(optimizer, [group["initial_lr"] for group in optimizer.param_groups])
             built.append(scheduler(optimizer))
             if isinstance(built[-1], _OWN_RATES):
                 raise ConfigError(
@@ -89,7 +81,7 @@ class SequentialSchedules(SequentialLR):
                 member.last_epoch -= 1
 
     def _initial_step(self) -> None:
-        _write_rates(self.optimizer, self._last_lr)
+        write_rates(self.optimizer, self._last_lr)
 
     def step(self) -> None:  # type: ignore[override]
         """Go to the next update's rates."""
@@ -99,7 +91,7 @@ class SequentialSchedules(SequentialLR):
         if index == 0 or self._milestones[index - 1] != self.last_epoch:
             member.step()
         elif isinstance(member, _COMPOSED):
-            _write_rates(self.optimizer, member.get_last_lr())
+            write_rates(self.optimizer, member.get_last_lr())
         else:
             member._update_lr(0)
         self._last_lr = member.get_last_lr()
@@ -135,4 +127,4 @@ class ChainedSchedules(ChainedScheduler):
         super().__init__(built, optimizer)
 
     def _initial_step(self) -> None:
-        _write_rates(self.optimizer, self._last_lr)
+        write_rates(self.optimizer, self._last_lr)

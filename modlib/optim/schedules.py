@@ -12,10 +12,12 @@ which are equal from there on, begin at 0 (step / warmup_steps): their first upd
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -33,6 +35,36 @@ class Scheduler(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None: ...
+
+
+def write_rates(optimizer: Optimizer, rates: Sequence[float | Tensor]) -> None:
+    """Set the learning rate of each parameter group; one that is a tensor stays that tensor."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def built_at(make: Callable[[Optimizer], Scheduler], optimizer: Optimizer, step: int) -> Scheduler:
+    """A schedule as it is after `step` updates, whatever rates the optimizer has; it gets those of the next update.
+
+    It is stepped there from its beginning. So a run that changes its schedule has the rates of one that always had it:
+    a checkpointed state would bring numbers of the old schedule with it, and torch's LambdaLR, loaded under another
+    one, leaves the old one's rate in place for an update.
+
+    Args:
+        make: Builds the schedule.
+        optimizer: A schedule was built on it before, so its groups have an "initial_lr".
+        step: Updates that were made.
+    """
+    write_rates(optimizer, [group["initial_lr"] for group in optimizer.param_groups])
+    with warnings.catch_warnings():  # that no update is made between two steps
+        warnings.simplefilter("ignore", UserWarning)
+        scheduler = make(optimizer)
+        for _ in range(step):
+            scheduler.step()
+    return scheduler
 
 
 # Shapes of a decay from 1 to 0 as its progress goes from 0 to 1.
@@ -170,7 +202,8 @@ class LinearWarmupLinear(_WarmupDecay):
 class WarmupStableDecay(_WarmupDecay):
     """Linear warm-up to each group's lr, constant, and in the last decay_steps down to min_lr_ratio of it.
 
-    Until the decay begins, the rates do not depend on num_steps: a run can be continued from there for longer.
+    Until the decay begins, the rates do not depend on num_steps: a run can be extended from there, by its name and a
+    larger num_steps, and other runs can branch from it (docs/resume.md).
 
     Args:
         optimizer: Its groups' lr is the peak.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 EXIT_OK = 0
 EXIT_CONFIG = 2
@@ -44,6 +45,30 @@ class DataError(ModlibError, ValueError):
     """The data is wrong: truncated, changed, out of vocabulary, too short."""
 
     exit_code = EXIT_DATA
+
+
+def choice_problems(**choices: tuple[object, object]) -> list[str]:
+    """What is wrong with values that must be one of a Literal; gin's checks ask a file's, this asks a caller's.
+
+    Args:
+        choices: (value, Literal type) by the parameter's name.
+    """
+    problems = []
+    for name, (value, kind) in choices.items():
+        *others, last = map(repr, get_args(kind))
+        if value not in get_args(kind):
+            problems.append(f"{name} ({value!r}) must be {', '.join(others)} or {last}; choose one of them")
+    return problems
+
+
+def require_choices(**choices: tuple[object, object]) -> None:
+    """Refuse values that are not of their Literal; see `choice_problems`.
+
+    Raises:
+        ConfigError: At least one is not.
+    """
+    if problems := choice_problems(**choices):
+        raise ConfigError(problems)
 
 
 def unreadable(text: str, error: OSError) -> ConfigError | DataError:

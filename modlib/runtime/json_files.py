@@ -13,6 +13,7 @@ import os
 import stat
 import typing
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 MOST_DEPTH = 100  # objects and lists inside each other; no file that modlib writes has ten
 MOST_BYTES = 256 << 20  # the largest tokenizers and indices have some 50 MB
+MOST_DIGITS = 4000  # Python reads longer ones in quadratic time, or not at all
 MOST_NUMBER = 1 << 64  # whole numbers are below: seeds fit, and every one becomes a float
 
 
@@ -88,24 +90,25 @@ def parse_json(text: str | bytes, schema: type[T], *, place: str = "text", finit
     Args:
         text: JSON; bytes must be UTF-8.
         schema: What it must be, as a type: `int`, `float` (whole numbers too), `str`, `bool`, `dict[str, int]`,
-            `list[str]`, `X | None`, `Any`, or a TypedDict, whose keys may be joined by unknown ones.
+            `list[str]`, `X | None`, `Any` (whole numbers of thousands of digits are Decimals), or a TypedDict, whose
+            keys may be joined by unknown ones.
         place: Names the text in errors.
         finite: Refuse NaN, infinity and numbers that are too large for a float.
 
     Raises:
         JSONError: It is no JSON, nested more than MOST_DEPTH deep, or not such a value.
     """
-    value = _parsed(text, place, finite)
+    value = _parsed(text, place, finite, long_numbers=schema is Any)
     if (misfit := _misfit(value, schema, ())) is not None:
         raise JSONError(place, f"must have {misfit}")
     return value  # type: ignore[no-any-return]
 
 
-def _parsed(text: str | bytes, place: str, finite: bool) -> Any:
+def _parsed(text: str | bytes, place: str, finite: bool, long_numbers: bool) -> Any:
     opened = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        value = json.loads(decoded, parse_constant=_refuse, parse_float=_finite) if finite else json.loads(decoded)
+        value = _loaded(decoded, finite, long_numbers)
         too_deep = opened > MOST_DEPTH and _is_deeper(value, MOST_DEPTH)
     except RecursionError:
         too_deep = True
@@ -119,6 +122,23 @@ def _parsed(text: str | bytes, place: str, finite: bool) -> Any:
     if too_deep:
         raise JSONError(place, f"must be JSON of at most {MOST_DEPTH} levels of objects and lists; it has more")
     return value
+
+
+def _loaded(text: str, finite: bool, long_numbers: bool) -> Any:
+    if finite:
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # a whole number of thousands of digits, in a field that maybe nobody asks for
+        if not long_numbers:
+            raise
+        return json.loads(text, parse_int=_whole_number)
+
+
+def _whole_number(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) <= MOST_DIGITS else Decimal(digits)
 
 
 def _refuse(constant: str) -> NoReturn:

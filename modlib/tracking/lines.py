@@ -11,6 +11,8 @@ from modlib.tracking.messages import CheckpointSaved, MetricsLogged, Notice, Run
 
 SHORT_NAMES = {
     "train/loss": "loss",
+    "train/task_loss": "task_loss",
+    "train/router_balance_loss": "router_balance_loss",
     "train/lr": "lr",
     "train/grad_norm": "grad_norm",
     "throughput/tokens_per_s": "tokens/s",

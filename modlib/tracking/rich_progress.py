@@ -39,6 +39,7 @@ SHOWN = (
     ("throughput/mfu", "MFU ", "MFU ", ""),
     ("throughput/data_wait", "data wait ", "wait ", ""),
     ("memory/peak_gib", "memory ", "", ""),
+    ("train/router_balance_loss", "router balance ", "balance ", ""),
 )
 LEVEL_STYLES = {"info": "cyan", "warning": "yellow", "error": "bold red"}
 

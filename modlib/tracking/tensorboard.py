@@ -22,6 +22,7 @@ CHARTS = {
         "loss": ["Multiline", ["train/loss", "val/.*/loss"]],
         "learning rate": ["Multiline", ["train/lr"]],
         "gradient norm": ["Multiline", ["train/grad_norm"]],
+        "router balance": ["Multiline", ["train/router_balance_loss"]],
     },
     "speed and memory": {
         "tokens per second": ["Multiline", ["throughput/tokens_per_s"]],
@@ -36,10 +37,13 @@ class TensorBoard:
     """Writes TensorBoard event files while the run goes on; the x axis is the optimizer step.
 
     All attempts of a run share one TensorBoard run: what a killed attempt wrote beyond the step at which the next one
-    starts is marked as purged. Values are float32, TensorBoard's precision. The configuration is the text "config",
-    samples are texts under their tag. TensorBoard sorts its cards by name; the tab "Custom Scalars" has the losses
-    first. Hyperparameters are what the command line, the macros and the gin files of the run set, in this order;
-    validation losses come first among the metrics. They are written once when the run is complete.
+    starts is marked as purged. It stays in the files, and TensorBoard's default reader, which does not look at the
+    mark, shows such a point until the same tag gets one at its step or before: with `--load_fast=false` none is shown,
+    and `modlib track RUN --to tensorboard` writes files without them. Values are float32, TensorBoard's precision. The
+    configuration is the text "config", samples are texts under their tag. TensorBoard sorts its cards by name; the tab
+    "Custom Scalars" has the losses first. Hyperparameters are what the command line, the macros and the gin files of
+    the run set, in this order; validation losses come first among the metrics. They are written once when the run is
+    complete.
 
     What cannot be written, e.g. on a full disk, waits in memory and is written when there is space again.
 

@@ -13,6 +13,7 @@ from modlib.config import Config
 from modlib.data.batches.layout import batch_layout
 from modlib.distributed.fsdp import COMPUTE_DTYPES
 from modlib.models.exportable import export_note
+from modlib.models.partial_training import partial_work
 from modlib.nn.document_mask import document_mask_bytes
 from modlib.nn.model import CountsFlops, CountsParameters, EstimatesActivations, HasPlanNotes, ListsParameters
 from modlib.optim.roles import num_non_embedding
@@ -144,16 +145,23 @@ def device_peak(experiment: Experiment, num_threads: int | None = None, *, remem
 
 
 def flops_per_token(model: Any, seq_len: int) -> float:
-    """Forward and backward of one token: the model's own count, else six per parameter that is not only looked up."""
+    """Forward and backward of one token: the model's own count, else six per parameter that is not only looked up.
+
+    Of a partly frozen model only what backward has to do is counted, see partial_work.
+    """
     if isinstance(model, CountsFlops):
         return float(model.flops_per_token(seq_len))
-    multiplied = {
-        parameter: parameter.numel()
+    used = {
+        id(parameter)
         for module in model.modules()
         if not isinstance(module, nn.Embedding | nn.EmbeddingBag)
         for parameter in module.parameters(recurse=False)
     }
-    return 6.0 * sum(multiplied.values())
+    multiplied = {name: p.numel() for name, p in model.named_parameters() if id(p) in used}
+    partly = partial_work(model, multiplied)
+    if partly is None:
+        return 6.0 * sum(multiplied.values())
+    return 2.0 * (partly.forward + partly.weight_gradients + partly.input_gradients)
 
 
 def _count(model: Any, total: int, trainable: int) -> dict[str, int]:

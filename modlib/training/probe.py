@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,6 +70,17 @@ class Probe:
             self.scheduler.step()
         return curve
 
+    def course(self, num_updates: int) -> list[array[float]]:
+        """What the schedule sets in each update, from 0: learning rates and momenta of all groups."""
+        found = []
+        with self._refusals(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that no update is made between two steps
+            for update in range(num_updates):
+                if update:
+                    self.scheduler.step()
+                found.append(array("d", [value for group in self.optimizer.param_groups for value in _set_in(group)]))
+        return found
+
     @contextmanager
     def _refusals(self) -> Iterator[None]:
         """Whatever a schedule of torch or of the user raises is told as a setting that it does not take."""
@@ -116,3 +129,8 @@ def _treatment(group: dict[str, Any]) -> str:
     if "weight_decay" in group:
         words.append(f"weight decay {group['weight_decay']:g}" if group["weight_decay"] else "no weight decay")
     return "".join(f", {word}" for word in words)
+
+
+def _set_in(group: dict[str, Any]) -> list[float]:
+    """The numbers of a parameter group that schedules set."""
+    return [float(group["lr"]), float(group.get("momentum", 0.0)), *map(float, group.get("betas", ()))]

@@ -11,6 +11,7 @@ from modlib.checkpointing.loading import restore_newest
 from modlib.checkpointing.rng import capture_rng, restore_rng
 from modlib.checkpointing.run_checkpoints import Saved, require_checkpoints, require_config
 from modlib.data.batches.layout import BatchLayout, batch_layout
+from modlib.optim.schedules import built_at
 from modlib.runtime.errors import DataError
 from modlib.runtime.seeds import derive, seed_everything
 from modlib.training.contents import Files, files_of, require_same_files
@@ -62,7 +63,8 @@ def resume(parts: Parts, experiment: Experiment, data: Mapping[str, Any], job: J
     """Continue from the newest verified checkpoint, or start at step 0.
 
     On another world size the global batch of the checkpoint is kept, so that the same batches follow; only their
-    division into micro-batches changes.
+    division into micro-batches changes. A run that was made longer, or that began with another's checkpoint, follows
+    its own schedule from there.
 
     Args:
         parts: Take the checkpoint's values.
@@ -98,6 +100,8 @@ def resume(parts: Parts, experiment: Experiment, data: Mapping[str, Any], job: J
             f"data fingerprint ({dataset.fingerprint}) must equal the checkpoint's ({extra['data_fingerprint']}): "
             f"the training data changed since step {extra['step']}. Restore the file, or start a new run with --name"
         )
+    if not job.config.is_of(extra.get("config_hash", job.config.identity)):  # it was planned for another length
+        parts.scheduler = built_at(experiment.scheduler, parts.optimizer, loaded.step)
     layout = wanted
     if extra["global_batch_size"] != wanted.global_batch_size:
         layout = batch_layout(experiment.micro_batch_size, 1, extra["global_batch_size"], job.world.size)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from modlib.data.datasets.dataset import tokenizer_path_of
+from modlib.data.datasets.dataset import tokenizer_of
 from modlib.distributed.vote import Vote
 from modlib.runtime.allocator import keep_freed_memory
 from modlib.runtime.errors import CheckpointError, StoppedEarly
@@ -184,12 +184,8 @@ def _sample(experiment: Experiment, parts: Parts, dataset: Any, job: Job) -> str
         return None
     tokenizer = None
     try:
-        from modlib.data.tokenizers.from_files import load_tokenizer
-
-        path = tokenizer_path_of(dataset)
-        if path is not None:
-            tokenizer = load_tokenizer(path)
-        elif getattr(dataset, "tokenizer_fingerprint", ""):
+        tokenizer = tokenizer_of(dataset)
+        if tokenizer is None and bool(getattr(dataset, "tokenizer_fingerprint", "")):
             logger.warning("no text sample: the tokenizer that made %s is not beside it", dataset.name)
     except Exception as error:
         logger.warning("no text sample: %s", error)

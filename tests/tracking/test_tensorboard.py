@@ -13,12 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from modlib.config import load
+from modlib.runtime.run_folder import RunFolder
 from modlib.tracking.broker import Broker
 from modlib.tracking.jsonl import JSONL, read_lines
 from modlib.tracking.messages import CheckpointSaved, MetricsLogged, RunEnded, RunStarted, TextLogged
+from modlib.tracking.rebuilding import rebuild_tensorboard
 from modlib.tracking.tensorboard import TensorBoard, as_code
 
 RESOLVED = {"AdamW.lr": 3e-4, "AdamW.betas": (0.9, 0.95), "train.model": "@GPT2", "GPT2.bias": True, "x.none": None}
@@ -189,6 +193,34 @@ def test_a_run_that_starts_over_from_scratch_replaces_all(tmp_path: Path) -> Non
             broker.publish(metrics(step, attempt))
         broker.close()
     assert_same_numbers(tmp_path)
+
+
+def in_the_files(path: Path, tag: str) -> list[int]:
+    """The steps at which the event files have a point of this tag, whatever is marked."""
+    files = sorted((path / "tb").glob("*tfevents*"))
+    events = [event for file in files for event in EventFileLoader(str(file)).Load()]
+    return [event.step for event in events if any(value.tag == tag for value in event.summary.value)]
+
+
+def test_what_is_purged_stays_in_the_files_until_they_are_written_anew(tmp_path: Path) -> None:
+    """A reader that does not look at the mark sees it there; docs/tracking.md says so."""
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.config_path.write_text(load(["debug/tiny.gin"]).text)
+    for attempt, start, steps in ((1, 0, range(1, 9)), (2, 4, (7,))):
+        broker = Broker([JSONL(run.path), TensorBoard(run.path)])
+        broker.publish(started(run.path, start, attempt))
+        for step in steps:
+            broker.publish(metrics(step, attempt))
+        broker.publish(RunEnded("stopped", step))
+        broker.close()
+    assert in_the_files(run.path, "train/loss") == [1, 2, 3, 4, 5, 6, 7, 8, 7]
+    assert [event.step for event in read(run.path).Scalars("train/loss")] == [1, 2, 3, 4, 7]
+    assert in_the_files(run.path, "val/validation/loss") == [5]
+    assert read(run.path).Scalars("val/validation/loss") == []
+    rebuild_tensorboard(run)
+    assert in_the_files(run.path, "train/loss") == [1, 2, 3, 4, 7]
+    assert in_the_files(run.path, "val/validation/loss") == []
 
 
 def test_an_incomplete_run_writes_no_hparams(tmp_path: Path) -> None:

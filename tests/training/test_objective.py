@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,30 +25,8 @@ from modlib.training.plan import make_plan
 from modlib.training.step import StepResult, update
 from tests.workers import run_ranks
 
-OWN = '''
-import torch
-import torch.nn.functional as F
-from modlib.components import component
-
-@component("objective", "distillation", runtime_args=("loss",))
-class Distillation:
-    """Half the loss, half the divergence from a teacher."""
-
-    def __init__(self, loss, *, teacher):
-        self.loss, self.frozen = loss, {"teacher": teacher}
-
-    def count(self, batch):
-        return (batch[1] != self.loss.ignore_index).sum()
-
-    def __call__(self, model, batch):
-        inputs, targets = batch
-        logits = model(inputs)
-        teacher = F.log_softmax(self.frozen["teacher"](inputs), dim=-1)
-        divergence = (teacher.exp() * (teacher - F.log_softmax(logits, dim=-1))).sum(-1)
-        divergence = divergence[targets != self.loss.ignore_index].sum()
-        total = 0.5 * self.loss(logits, targets) + 0.5 * divergence
-        return total, self.count(batch), {"divergence": divergence.detach()}
-'''
+DOCUMENT = Path(__file__).parents[2] / "docs" / "objectives.md"
+OWN = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)[0]  # the example there is what is tested
 GIN = """
 import {module}
 include 'debug/tiny.gin'
@@ -82,8 +62,6 @@ def batch(model: Any) -> tuple[Tensor, Tensor]:
 
 def distill(folder: str) -> tuple[StepResult, dict[str, float], bool, bool]:
     """One step; what came out, whether the teacher is as it was, whether the model is not."""
-    import sys
-
     sys.path.insert(0, folder)
     config = load([Path(folder) / "own.gin"])
     experiment = build_experiment(config)

@@ -16,6 +16,7 @@ from modlib.cli.report import reported
 from modlib.cli.table import print_table
 from modlib.cli.watch.runs import find_run
 from modlib.runtime.errors import ConfigError, RunFolderError
+from modlib.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from modlib.training.replay import ReplayedBatch
@@ -43,10 +44,9 @@ def command(
         if world_size is not None and world_size < 1:
             raise ConfigError(f"--world_size ({world_size}) must be at least 1; set it to 1 or more")
         with contextlib.redirect_stdout(sys.stderr):  # a user's module may print while it is imported
-            batch = _replayed(run, runs_dir, step, world_size)
+            batch, texts = _replayed(run, runs_dir, step, world_size)
         if sequence is not None and not 0 <= sequence < len(batch.samples):
             raise ConfigError(f"--sequence ({sequence}) must be 0 to {len(batch.samples) - 1}, those of the batch")
-        texts = _texts(batch)
     if as_json:
         print(json.dumps(_record(batch, texts), ensure_ascii=False))
     elif sequence is not None:
@@ -64,19 +64,24 @@ def command(
         print_table(["sequence", "sample", "rank", "micro-batch", "text"], rows, title=title)
 
 
-def _replayed(word: str, runs_dir: Path, step: int, world_size: int | None) -> ReplayedBatch:
+def _replayed(word: str, runs_dir: Path, step: int, world_size: int | None) -> tuple[ReplayedBatch, list[str]]:
+    """The batch, and each of its sequences as text."""
     run = find_run(word, runs_dir)
     if not run.config_path.is_file():
         raise RunFolderError(f"run ({run.path}) must have a config.gin in it; there is none")
 
     from modlib.config import load
+    from modlib.launching.working_directory import in_working_directory
     from modlib.runtime.logs import start_logging
     from modlib.training.building import build_experiment
     from modlib.training.replay import replay
 
     start_logging(level=logging.WARNING)
+    run = RunFolder(run.path.absolute())
     config = load([run.config_path])
-    return replay(run, config, build_experiment(config), step, world_size)
+    with in_working_directory(run):
+        batch = replay(run, config, build_experiment(config), step, world_size)
+        return batch, _texts(batch)
 
 
 def _ids(batch: ReplayedBatch) -> Any:

@@ -13,6 +13,7 @@ from modlib.cli.options import RUNS, RunArgument, RunsDir, Step
 from modlib.cli.report import reported
 from modlib.cli.watch.runs import find_run
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.run_folder import RunFolder
 
 
 def command(
@@ -37,12 +38,15 @@ def command(
     """
     with reported(), contextlib.redirect_stdout(sys.stderr):  # a user's module may print while it is imported
         from modlib.cli.models.exported_run import export_run
+        from modlib.launching.working_directory import in_working_directory
         from modlib.models.exportable import is_for_transformers
         from modlib.models.huggingface_export import require_free
 
         found = find_run(run, runs_dir)
         require_free(out)
-        trained = export_run(found, _step(step, checkpoint), out, dtype=dtype, plain=plain)
+        absolute, target = RunFolder(found.path.absolute()), out.absolute()
+        with in_working_directory(absolute):  # which the paths of its data and of its base lead from
+            trained = export_run(absolute, _step(step, checkpoint), target, dtype=dtype, plain=plain)
         alone = plain or not is_for_transformers(trained.model)
     what = f"{out}: {type(trained.model).__name__} of step {trained.loaded.step}"
     print(f"{what}, its state in model.safetensors" if alone else f"{what}, read by transformers' from_pretrained")

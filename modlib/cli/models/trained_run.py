@@ -38,7 +38,8 @@ class TrainedRun:
 def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun:
     """The model of a run with the weights of a checkpoint.
 
-    Nothing in the run folder changes, so the run may be training meanwhile.
+    Relative paths of its configuration lead from where it was trained, wherever this process is. Nothing in the run
+    folder changes, so the run may be training meanwhile.
 
     Args:
         run: Its folder, or the path of it.
@@ -50,12 +51,14 @@ def load_run(run: RunFolder | Path | str, step: int | None = None) -> TrainedRun
     """
     import torch
 
+    from modlib.launching.working_directory import in_working_directory
     from modlib.models.weights import initialize
 
     run, config, experiment, model = planned_run(run, step)
     model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
     if getattr(model, "adapter_only_checkpoints", False):  # the rest comes from where training took it
-        initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
+        with in_working_directory(RunFolder(run.path.absolute())):
+            initialize(model, experiment.initialization() if experiment.initialization else None, experiment.seed)
     loaded = _restore(run, model, step)
     return TrainedRun(config, experiment, model, loaded)
 
@@ -74,6 +77,7 @@ def planned_run(run: RunFolder | Path | str, step: int | None = None) -> Planned
     from modlib.checkpointing.names import step_folders
 
     run = run if isinstance(run, RunFolder) else RunFolder(run)
+    absolute = RunFolder(run.path.absolute())
     if not run.config_path.is_file():
         raise RunFolderError(f"run ({run.path}) must have a config.gin to load its model; there is none")
     steps = sorted(found for found, _ in step_folders(run.checkpoints_path))
@@ -90,13 +94,14 @@ def planned_run(run: RunFolder | Path | str, step: int | None = None) -> Planned
     import torch
 
     from modlib.config import load
+    from modlib.launching.working_directory import in_working_directory
     from modlib.runtime.logs import start_logging
     from modlib.training.building import build, build_experiment
 
     start_logging(level=logging.WARNING)
     config = load([run.config_path])
     experiment = build_experiment(config)
-    with torch.device("meta"):
+    with in_working_directory(absolute), torch.device("meta"):
         model = build(config, experiment.model)
     return PlannedRun(run, config, experiment, model)
 
@@ -123,20 +128,21 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
     Raises:
         DataError: The training data or its tokenizer is gone.
     """
-    from modlib.data.datasets.dataset import tokenizer_path_of
+    from modlib.data.datasets.dataset import tokenizer_of as made_by
     from modlib.data.text.boundary_tokens import chosen_end
-    from modlib.data.tokenizers.from_files import load_tokenizer
+    from modlib.launching.working_directory import in_working_directory
     from modlib.training.building import build
 
-    dataset, loaded = build(trained.config, trained.experiment.dataset), trained.loaded
+    loaded, run = trained.loaded, RunFolder(trained.loaded.path.absolute().parents[1])  # of the checkpoints' folder
+    with in_working_directory(run):
+        dataset = build(trained.config, trained.experiment.dataset)
+        tokenizer = made_by(dataset)
     name = getattr(dataset, "name", None)
-    path = tokenizer_path_of(dataset)
-    if path is None:
+    if tokenizer is None:
         raise DataError(
             f"training data ({name or type(dataset).__name__}) must have its tokenizer beside it, as tokenizer.json "
             "or NAME.tokenizer.model, with the fingerprint in the data's header; put it there"
         )
     if loaded.extra.get("data_fingerprint") not in (None, getattr(dataset, "fingerprint", None)):
         logger.warning("the training data (%s) changed since step %d: is its tokenizer the same?", name, loaded.step)
-    tokenizer, end = load_tokenizer(path), getattr(dataset, "end_of_document_id", None)
-    return tokenizer, chosen_end(tokenizer) if end is None else end
+    return tokenizer, chosen_end(tokenizer)

@@ -10,6 +10,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from modlib.checkpointing.names import step_folders
 from modlib.cli.report import error_text
 from modlib.launching.batch_job import begin, end
 from modlib.runtime import durable
@@ -62,7 +63,12 @@ def _prepare(run: RunFolder, config_text: str) -> None:
     durable.atomic_write_text(brought, config_text)
     ranks = int(os.environ.get("SLURM_NTASKS") or 1)  # of a script that leaves the global batch open
     config, name = identify(load([brought]), ranks, runs_dir=run.path.parent, name=run.name)
-    prepare(config, runs_dir=run.path.parent, name=name)
+    change = None
+    if step_folders(run.checkpoints_path):
+        from modlib.cli.start.longer import change_of
+
+        change = change_of(config, run, None, None)
+    prepare(config, runs_dir=run.path.parent, name=name, change=change)
     slurm, job_id = run.read().get("slurm", {}), os.environ["SLURM_JOB_ID"]
     job_ids = slurm.get("job_ids", [])
     if job_id not in job_ids:  # somebody called sbatch; neither queued again nor a successor

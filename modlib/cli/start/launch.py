@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from modlib.cli.completion import complete_gin_file
+from modlib.cli.completion import complete_gin_file, complete_run
 from modlib.cli.lazy import SETTINGS
 from modlib.cli.literal_help import LiteralHelp
 from modlib.cli.options import RUNS, GinParams, RunsDir
 from modlib.cli.report import reported
+from modlib.runtime.run_folder import RunFolder
 from modlib.runtime.shell import command_line
 from modlib.runtime.signals import answered, installed
 from modlib.runtime.streams import secure_streams
@@ -61,6 +63,18 @@ def launch(
     resume: Annotated[
         Literal["auto", "never", "must"], typer.Option(help="auto: continue the run if it exists.")
     ] = "auto",
+    branch_from: Annotated[
+        str | None,
+        typer.Option(
+            "--branch_from",
+            metavar="RUN",
+            help="Begin --name with a checkpoint of this run, its data position and its schedule.",
+            autocompletion=complete_run,
+        ),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="With --branch_from: of the checkpoint. Default: the newest that serves.")
+    ] = None,
     executor: Annotated[
         Literal["local", "slurm"] | None,
         typer.Option(help="local: this machine; slurm: a job on the cluster. Default: the config's launch.executor."),
@@ -100,6 +114,10 @@ def launch(
         for flag, given in (("--chain", chain > 1), ("--follow", follow), ("--write_script", write_script)):
             if given and sweep:
                 raise typer.BadParameter(f"{flag} does not go with --sweep")
+        if branch_from is not None and (name is None or sweep):
+            raise typer.BadParameter("--branch_from goes with --name, the new run's, and not with --sweep")
+        if step is not None and branch_from is None:
+            raise typer.BadParameter("--step goes with --branch_from")
         if sweep_samples is not None and not sweep:
             raise typer.BadParameter("--sweep_samples goes with --sweep")
         if sweep:
@@ -122,13 +140,17 @@ def launch(
         from modlib.config import load
 
         config = load(gin_file, gin_param or [])
-        from modlib.cli.start import planning
+        from modlib.cli.start import longer, planning
 
-        config, place, name = planning.planned(config, "slurm" if write_script else executor, runs_dir, name)
+        source = longer.source_of(branch_from, runs_dir) if branch_from is not None else None
+        config, place, name = planning.planned(config, "slurm" if write_script else executor, runs_dir, name, source)
+        change = longer.change_of(config, RunFolder(runs_dir / name), source, step)
         if dry_run:
             from modlib.cli.start.dry_run import show_plan
 
             show_plan(config, place, runs_dir, name, as_json=as_json, write_script=write_script)
+            if change is not None:
+                print(change.text(), file=sys.stderr)
             return
         if isinstance(place, planning.Local):
             for flag, given in (("--chain", chain > 1), ("--follow", follow)):
@@ -136,11 +158,20 @@ def launch(
                     raise typer.BadParameter(f"{flag} goes with --executor slurm")
             from modlib.cli.start.local import train_here
 
-            code = train_here(config, place, runs_dir=runs_dir, name=name, resume=resume)
+            code = train_here(config, place, runs_dir=runs_dir, name=name, resume=resume, change=change)
         else:
             from modlib.cli.start.slurm import submit_run
 
-            code = submit_run(config, place, runs_dir=runs_dir, name=name, resume=resume, chain=chain, follow=follow)
+            code = submit_run(
+                config,
+                place,
+                runs_dir=runs_dir,
+                name=name,
+                resume=resume,
+                chain=chain,
+                follow=follow,
+                change=change,
+            )
     raise typer.Exit(code)
 
 

@@ -24,6 +24,7 @@ from modlib.config.variation import variation
 from modlib.launching.command import own_call
 from modlib.launching.continuing import Resume, is_finished
 from modlib.launching.ending import lost_steps
+from modlib.launching.lengthening import Change
 from modlib.launching.local import Local, run_local
 from modlib.launching.prepare import prepare
 from modlib.runtime import bookkeeping
@@ -54,11 +55,14 @@ logger = logging.getLogger("modlib")
 WORKER = (sys.executable, "-m", "modlib.cli.processes.worker")
 
 
-def train_here(config: Config, local: Local, *, runs_dir: Path, name: str, resume: Resume) -> int:
+def train_here(
+    config: Config, local: Local, *, runs_dir: Path, name: str, resume: Resume, change: Change | None = None
+) -> int:
     """Plan, prepare the run folder, announce, train, and sum up; returns the exit code."""
     start_logging()
     plan = plan_run(config, local, runs_dir, name, make_data=True)
-    run = prepare(config, runs_dir=runs_dir, name=name, resume=resume, needed_bytes=plan.checkpoint_bytes)
+    needed = plan.checkpoint_bytes
+    run = prepare(config, runs_dir=runs_dir, name=name, resume=resume, needed_bytes=needed, change=change)
     console = PlainConsole(stderr=True)
     with run.lock(lost=partial(_put_on_record, run)):
         state = run.read()

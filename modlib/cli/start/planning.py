@@ -14,7 +14,7 @@ from modlib.launching.identity import identify
 from modlib.launching.local import Local
 from modlib.launching.slurm import Executor, Slurm
 from modlib.runtime.hardware import disk_free_bytes
-from modlib.runtime.run_folder import check_name
+from modlib.runtime.run_folder import RunFolder, check_name
 from modlib.runtime.units import counted
 from modlib.tracking.run_plan import Plan
 from modlib.training.building import build, build_experiment
@@ -32,7 +32,7 @@ def place_of(config: Config, executor: Executor | None) -> Local | Slurm:
 
 
 def planned(
-    config: Config, executor: Executor | None, runs_dir: Path, name: str | None
+    config: Config, executor: Executor | None, runs_dir: Path, name: str | None, source: RunFolder | None = None
 ) -> tuple[Config, Local | Slurm, str]:
     """The configuration with the global batch of the run, active; where it goes; and the run's name.
 
@@ -40,7 +40,7 @@ def planned(
         ConfigError: The run exists, and its global batch cannot be divided over this place's ranks.
     """
     place = place_of(config, executor)
-    config, name = identify(config, place.world_size, runs_dir=runs_dir, name=name)
+    config, name = identify(config, place.world_size, runs_dir=runs_dir, name=name, source=source)
     config.activate()
     return config, place, name
 

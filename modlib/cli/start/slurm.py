@@ -17,6 +17,7 @@ from modlib.cli.watch.follow import command as follow_run
 from modlib.config import Config
 from modlib.launching.continuing import Resume, is_finished
 from modlib.launching.job_script import JobScript
+from modlib.launching.lengthening import Change
 from modlib.launching.prepare import SOURCE, prepare
 from modlib.launching.scheduler import JobState, job_states
 from modlib.launching.slurm import Slurm
@@ -45,12 +46,14 @@ def submit_run(
     resume: Resume,
     chain: int = 1,
     follow: bool = False,
+    change: Change | None = None,
 ) -> int:
     """Plan, prepare the run folder, announce, submit; the job does the rest. Returns the exit code."""
     start_logging()
     plan = plan_run(config, slurm, runs_dir, name, make_data=True)
     _require_idle(RunFolder(runs_dir / plan.run_name))  # a job that waits keeps the config that it was submitted with
-    run = prepare(config, runs_dir=runs_dir, name=name, resume=resume, needed_bytes=plan.checkpoint_bytes)
+    needed = plan.checkpoint_bytes
+    run = prepare(config, runs_dir=runs_dir, name=name, resume=resume, needed_bytes=needed, change=change)
     run = RunFolder(run.path.resolve())  # the job starts elsewhere
     console = PlainConsole(stderr=True)
     state = run.read()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from modlib.checkpointing.names import step_folders
 from modlib.cli.options import RUNS, RunArgument, RunsDir
 from modlib.cli.report import finished_text, reported
 from modlib.cli.watch.runs import executor, find_run, states_of
 from modlib.launching.command import calling_words
+from modlib.launching.working_directory import working_directory
 from modlib.runtime.errors import RunFolderError
 from modlib.runtime.run_folder import RunFolder
-from modlib.runtime.shell import command_line
+from modlib.runtime.shell import command_line, quoted
 
 
 def command(run: RunArgument, runs_dir: RunsDir = RUNS) -> None:
@@ -23,9 +25,11 @@ def command(run: RunArgument, runs_dir: RunsDir = RUNS) -> None:
         if (step := finished_step(found)) is not None:
             print(finished_text(found, step), file=sys.stderr)
             return
-        words = launch_command(found)
-        print(command_line(words), file=sys.stderr, flush=True)
+        words, place = launch_command(found), working_directory(found)
+        there = "" if place == Path.cwd() else f"cd {quoted(str(place))} && "
+        print(there + command_line(words), file=sys.stderr, flush=True)
     sys.stdout.flush()
+    os.chdir(place)  # which relative paths of its configuration lead from
     os.execv(words[0], words)  # this process becomes the launcher: signals and the exit code are its own
 
 
@@ -62,7 +66,7 @@ def require_resumable(run: RunFolder) -> None:
 
 
 def launch_command(run: RunFolder) -> list[str]:
-    """The call that continues a run."""
-    words = [*calling_words(), "--gin_file", str(run.config_path), "--name", run.name]
-    words += ["--runs_dir", str(run.path.parent)]
+    """The call that continues a run, from whatever folder."""
+    words = [*calling_words(), "--gin_file", str(run.config_path.absolute()), "--name", run.name]
+    words += ["--runs_dir", str(run.path.parent.absolute())]
     return words + (["--executor", "slurm"] if executor(run) == "slurm" else [])

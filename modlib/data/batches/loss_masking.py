@@ -14,10 +14,11 @@ from torch import Tensor
 from modlib.components import component
 from modlib.data.batches.batch import Batch, Inputs
 from modlib.data.datasets.windows import Windows
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import ConfigError, DataError, require_choices
 
 logger = logging.getLogger("modlib")
 
+OnBadRow = Literal["raise", "skip"]
 Mask = npt.NDArray[np.bool_]
 
 
@@ -55,9 +56,10 @@ class LossMaskingCollator:
         begin_token: str,
         end_token: str,
         train_end: bool = True,
-        on_bad_row: Literal["raise", "skip"] = "raise",
+        on_bad_row: OnBadRow = "raise",
         ignore_index: int = -100,
     ) -> None:
+        require_choices(on_bad_row=(on_bad_row, OnBadRow))
         if begin_token == end_token:
             raise ConfigError(
                 f"begin_token ({begin_token!r}) must differ from end_token ({end_token!r}); a span that ends as it "

@@ -16,8 +16,9 @@ from modlib.data.cache import writable_cache
 from modlib.data.datasets.windows import window_numbers
 from modlib.data.text.sources import decoded
 from modlib.runtime import durable
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import ConfigError, DataError, choice_problems
 
+Split = Literal["train", "validation", "all"]
 MOST_CHARACTERS = 1 << 28  # four bytes of each are held while the file is read; larger texts belong in a packed file
 
 
@@ -50,12 +51,12 @@ class CharacterDataset:
         *,
         path: str,
         seq_len: int,
-        split: Literal["train", "validation", "all"] = "all",
+        split: Split = "all",
         train_fraction: float = 0.9,
         stride: int | None = None,
         sha256: str | None = None,
     ) -> None:
-        problems = []
+        problems = choice_problems(split=(split, Split))
         if seq_len < 1:
             problems.append(f"seq_len ({seq_len}) must be at least 1; set SEQ_LEN")
         if not 0 < train_fraction < 1:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from modlib.data.text.tokenizer import TextTokenizer
 
 
 class Dataset(Protocol):
@@ -107,6 +110,22 @@ def tokenizer_path_of(dataset: Any) -> Path | None:
     from modlib.data.tokenizers.from_files import tokenizer_path
 
     return tokenizer_path(dataset.name) if hasattr(dataset, "name") else None
+
+
+def tokenizer_of(dataset: Any) -> TextTokenizer | None:
+    """The tokenizer of a dataset, which ends documents with the token that ends them there; None where none is kept.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    from modlib.data.tokenizers.from_files import load_tokenizer
+
+    path = tokenizer_path_of(dataset)
+    if path is None:
+        return None
+    tokenizer = load_tokenizer(path)
+    tokenizer.documents_end = getattr(dataset, "end_of_document_id", None)
+    return tokenizer
 
 
 def packed_files(dataset: Any) -> Iterator[Any]:

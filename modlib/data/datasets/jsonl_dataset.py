@@ -8,20 +8,21 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from modlib.components import component
 from modlib.data.corpora import corpus
-from modlib.data.datasets.jsonl_index import JSONLFile, JSONLIndex, hash_of, load_or_build
+from modlib.data.datasets.document_windows import LongDocuments
+from modlib.data.datasets.jsonl_index import JSONLFile, JSONLIndex, OnBadLine, hash_of, load_or_build
 from modlib.data.datasets.windows import Windows, padded
 from modlib.data.packed.file import PackedFile
 from modlib.data.text.fields import text_of
 from modlib.data.text.tokenizer import TextTokenizer, Tokenizer
 from modlib.runtime import durable
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import ConfigError, DataError, require_choices
 
 logger = logging.getLogger("modlib")
 
@@ -70,9 +71,10 @@ class JSONLDataset:
         key: str = "text",
         end_of_document: str | None = None,
         special_tokens: bool = False,
-        long_documents: Literal["cut", "truncate", "refuse"] = "cut",
-        on_bad_line: Literal["raise", "skip"] = "raise",
+        long_documents: LongDocuments = "cut",
+        on_bad_line: OnBadLine = "raise",
     ) -> None:
+        require_choices(long_documents=(long_documents, LongDocuments), on_bad_line=(on_bad_line, OnBadLine))
         if seq_len < 1:
             raise ConfigError(f"seq_len ({seq_len}) must be at least 1; set SEQ_LEN")
         self.name = os.fspath(jsonl_path)
@@ -131,6 +133,11 @@ class JSONLDataset:
 
     def __getstate__(self) -> dict[str, Any]:  # what is remembered is only a cache
         return vars(self) | {"_documents": OrderedDict(), "_remembered": 0}
+
+    @property
+    def end_of_document_id(self) -> int:
+        """The token that ends each document."""
+        return self.end_id
 
     def __len__(self) -> int:
         return int(self._first_sample[-1])

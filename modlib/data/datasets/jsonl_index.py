@@ -22,6 +22,7 @@ from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import DataError
 
+OnBadLine = Literal["raise", "skip"]
 logger = logging.getLogger("modlib")
 
 _VERSION = 2  # raise when the same file and settings would give another index; part of every key
@@ -119,7 +120,7 @@ def load_or_build(
     *,
     key: str,
     special_tokens: bool,
-    on_bad_line: Literal["raise", "skip"],
+    on_bad_line: OnBadLine,
 ) -> tuple[JSONLIndex, str]:
     """The index of a file and the hash of its contents, from the cache when it was made before.
 
@@ -149,7 +150,7 @@ def load_or_build(
 
 
 def build(
-    file: JSONLFile, tokenizer: TextTokenizer, *, key: str, special_tokens: bool, on_bad_line: Literal["raise", "skip"]
+    file: JSONLFile, tokenizer: TextTokenizer, *, key: str, special_tokens: bool, on_bad_line: OnBadLine
 ) -> JSONLIndex:
     """Read and tokenize every line once; see `load_or_build`."""
     building = _Building(file, tokenizer, special_tokens, on_bad_line)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 from modlib.components import component
 from modlib.data.datasets.windows import Windows, window_numbers
 from modlib.data.permutation import KeyedPermutation
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import ConfigError, DataError, choice_problems
 
 Numbers = npt.NDArray[np.int64]
+Split = Literal["train", "validation"]
 Operation = Literal["add", "subtract", "divide"]
 
 TOKENS = 5  # a, operation, b, =, c
@@ -58,11 +59,11 @@ class ModularArithmetic:
         *,
         modulus: int = 97,
         operation: Operation = "add",
-        split: Literal["train", "validation"],
+        split: Split,
         train_fraction: float = 0.5,
         seed: int = 0,
     ) -> None:
-        problems = []
+        problems = choice_problems(split=(split, Split))
         if not 2 <= modulus <= 1009 or any(modulus % factor == 0 for factor in range(2, int(modulus**0.5) + 1)):
             problems.append(f"modulus ({modulus}) must be a prime from 2 to 1009; choose one, such as 97")
         if operation not in OPERATIONS:

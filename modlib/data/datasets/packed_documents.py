@@ -28,7 +28,7 @@ from modlib.data.datasets.windows import (
     separated,
     window_numbers,
 )
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import ConfigError, DataError, require_choices
 
 logger = logging.getLogger("modlib")
 
@@ -80,6 +80,7 @@ class PackedDocuments(OfPackedFile):
         packing: Packing = "in_order",
         intra_document_masking: bool = False,
     ) -> None:
+        require_choices(long_documents=(long_documents, LongDocuments), packing=(packing, Packing))
         if seq_len > MAX_SEQ_LEN:
             raise ConfigError(f"seq_len ({seq_len}) must be at most {MAX_SEQ_LEN}; set SEQ_LEN")
         super().__init__(path, seq_len, intra_document_masking)

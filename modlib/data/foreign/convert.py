@@ -18,6 +18,8 @@ from modlib.data.packed.outputs import require_not_read
 from modlib.data.packed.writer import PackedFileWriter
 from modlib.data.progress import Progress, no_progress
 from modlib.data.rewriting import copying
+from modlib.data.text.token_choice import warn_of_ordinary_token
+from modlib.data.text.tokenizer import TextTokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer, put_beside
 from modlib.runtime.errors import ConfigError
 
@@ -55,12 +57,13 @@ def convert_from(
         progress: Called with the tokens done, and all of them (0 where that is not known before).
 
     Raises:
-        ConfigError: nanoGPT's ids without vocab_size or tokenizer, or the output is the source.
+        ConfigError: nanoGPT's ids without vocab_size or tokenizer, a tokenizer that has no end of documents to choose
+            and no end_of_document_id, or the output is the source.
         DataError: The source is damaged or no such file, or an id is out of vocabulary.
     """
     reader = None if tokenizer is None else load_tokenizer(tokenizer)
     if reader is not None:
-        end_of_document_id = reader.end_of_document_id() if end_of_document_id is None else end_of_document_id
+        end_of_document_id = _end_id(reader, end_of_document_id)
         vocab_size = reader.vocab_size if vocab_size is None else vocab_size
     if format == "nanogpt" and vocab_size is None:
         raise ConfigError(
@@ -88,6 +91,17 @@ def convert_from(
     options |= {"column": column, "trust_lengths": trust_lengths, "tokenizer_fingerprint": fingerprint}
     copying.write_provenance(path, writer.header, "convert", options, [*map(foreign_tokens.fingerprint, found.files)])
     return writer.header
+
+
+def _end_id(reader: TextTokenizer, end_id: int | None) -> int:
+    """What ends documents: the id that is given, of which an ordinary one is told, or the tokenizer's choice."""
+    if end_id is not None:
+        warn_of_ordinary_token(reader, "end-of-document token", reader.token_text(end_id), end_id)
+        return end_id
+    try:
+        return reader.end_of_document_id()
+    except ConfigError as error:
+        raise ConfigError(f"{error}; give the id of the one that ends documents, --end_of_document_id") from error
 
 
 def _open(

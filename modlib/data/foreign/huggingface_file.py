@@ -14,8 +14,8 @@ from modlib.data.foreign.foreign_tokens import (
     Ids,
     Numbers,
 )
+from modlib.data.text.saved_dataset import arrow_files
 from modlib.runtime.errors import ConfigError, DataError
-from modlib.runtime.json_files import JSONError, read_json
 
 _COLUMNS = ("input_ids", "tokens")
 """Tried in this order when no column is named."""
@@ -40,7 +40,7 @@ def read_huggingface(path: str | os.PathLike[str], *, column: str | None = None)
         import pyarrow  # noqa: F401
     except ImportError as error:
         raise ConfigError(f"{path} is read by pyarrow, which is not installed; pip install 'modlib[data]'") from error
-    files = _arrow_files(Path(path))
+    files = arrow_files(Path(path))
 
     def batches() -> Iterator[tuple[Ids, Numbers]]:
         row = 0
@@ -50,30 +50,6 @@ def read_huggingface(path: str | os.PathLike[str], *, column: str | None = None)
                 row += len(array)
 
     return ForeignTokens(files, 0, batches)
-
-
-def _arrow_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} must be a folder that save_to_disk wrote; there is no such folder: check the path")
-    if (folder / "dataset_dict.json").is_file():
-        splits = _json(folder / "dataset_dict.json").get("splits", [])
-        raise ConfigError(f"{folder} ({len(splits)} splits) must be one split; name one of them: {', '.join(splits)}")
-    if not (folder / "state.json").is_file():
-        raise DataError(f"{folder} must be a folder that save_to_disk wrote; there is no state.json in it")
-    state = _json(folder / "state.json")
-    if state.get("_indices_data_files") or state.get("_indices_files"):
-        raise DataError(f"{folder} must hold its rows in order; call flatten_indices() on it and save it again")
-    names = [str(one.get("filename")) for one in state.get("_data_files") or ()]
-    if not names or any(Path(name).name != name for name in names):
-        raise DataError(f"data files in {folder / 'state.json'} ({names}) must be names of files in the folder")
-    return [folder / name for name in names]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json(path, dict[str, Any])
-    except JSONError as error:
-        raise DataError(f"{error}; it is no dataset of save_to_disk") from error
 
 
 def _columns(file: Path, wanted: str | None) -> Iterator[tuple[Any, str]]:

@@ -1,7 +1,7 @@
 """Modalities' packed files: .pbin, and the .idx of a JSONL file.
 
 Layout of a .pbin: uint64 bytes of the data, uint32 bytes per token (little-endian both); the data, documents back to
-back; then a pickled list of (offset, length) in bytes, relative to the data.
+back; then a pickled list of (offset, length) in bytes, relative to the data (before 2024: to the file).
 """
 
 from __future__ import annotations
@@ -86,13 +86,16 @@ def _token_offsets(pairs: Numbers, num_bytes: int, width: int, path: Path, trust
             f"documents in the index of {path} ({len(pairs)} with {offsets[-1]} bytes together) must cover its "
             f"{num_bytes} bytes of data; the index is damaged: pack it again"
         )
-    wrong = np.flatnonzero(starts != offsets[:-1])
+    # before 2024 Modalities counted the header in: every offset is 12 too large, and the lengths are right
+    expected = offsets[:-1] + (_HEADER.size if len(starts) and starts[0] == _HEADER.size else 0)
+    wrong = np.flatnonzero(starts != expected)
     if wrong.size and not trust_lengths:
         number = int(wrong[0])
+        where = f"document {number - 1} ends" if number else "the data begins"
         raise DataError(
-            f"offset of document {number} of {path} ({starts[number]}) must be {offsets[number]}, where document "
-            f"{number - 1} ends; files from Modalities' merge_packed_data have such offsets, and right lengths: "
-            "--trust_lengths (trust_lengths=True) takes those"
+            f"offset of document {number} of {path} ({starts[number]}) must be {expected[number]}, where {where}; "
+            "files from Modalities' merge_packed_data have such offsets, and right lengths: --trust_lengths "
+            "(trust_lengths=True) takes those"
         )
     return offsets // width
 

@@ -1,4 +1,4 @@
-"""nanoGPT's .bin: uint16 token ids and nothing else."""
+"""Token ids one after another: nanoGPT's .bin, which is uint16 alone, and with a header .npy and llm.c's .bin."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from modlib.data.foreign.foreign_tokens import (
     ForeignTokens,
+    Ids,
     mapped,
     of_array,
     read_bytes,
@@ -19,9 +20,16 @@ from modlib.data.packed.pieces import BATCH_TOKENS, token_batches
 from modlib.data.progress import Progress, no_progress
 from modlib.runtime.errors import DataError
 
+_NPY = b"\x93NUMPY"
+_LLM_C_HEADER = 1024  # bytes: 256 numbers, of which three are used
+_LLM_C = {(20240520, 1): "<u2", (20240801, 7): "<u4"}
+"""(magic, version) of llm.c's files -> their token ids: GPT-2's, Llama 3's. Source: llm.c, dev/data/data_common.py."""
+
 
 def read_nanogpt(path: str | os.PathLike[str], *, end_of_document_id: int | None = None) -> ForeignTokens:
-    """The ids of a .bin.
+    """The ids of a .bin, or of a relative that is recognised by its first bytes.
+
+    NumPy's .npy (build-nanogpt's shards) and llm.c's .bin (modded-nanogpt's shards) begin with a header.
 
     Args:
         path: The file.
@@ -33,20 +41,49 @@ def read_nanogpt(path: str | os.PathLike[str], *, end_of_document_id: int | None
     """
     path = Path(path)
     read_bytes(path, 0, 0)
-    size = path.stat().st_size
-    if size % 2:
-        raise DataError(f"size of {path} ({size} bytes) must be whole tokens of 2 bytes; it is truncated or no .bin")
-    tokens = mapped(path, "<u2")
+    tokens = _tokens(path)
     ends = [0] if end_of_document_id is None else _ends(tokens, end_of_document_id)
     offsets = np.array(ends if len(tokens) == ends[-1] else [*ends, len(tokens)], np.int64)
     return of_array([path], tokens, offsets)
+
+
+def _tokens(path: Path) -> Ids:
+    begin = read_bytes(path, 0, _LLM_C_HEADER)
+    if begin.startswith(_NPY):
+        return _of_npy(path)
+    magic = np.frombuffer(begin[:12].ljust(12, b"\0"), "<i4")
+    if (int(magic[0]), int(magic[1])) in _LLM_C and len(begin) == _LLM_C_HEADER:
+        dtype, count = _LLM_C[int(magic[0]), int(magic[1])], int(magic[2])
+        there = (path.stat().st_size - _LLM_C_HEADER) // np.dtype(dtype).itemsize
+        if count != there:
+            raise DataError(
+                f"tokens in {path} ({there}) must be as many as its llm.c header says ({count}); the file is "
+                "truncated or damaged: copy it again"
+            )
+        return mapped(path, dtype, _LLM_C_HEADER, count)
+    size = path.stat().st_size
+    if size % 2:
+        raise DataError(f"size of {path} ({size} bytes) must be whole tokens of 2 bytes; it is truncated or no .bin")
+    return mapped(path, "<u2")
+
+
+def _of_npy(path: Path) -> Ids:
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} is a NumPy file that cannot be read ({error}); copy it again") from error
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise DataError(
+            f"{path} is a NumPy array of {tokens.dtype} of shape {tokens.shape}; it must be token ids in one dimension"
+        )
+    return tokens  # type: ignore[no-any-return]
 
 
 def _ends(tokens: np.ndarray, end_id: int) -> list[int]:
     """0, and the place behind every document's last token."""
     ends = [np.zeros(1, np.int64)]
     for start in range(0, len(tokens), BATCH_TOKENS):
-        ends.append(np.flatnonzero(tokens[start : start + BATCH_TOKENS] == end_id) + start + 1)
+        ends.append(np.flatnonzero(np.asarray(tokens[start : start + BATCH_TOKENS]) == end_id) + start + 1)
     return np.concatenate(ends).tolist()
 
 

@@ -17,6 +17,7 @@ from modlib.data.packed.header import HEADER_BYTES, PackedHeader, decode_header
 from modlib.data.packed.reading import pieces
 from modlib.data.progress import Progress, no_progress
 from modlib.runtime.errors import DataError
+from modlib.runtime.hub_names import hub_hint
 
 TOKEN_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<u1"), 2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHUNK_BYTES = 1 << 24
@@ -48,7 +49,8 @@ class PackedFile:
         try:
             self._file = open(self.path, "rb")  # noqa: SIM115  kept open: its size is watched during the run
         except OSError as error:
-            raise DataError(f"{self.path} cannot be opened: {error.strerror}; check the path") from error
+            hint = hub_hint(path, "dataset")
+            raise DataError(f"{self.path} cannot be opened: {error.strerror}; check the path{hint}") from error
         try:
             status = self.status()
             self._seen, self._verified = cache.file_identity(status), False

@@ -33,10 +33,14 @@ from modlib.data.packing.pack_record import PackSummary, completed, record_of
 from modlib.data.packing.settings import PackPlan, planned
 from modlib.data.packing.sharded import PackOutput
 from modlib.data.packing.workers import PackWorkers
+from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT
 from modlib.data.text.sources import Block, read_blocks
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime import durable
-from modlib.runtime.errors import DataError
+from modlib.runtime.errors import DataError, require_choices
+
+OnError = Literal["fail", "skip"]
+Engine = Literal["auto", "fast", "tokenizer"]
 
 JOURNAL_S = 10.0
 """Seconds between two notes of what is on the disk: what is lost at most when a packing is cut off."""
@@ -60,14 +64,14 @@ def pack(
     tokenizer: str | os.PathLike[str] | TextTokenizer,
     *,
     field: str | None = None,
-    on_error: Literal["fail", "skip"] = "fail",
+    on_error: OnError = "fail",
     workers: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     split: Mapping[str, float] | None = None,
     shard_tokens: int | None = None,
     end_of_document: str | None = None,
-    engine: Literal["auto", "fast", "tokenizer"] = "auto",
+    engine: Engine = "auto",
     chat: bool = False,
     chat_template: str | os.PathLike[str] | None = None,
     progress: Callable[[PackProgress], None] | None = None,
@@ -110,6 +114,7 @@ def pack(
         DataError: A row is no document, an input cannot be read, the output or unfinished work of it exists, or it
             cannot be written.
     """
+    require_choices(on_error=(on_error, OnError), engine=(engine, Engine))
     started = time.perf_counter()
     plan = planned(inputs, path, tokenizer, field, split, shard_tokens, end_of_document, chat, chat_template, workers)
     if (done := _done_before(plan, resume, overwrite, started)) is not None:
@@ -134,8 +139,8 @@ def _done_before(plan: PackPlan, resume: bool, overwrite: bool, started: float) 
 
 def _run(
     plan: PackPlan,
-    engine: Literal["auto", "fast", "tokenizer"],
-    on_error: Literal["fail", "skip"],
+    engine: Engine,
+    on_error: OnError,
     resume: bool,
     overwrite: bool,
     progress: Callable[[PackProgress], None] | None,
@@ -265,7 +270,9 @@ class _Packing:
         """Put the outputs in their places."""
         headers: dict[Path, PackedHeader] = {}
         fingerprint = hashlib.sha256("".join(self.counts[one].digest for one in sorted(self.counts)).encode())
-        info = {"inputs": len(self.plan.sources), "input_fingerprint": fingerprint.hexdigest()}
+        info: dict[str, Any] = {"inputs": len(self.plan.sources), "input_fingerprint": fingerprint.hexdigest()}
+        if (begin := self.plan.tokenizer.begin_of_text_id) is not None:
+            info[BEGIN_OF_TEXT] = begin
         for name, output in zip(self.plan.shares, self._outputs, strict=True):
             headers |= output.finish(info | {"split": name})
         return headers

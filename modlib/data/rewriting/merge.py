@@ -10,6 +10,7 @@ from modlib.data.packed.file import PackedFile
 from modlib.data.packed.header import PackedHeader
 from modlib.data.progress import Progress, no_progress
 from modlib.data.rewriting import copying
+from modlib.data.text.boundary_tokens import begin_in_all
 from modlib.runtime.errors import ConfigError, DataError
 
 
@@ -45,7 +46,9 @@ def merge(
     total, done = sum(packed.num_tokens for packed in files), 0
     known = all(packed.num_bytes_of_text or not packed.num_tokens for packed in files)
     width = max(packed.header.token_width for packed in files)
-    info = files[0].header.info if all(packed.header.info == files[0].header.info for packed in files) else {}
+    info = files[0].header.info
+    if any(packed.header.info != info for packed in files):
+        info = begin_in_all(packed.header for packed in files)
 
     def copied(tokens: int) -> None:
         nonlocal done

@@ -25,6 +25,7 @@ from modlib.data.rewriting import copying
 from modlib.data.rewriting.copying import gathered
 from modlib.data.rewriting.merge import require_alike
 from modlib.data.rewriting.shuffle import shuffle, shuffled_in_memory
+from modlib.data.text.boundary_tokens import begin_in_all
 from modlib.runtime.errors import ConfigError, DataError
 
 Unit = Literal["tokens", "documents"]
@@ -113,7 +114,8 @@ def mix(
     folder = Path(path).with_name(f".{Path(path).name}.{secrets.token_hex(4)}.parts")
     try:
         masked = any(packed.has_loss_mask for packed in files)
-        changes: dict[str, Any] = {"token_width": width, "loss_mask": masked, "info": {}}
+        changes: dict[str, Any] = {"token_width": width, "loss_mask": masked}
+        changes |= {"info": begin_in_all(packed.header for packed in files)}
         with copying.writer_like(files[0], path, overwrite=overwrite, **changes) as writer:
             folder.mkdir()
             room = (memory_mib << 20) // len(files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from modlib.data.packed.header import PackedHeader
@@ -56,6 +57,12 @@ def boundaries_of(end_id: int | None, begin_id: int | None, tokenizer: TextToken
     end = None if end_id is None else BoundaryToken(end_id, tokenizer.token_text(end_id))
     begin = end if begin_id is None else BoundaryToken(begin_id, tokenizer.token_text(begin_id))
     return BoundaryTokens(end, begin)
+
+
+def begin_in_all(headers: Iterable[PackedHeader]) -> dict[str, int]:
+    """What a header's info says of the token before every text, where all of these say the same; else nothing."""
+    first, *others = {header.info.get(BEGIN_OF_TEXT) for header in headers}
+    return {} if first is None or others else {BEGIN_OF_TEXT: first}
 
 
 def chosen_end(tokenizer: TextTokenizer) -> int | None:

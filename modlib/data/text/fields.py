@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -43,6 +44,11 @@ class Field:
     def column(self) -> str | None:
         """The outermost name; None when a function looks at the whole row."""
         return None if self.function is not None else steps_of(self.name)[0]
+
+    @property
+    def whole(self) -> str:
+        """The path as one name, as a column may be called; empty for a function."""
+        return "" if self.function is not None else self.name.removeprefix(".")
 
     def text(self, row: Any) -> str:
         """The text of one row.
@@ -120,7 +126,10 @@ def text_at(value: Any, key: str) -> str:
 
 
 def value_at(value: Any, key: str) -> Any:
-    """What is at a path in a row; see `text_of`."""
+    """What is at a path in a row; see `text_of`. A field that has the whole path as its name comes first."""
+    whole = key.removeprefix(".")
+    if isinstance(value, dict) and whole in value:
+        return value[whole]
     for part in steps_of(key):
         if isinstance(value, dict) and part in value:
             value = value[part]
@@ -132,6 +141,11 @@ def value_at(value: Any, key: str) -> Any:
 
 
 def _checked(value: Any, key: str) -> str:
+    if isinstance(value, bytes):  # a Parquet column of texts that its writer did not mark as such
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"has bytes at '{key}' that are no UTF-8 text (byte {error.start})") from error
     if not isinstance(value, str):
         raise ValueError(f"has no text at '{key}' but {kind_of(value)}")
     try:
@@ -143,6 +157,8 @@ def _checked(value: Any, key: str) -> str:
 
 def kind_of(value: Any) -> str:
     """What a value is, as a reader of JSON calls it."""
+    if isinstance(value, Decimal):
+        return "int"
     return "null" if value is None else type(value).__name__
 
 

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from modlib.data.text.fields import Field
+from modlib.data.text.fields import Field, row_of
+from modlib.data.text.saved_dataset import arrow_files, is_saved_dataset
+from modlib.data.text.tables import arrow_rows, parquet_rows
 from modlib.runtime.errors import ConfigError, DataError, unreadable
+from modlib.runtime.hub_names import hub_hint
 
 BLOCK_BYTES = 1 << 19
 """Text that is read, and tokenized by one process, at a time; a longer line is a block of its own."""
@@ -24,19 +27,26 @@ MOST_DOCUMENT_BYTES = 1 << 28
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ZSTD_BYTES = 1024  # unpacked at once: they become 32 MiB at most
-_ROWS = 1024  # of a Parquet file, read at a time
 _FILES = 256  # text files in one block
+_PEEK_BYTES = 1 << 16  # of a .json, to see whether it holds lines
+_MOST_WINDOW_BYTES = 1 << 31  # of zstd --long=31, the longest there is
 
-Kind = Literal["jsonl", "txt", "parquet"]
+Kind = Literal["jsonl", "txt", "parquet", "arrow"]
 SUFFIXES: dict[str, tuple[Kind, str]] = {
     ".jsonl": ("jsonl", ""),
     ".ndjson": ("jsonl", ""),
     ".jsonl.gz": ("jsonl", "gz"),
     ".jsonl.zst": ("jsonl", "zst"),
+    ".json": ("jsonl", ""),
+    ".json.gz": ("jsonl", "gz"),
+    ".json.zst": ("jsonl", "zst"),
     ".txt": ("txt", ""),
     ".parquet": ("parquet", ""),
+    ".arrow": ("arrow", ""),
 }
 """What a file's name ends in -> what is in it, and how it is compressed."""
+_NAMED_ONLY = (".json", ".arrow")
+"""Endings of files that are no documents in many folders: settings, and caches of the datasets library."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,8 @@ def find_sources(inputs: Sequence[str | os.PathLike[str]]) -> list[Source]:
 
     Inputs keep their order. A folder stands for the files below it whose name ends in one of SUFFIXES, hidden ones left
     out, a pattern (`*`, `?`, `[ab]`, `**` for folders at any depth) for the files it matches; both ordered by path,
-    folder by folder, character by character.
+    folder by folder, character by character. Of a folder, .json and .arrow files are left out: they are named, or
+    matched by a pattern. A folder that `save_to_disk` of the datasets library wrote stands for its rows.
 
     Raises:
         ConfigError: An input is not there, has another ending, stands for no file, or a file is named twice.
@@ -104,11 +115,18 @@ def find_sources(inputs: Sequence[str | os.PathLike[str]]) -> list[Source]:
 
 def _paths(name: str) -> list[Path]:
     path = Path(name)
+    if path.is_dir() and is_saved_dataset(path):
+        return arrow_files(path)
     if path.is_dir():
         inside = [Path(folder) / file for folder, _, files in os.walk(path) for file in files]
-        paths = [one for one in inside if ending_of(one) and not _hidden(one.relative_to(path))]
+        seen = [one for one in inside if ending_of(one) and not _hidden(one.relative_to(path))]
+        paths = [one for one in seen if ending_of(one) not in _NAMED_ONLY]
         if not paths:
-            raise ConfigError(f"input ({name}) must hold files of documents; it has none that ends in {_ENDINGS}")
+            named = next((one for one in seen), None)
+            hint = f"; name its {named.suffix} files by a pattern: '{path}/**/*{named.suffix}'" if named else ""
+            raise ConfigError(
+                f"input ({name}) must hold files of documents; it has none that ends in {_FOLDER_ENDINGS}{hint}"
+            )
     elif not path.exists() and glob.has_magic(name):
         paths = [one for one in map(Path, glob.glob(name, recursive=True)) if one.is_file()]
         if not paths:
@@ -128,13 +146,15 @@ def ending_of(path: Path) -> str | None:
 
 
 _ENDINGS = ", ".join(SUFFIXES)
+_FOLDER_ENDINGS = ", ".join(ending for ending in SUFFIXES if ending not in _NAMED_ONLY)
 
 
 def _source(path: Path) -> Source:
     try:
         status = path.stat()
     except OSError as error:
-        raise unreadable(f"input ({path}) cannot be read: {error.strerror}; check the path", error) from error
+        hint = hub_hint(path, "dataset")
+        raise unreadable(f"input ({path}) cannot be read: {error.strerror}; check the path{hint}", error) from error
     ending = ending_of(path)
     if ending is None:
         raise ConfigError(f"input ({path}) must end in {_ENDINGS}; rename it, or convert it first")
@@ -146,7 +166,40 @@ def _source(path: Path) -> Source:
             f"input ({path}, {status.st_size} bytes) is one document, which must have at most {MOST_DOCUMENT_BYTES} "
             "bytes (MOST_DOCUMENT_BYTES); split it into several files, or into lines of a .jsonl"
         )
+    if ending.startswith(".json") and not ending.startswith(".jsonl"):
+        _require_lines(path, compression)
     return Source(path, kind, compression, status.st_size, status.st_mtime_ns)
+
+
+def _require_lines(path: Path, compression: str) -> None:
+    """See that a .json holds an object per line; a reader of lines would take an array for one broken document.
+
+    Raises:
+        DataError: It does not.
+    """
+    with _readable(path), open(path, "rb") as file:
+        begin = b""
+        for chunk in _UNPACK[compression](file, 0):
+            begin += chunk
+            if len(begin) >= _PEEK_BYTES or b"\n" in begin.strip():
+                break
+    begin = without_mark(begin).lstrip()
+    line, is_whole, _ = begin.partition(b"\n")
+    what = ""
+    if begin.startswith(b"["):
+        what = "one array"
+    elif is_whole:
+        try:
+            row_of(line)
+        except ValueError:
+            what = "one value over several lines"
+    if what:
+        select = ".[]" if what == "one array" else "."
+        unpack = {"": "cat", "gz": "gzip -dc", "zst": "zstd -dc"}[compression]
+        raise DataError(
+            f"input ({path}) must hold one JSON object per line, and holds {what}; write lines: "
+            f"{unpack} {path} | jq -c '{select}' > {path.name.partition('.')[0]}.jsonl"
+        )
 
 
 def read_blocks(sources: Sequence[Source], field: Field, start: Place = Place()) -> Iterator[Block]:
@@ -185,7 +238,7 @@ def _text_block(sources: Sequence[Source], start: Place, before: int) -> Block:
     for source in sources[start.source : start.source + _FILES]:
         if source.kind != "txt" or (contents and size + source.num_bytes > BLOCK_BYTES):
             break
-        with _readable(source), open(source.path, "rb") as file:
+        with _readable(source.path), open(source.path, "rb") as file:
             contents.append(file.read(source.num_bytes))
         size += source.num_bytes
     return Block(start, Place(start.source + len(contents)), contents, before + size)
@@ -193,7 +246,7 @@ def _text_block(sources: Sequence[Source], start: Place, before: int) -> Block:
 
 def _line_blocks(source: Source, start: Place, before: int) -> Iterator[Block]:
     """Whole lines; the last may have no line end."""
-    with _readable(source), open(source.path, "rb") as file:
+    with _readable(source.path), open(source.path, "rb") as file:
         pieces: list[bytes] = []
         size = 0  # of all pieces
         for chunk in _UNPACK[source.compression](file, start.position):
@@ -240,10 +293,15 @@ def _zstd(file: BinaryIO, position: int) -> Iterator[bytes]:
     frame = None
     while packed := file.read(_ZSTD_BYTES):
         while packed:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            frame = frame or zstandard.ZstdDecompressor(max_window_size=_MOST_WINDOW_BYTES).decompressobj()
             try:
                 unpacked = frame.decompress(packed)
             except zstandard.ZstdError as error:
+                if "memory" in str(error):  # a window that this machine has no room for; the file may be whole
+                    raise DataError(
+                        f"input ({file.name}) was compressed with a window that cannot be held in memory ({error}); "
+                        "compress it anew: zstd --long=31 -dc FILE | zstd > NEW"
+                    ) from error
                 raise EOFError(str(error)) from error
             packed = frame.unused_data if frame.eof else b""
             frame = None if frame.eof else frame
@@ -259,47 +317,30 @@ _UNPACK: dict[str, Callable[[BinaryIO, int], Iterator[bytes]]] = {"": _plain, "g
 
 
 def _row_blocks(source: Source, field: Field, start: Place, before: int) -> Iterator[Block]:
-    """Rows of a Parquet file, of the columns that are asked for."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("reading .parquet needs the package pyarrow; pip install 'modlib[data]'") from error
-    try:
-        with pyarrow.parquet.ParquetFile(source.path, pre_buffer=False, buffer_size=1 << 20) as file:
-            names = list(file.schema_arrow.names)
-            if field.column is not None and field.column not in names:
-                raise DataError(f"{source.path} must have a column '{field.column}'; it has {', '.join(names)}")
-            columns = None
-            if field.column is not None:
-                columns = [field.column, *(name for name in field.beside if name in names and name != field.column)]
-            total = max(file.metadata.num_rows, 1)
-            to_skip = start.position
-            for batch in file.iter_batches(_ROWS, columns=columns, use_threads=False):
-                dropped = min(to_skip, batch.num_rows)
-                to_skip -= dropped
-                rows = batch.slice(dropped).to_pylist()
-                if rows:
-                    end = Place(start.source, start.position + len(rows), start.row + len(rows))
-                    yield Block(start, end, rows, before + source.num_bytes * end.position // total)
-                    start = end
-    except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise _damaged(source, error) from error
+    """Rows of a table."""
+    with _readable(source.path):
+        for rows, share in _ROWS_OF[source.kind](source.path, field, start.position):
+            end = Place(start.source, start.position + len(rows), start.row + len(rows))
+            yield Block(start, end, rows, before + int(source.num_bytes * share))
+            start = end
+
+
+_ROWS_OF = {"parquet": parquet_rows, "arrow": arrow_rows}
 
 
 @contextmanager
-def _readable(source: Source) -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
     """Turns what the readers raise into errors that name the file."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _damaged(source, error) from error
+        raise _damaged(path, error) from error
     except OSError as error:
-        raise DataError(f"input ({source.path}) cannot be read: {error.strerror or error}; check the file") from error
+        raise DataError(f"input ({path}) cannot be read: {error.strerror or error}; check the file") from error
 
 
-def _damaged(source: Source, error: BaseException) -> DataError:
-    return DataError(f"input ({source.path}) is damaged or truncated ({error}); copy it again")
+def _damaged(path: Path, error: BaseException) -> DataError:
+    return DataError(f"input ({path}) is damaged or truncated ({error}); copy it again")
 
 
 def without_mark(data: bytes) -> bytes:

@@ -27,6 +27,7 @@ from modlib.data.text.token_choice import (
 )
 from modlib.data.text.tokenizer_fingerprint import tokenizer_fingerprint
 from modlib.runtime.errors import ConfigError, DataError, unreadable
+from modlib.runtime.hub_names import hub_hint
 from modlib.runtime.json_files import parse_json
 
 Spans = npt.NDArray[np.int64]
@@ -42,10 +43,17 @@ class TextTokenizer(Protocol):
     """SHA-256, in hex, of the vocabulary and its rules; equal for equal tokenizers, wherever they lie."""
     settings: str
     """What else changes its ids, as text; empty when nothing is added to them or taken from them."""
+    documents_end: int | None
+    """The id that ends the documents it made, where their header says so: then `end_of_document_id` gives that one."""
 
     @property
     def vocab_size(self) -> int:
         """Every id is below it; tokens added later are counted."""
+        ...
+
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that it puts before every text; None where it adds none."""
         ...
 
     def token_id(self, token: str) -> int:
@@ -105,6 +113,7 @@ class Tokenizer:
     """
 
     settings = ""
+    documents_end: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
@@ -112,7 +121,7 @@ class Tokenizer:
             self._read(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise unreadable(
-                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path", error
+                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path{hub_hint(path)}", error
             ) from error
 
     def _read(self, text: str) -> None:
@@ -147,6 +156,11 @@ class Tokenizer:
         """Every id is below it; tokens added later are counted."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that is put before every text: none here."""
+        return None
+
     def token_id(self, token: str) -> int:
         """The id of one token.
 
@@ -180,6 +194,8 @@ class Tokenizer:
         Raises:
             ConfigError: The tokenizer has no such token; the message lists its special tokens.
         """
+        if token is None and self.documents_end is not None:
+            return self.documents_end
         named, why_not = (None, "") if token is not None else self._end_in_folder()
         return self._chosen("end-of-document token", token, END_OF_DOCUMENT_TOKENS, named, why_not)
 

@@ -84,6 +84,11 @@ class PretrainedHFTokenizer(Tokenizer):
             parts |= {"padding": padding, "pad": [self._pad_id], "to": self._limit if padding == "max_length" else None}
         self.settings = ",".join(f"{name}={value}" for name, value in parts.items() if value)
 
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that is put before every text; None without add_bos."""
+        return self._before[0] if self._before else None
+
     def _padding_id(self, token: str | None) -> int:
         """Padding is no border of documents: an ordinary token is as good."""
         if token is not None and (found := self._tokenizer.token_to_id(token)) is not None:

@@ -56,6 +56,8 @@ class PretrainedSPTokenizer:
     Source: Kudo and Richardson, SentencePiece, EMNLP 2018.
     """
 
+    documents_end: int | None = None
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -106,6 +108,11 @@ class PretrainedSPTokenizer:
         """Every id is below it; control and user-defined pieces are counted."""
         return int(self._model.vocab_size())
 
+    @property
+    def begin_of_text_id(self) -> int | None:
+        """The id that is put before every text; None without add_bos."""
+        return self._before[0] if self._before else None
+
     def token_id(self, token: str) -> int:
         """The id of one piece.
 
@@ -137,6 +144,8 @@ class PretrainedSPTokenizer:
         Raises:
             DataError: There is no such piece; the message lists the model's control pieces.
         """
+        if token is None and self.documents_end is not None:
+            return self.documents_end
         own, (named, why_not) = self._model.eos_id(), (None, "")
         if token is None and own < 0:
             named, why_not = end_in_folder(self.path.parent)

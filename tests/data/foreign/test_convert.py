@@ -24,6 +24,7 @@ from modlib.data.rewriting.copying import provenance_beside
 from modlib.data.text.line_index import LineIndex, write_index
 from modlib.data.text.tokenizer import Tokenizer
 from modlib.runtime.errors import ConfigError, DataError
+from tests.data import small_tokenizers as small
 from tests.data.packed_lists import documents_of_ids, read, write
 
 quickly = settings(max_examples=25)
@@ -42,6 +43,44 @@ def test_there_and_back(
     header = convert_from(made[0], tmp_path / "b.packed", format, vocab_size=vocab_size, overwrite=True)
     assert read(tmp_path / "b.packed") == documents
     assert header.sha256 == PackedFile(source).sha256
+
+
+def test_an_old_pbin_whose_offsets_count_the_header_is_read(tmp_path: Path) -> None:
+    """Modalities wrote such files until 2024: the first offset is 12, the lengths are right."""
+    documents = [[1, 2, 3], [4, 5], [6]]
+    ids = np.array([token for document in documents for token in document], "<u2").tobytes()
+    pairs = [(12, 6), (18, 4), (22, 2)]
+    (tmp_path / "old.pbin").write_bytes(struct.pack("<QI", len(ids), 2) + ids + pickle.dumps(pairs))
+    convert_from(tmp_path / "old.pbin", tmp_path / "a.packed", "modalities", vocab_size=10)
+    assert read(tmp_path / "a.packed") == documents
+    (tmp_path / "bad.pbin").write_bytes(struct.pack("<QI", len(ids), 2) + ids + pickle.dumps([(4, 6), *pairs[1:]]))
+    with pytest.raises(DataError, match=r"offset of document 0 of .* \(4\) must be 0, where the data begins; files"):
+        convert_from(tmp_path / "bad.pbin", tmp_path / "b.packed", "modalities", vocab_size=10)
+
+
+@pytest.mark.parametrize("format", ["npy", "gpt-2", "llama-3"])
+def test_relatives_of_nanogpts_bin_are_recognised_by_their_header(tmp_path: Path, format: str) -> None:
+    ids = [5, 3, 0, 40_000, 7, 0]
+    path = tmp_path / "shard.bin"  # as they are often called
+    if format == "npy":
+        with open(path, "wb") as file:
+            np.save(file, np.array(ids, np.uint16))
+    else:
+        magic, version, dtype = (20240520, 1, "<u2") if format == "gpt-2" else (20240801, 7, "<u4")
+        header = np.zeros(256, "<i4")
+        header[:3] = magic, version, len(ids)
+        path.write_bytes(header.tobytes() + np.array(ids, dtype).tobytes())
+    convert_from(path, tmp_path / "a.packed", "nanogpt", vocab_size=65_536, end_of_document_id=0)
+    assert read(tmp_path / "a.packed") == [[5, 3, 0], [40_000, 7, 0]]
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(DataError, match=r"(truncated or damaged|cannot be read).*copy it again"):
+        convert_from(path, tmp_path / "b.packed", "nanogpt", vocab_size=65_536)
+
+
+def test_a_numpy_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((2, 2)))
+    with pytest.raises(DataError, match=r"a.npy is a NumPy array of float64 of shape \(2, 2\); it must be token ids"):
+        convert_from(tmp_path / "a.npy", tmp_path / "a.packed", "nanogpt", vocab_size=9)
 
 
 @given(st.lists(st.lists(st.integers(1, 299), max_size=7), max_size=20))
@@ -364,3 +403,25 @@ def test_an_index_of_modalities_finds_the_lines_of_its_file(shared_data: Path, t
     expected = [line for line in source.read_bytes().splitlines() if line.strip()]
     assert len(lines) == len(expected)
     assert [json.loads(lines[number]) for number in range(len(lines))] == [json.loads(line) for line in expected]
+
+
+def test_the_end_of_documents_is_chosen_as_pack_chooses_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Gemma's `</s>` (261) is an HTML tag, its `<eos>` 1; DeepSeek's special tokens have no well-known name."""
+    source = tmp_path / "a.bin"
+    np.array([70, 261, 71, 1, 72, 1], "<u2").tofile(source)
+    gemma, out = small.gemma(tmp_path / "gemma"), tmp_path / "a.packed"
+    header = convert_from(source, out, "nanogpt", tokenizer=gemma)
+    assert (header.end_of_document_id, header.num_documents) == (1, 2)
+    assert not caplog.messages
+    header = convert_from(source, out, "nanogpt", tokenizer=gemma, end_of_document_id=261, overwrite=True)
+    assert (header.end_of_document_id, header.num_documents) == (261, 2)
+    assert caplog.messages[0].startswith("end-of-document token ('</s>') is an ordinary token of ")
+    with pytest.raises(DataError, match=r"token id \(262\) must be one of .*, whose ids are below 262"):
+        convert_from(source, out, "nanogpt", tokenizer=gemma, end_of_document_id=262, overwrite=True)
+    np.array([70, 71, 1, 72, 1], "<u2").tofile(source)
+    deepseek = small.deepseek(tmp_path / "deepseek")
+    assert convert_from(source, out, "nanogpt", tokenizer=deepseek, overwrite=True).end_of_document_id == 1
+    (deepseek / "tokenizer_config.json").unlink()
+    with pytest.raises(ConfigError) as caught:
+        convert_from(source, out, "nanogpt", tokenizer=deepseek, overwrite=True)
+    assert str(caught.value).endswith("<|im_end|>; give the id of the one that ends documents, --end_of_document_id")

@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 
+from modlib.data.datasets.dataset import tokenizer_of
+from modlib.data.datasets.jsonl_dataset import JSONLDataset
+from modlib.data.datasets.packed_dataset import PackedDataset
 from modlib.data.inspecting.text import decode
 from modlib.data.inspecting.verify import verify
 from modlib.data.packed.file import PackedFile
 from modlib.data.packing.pack import pack
+from modlib.data.rewriting.merge import merge
+from modlib.data.rewriting.mix import mix
 from modlib.data.text.boundary_tokens import boundary_tokens
 from modlib.data.text.tokenizer import Tokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer
+from modlib.data.tokenizers.huggingface_tokenizer import PretrainedHFTokenizer
 from modlib.runtime.errors import DataError
 from tests.data import small_tokenizers as small
 
@@ -92,3 +98,39 @@ def test_the_end_is_shown_as_the_file_of_the_tokenizer_has_it(tmp_path: Path) ->
     assert decode(tmp_path / "out.packed", document=0) == "the <EOD>"
     header = PackedFile(tmp_path / "out.packed").header
     assert boundary_tokens(header, load_tokenizer(tmp_path / "out.tokenizer.json")).end == (10, "<EOD>")
+
+
+def test_what_stands_before_every_text_is_told_and_kept(tmp_path: Path) -> None:
+    folder = small.gemma(tmp_path / "gemma")
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "A"}\n{"text": "b"}\n')
+    begins = PretrainedHFTokenizer(folder, add_bos=True)
+    for name in ("a", "b"):
+        pack([source], tmp_path / f"{name}.packed", begins)
+    pack([source], tmp_path / "none.packed", folder)
+    both = [tmp_path / "a.packed", tmp_path / "b.packed"]
+    assert PackedFile(both[0]).document(0).tolist() == [2, begins.token_id("A"), 1]
+    merge(both, tmp_path / "merged.packed")
+    mix(both, tmp_path / "mixed.packed", weights=[0.5, 0.5])
+    for name in ("a", "merged", "mixed"):
+        found = boundary_tokens(PackedFile(tmp_path / f"{name}.packed").header, begins)
+        assert found == ((1, "<eos>"), (2, "<bos>")), name
+    merge([both[0], tmp_path / "none.packed"], tmp_path / "unlike.packed")
+    assert boundary_tokens(PackedFile(tmp_path / "unlike.packed").header, begins) == ((1, "<eos>"), (1, "<eos>"))
+
+
+def test_a_tokenizer_of_data_ends_documents_as_the_data(tmp_path: Path) -> None:
+    """`generate`, `export` and the sample after training take it so, whatever its choice would be."""
+    folder = small.gemma(tmp_path / "gemma")
+    packed(tmp_path, folder, ["A b c"], end_of_document="<end_of_turn>")
+    found = tokenizer_of(PackedDataset(path=str(tmp_path / "out.packed"), seq_len=2))
+    assert found is not None
+    assert (found.end_of_document_id(), found.end_of_document_id("<eos>")) == (3, 1)
+    assert boundary_tokens(None, found).end == (3, "<end_of_turn>")
+    lines = JSONLDataset(
+        jsonl_path=str(tmp_path / "in.jsonl"), tokenizer=lambda: PretrainedHFTokenizer(folder), seq_len=2,
+        end_of_document="<bos>",
+    )  # fmt: skip
+    found = tokenizer_of(lines)
+    assert found is not None
+    assert found.end_of_document_id() == 2

@@ -14,8 +14,8 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modlib.data.text import sources
-from modlib.data.text.fields import Field
+from modlib.data.text import sources, tables
+from modlib.data.text.fields import Field, row_of
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES, decoded, find_sources, read_blocks
 from modlib.runtime.errors import ConfigError, DataError
 
@@ -49,7 +49,8 @@ def test_wrong_inputs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "empty").mkdir()
     for name, text in {
-        "a.csv": r"input \(a.csv\) must end in .jsonl, .ndjson, .jsonl.gz, .jsonl.zst, .txt, .parquet; rename it",
+        "a.csv": r"input \(a.csv\) must end in .jsonl, .ndjson, .jsonl.gz, .jsonl.zst, .json, "
+        r".json.gz, .json.zst, .txt, .parquet, .arrow; rename it",
         "b.txt": r"input \(b.txt\) cannot be read: No such file or directory; check the path",
         "empty": r"input \(empty\) must hold files of documents; it has none that ends in .jsonl",
         "*.jsonl": r"input \(\*.jsonl\) must match a file; it matches none in ",
@@ -99,7 +100,7 @@ def test_text_files_are_read_together(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_rows_of_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_ROWS", 4)
+    monkeypatch.setattr(tables, "_ROWS", 4)
     rows = [{"text": f"t{n}", "meta": {"n": n}} for n in range(10)]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=6)
     found = find_sources([tmp_path / "a.parquet"])
@@ -181,3 +182,136 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jsonl")
     with pytest.raises(ConfigError, match=r"input \(.*a\.jsonl\) must be a regular file; copy what it gives into one"):
         find_sources([tmp_path / "a.jsonl"])
+
+
+def texts(*inputs: str | Path, field: str = "text") -> list[str]:
+    """The text of every row, as a pack takes it."""
+    where = Field(field)
+    found: list[str] = []
+    for block in read_blocks(find_sources(inputs), where):
+        rows = block.data.splitlines() if isinstance(block.data, bytes) else block.data
+        found += [where.text(row_of(row) if isinstance(row, bytes) else row) for row in rows]
+    return found
+
+
+def test_a_long_window_of_zstd_is_read(tmp_path: Path) -> None:
+    settings = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=settings).compressobj()  # which does not know its size
+    packed = stream.compress(b'{"text": "far"}\n') + stream.flush()
+    assert zstandard.get_frame_parameters(packed).window_size == 1 << 28
+    (tmp_path / "a.jsonl.zst").write_bytes(packed)
+    assert texts(tmp_path / "a.jsonl.zst") == ["far"]
+
+
+def test_several_members_of_gzip_are_one_file(tmp_path: Path) -> None:
+    members = [
+        gzip.compress(b'{"text": "a"}\n{"te', mtime=0),
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b'xt": "b"}\n', mtime=0),
+    ]
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(members))
+    assert texts(tmp_path / "a.jsonl.gz") == ["a", "b"]
+
+
+def test_numbers_of_any_length_are_no_reason_to_lose_a_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "b", "id": ' + 5000 * "9" + "}\n")
+    assert texts(tmp_path / "a.jsonl") == ["b"]
+    with pytest.raises(ValueError, match="has no text at 'id' but int"):
+        texts(tmp_path / "a.jsonl", field="id")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".json.gz", ".json.zst"])
+def test_a_json_file_of_lines_is_read(tmp_path: Path, suffix: str) -> None:
+    pack = COMPRESS[suffix.replace(".json", ".jsonl")]
+    (tmp_path / f"a{suffix}").write_bytes(pack(b'{"text": "a"}\n{"text": "b"}\n'))
+    assert texts(tmp_path / f"a{suffix}") == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("contents", "what"),
+    [
+        (b'[{"text": "a"},\n {"text": "b"}]', r"holds one array; write lines: cat .*a.json \| jq -c '.\[\]' > a.jsonl"),
+        (
+            b'{\n "text": "a"\n}\n',
+            r"holds one value over several lines; write lines: cat .* \| jq -c '.' > a.jsonl",
+        ),
+    ],
+)
+def test_a_json_file_of_no_lines_is_refused_in_words(tmp_path: Path, contents: bytes, what: str) -> None:
+    (tmp_path / "a.json").write_bytes(contents)
+    with pytest.raises(DataError, match=rf"a.json\) must hold one JSON object per line, and {what}"):
+        find_sources([tmp_path / "a.json"])
+
+
+def test_settings_in_a_folder_are_no_documents(tmp_path: Path) -> None:
+    (tmp_path / "info.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"name its .json files by a pattern: '.*/\*\*/\*.json'"):
+        find_sources([tmp_path])
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    assert [source.path.name for source in find_sources([tmp_path])] == ["a.jsonl"]
+
+
+def test_names_and_types_of_parquet_columns(tmp_path: Path) -> None:
+    binary = pyarrow.array([b"caf\xc3\xa9", b"b"], pyarrow.binary())
+    table = pyarrow.table({"meta.text": ["x", "y"], "raw": binary, "meta": [{"text": "inner"}] * 2})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet", field="meta.text") == ["x", "y"]
+    assert texts(tmp_path / "a.parquet", field="raw") == ["caf\xe9", "b"]
+    pyarrow.parquet.write_table(table.drop_columns(["meta.text"]), tmp_path / "b.parquet")
+    assert texts(tmp_path / "b.parquet", field="meta.text") == ["inner", "inner"]
+    pyarrow.parquet.write_table(
+        pyarrow.table({"t": pyarrow.array([b"\xff"], pyarrow.binary())}), tmp_path / "c.parquet"
+    )
+    with pytest.raises(ValueError, match=r"has bytes at 't' that are no UTF-8 text \(byte 0\)"):
+        texts(tmp_path / "c.parquet", field="t")
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d.parquet must have one column 'text'; it has 2: rename all but one"):
+        texts(tmp_path / "d.parquet")
+
+
+def test_what_pyarrow_cannot_do_is_not_told_as_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "a.parquet")
+
+    def refuse(*_: object, **__: object) -> object:  # as it does for a nested column of more than 2 GiB
+        raise pyarrow.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", refuse)
+    with pytest.raises(DataError, match=r"may be whole, but pyarrow \S+ cannot read it \(Nested data.*\); write it"):
+        texts(tmp_path / "a.parquet")
+
+
+def save_to_disk(folder: Path, *shards: dict[str, list[str]]) -> Path:
+    """As the datasets library lays a dataset out."""
+    folder.mkdir(parents=True)
+    names = [f"data-{number:05d}-of-{len(shards):05d}.arrow" for number in range(len(shards))]
+    for name, columns in zip(names, shards):
+        table = pyarrow.table(columns)
+        with pyarrow.OSFile(str(folder / name), "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+    return folder
+
+
+def test_a_saved_dataset_is_its_rows_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_ROWS", 2)
+    folder = save_to_disk(tmp_path / "set", {"text": list("abcde"), "n": list("12345")}, {"text": ["f"], "n": ["6"]})
+    assert texts(folder) == list("abcdef")
+    assert texts(folder / "data-00001-of-00002.arrow", field="n") == ["6"]
+    found = find_sources([folder])
+    blocks = list(read_blocks(found, TEXT))
+    for number, block in enumerate(blocks):
+        assert [one.data for one in read_blocks(found, TEXT, block.start)] == [one.data for one in blocks[number:]]
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(ConfigError, match=r"\(2 splits\) must be one split; name one of them: train, test"):
+        find_sources([tmp_path])
+
+
+def test_a_name_of_the_hub_is_answered_with_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"hf download --repo-type dataset allenai/c4 --local-dir c4$"):
+        find_sources(["allenai/c4"])
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError, match=r"check the path$"):
+        find_sources(["mine/c4"])
