@@ -23,6 +23,7 @@ from modlib.checkpointing.raw_writer import bytes_of
 from modlib.checkpointing.state import capture
 from modlib.checkpointing.strictness import require_fit
 from modlib.checkpointing.writing import num_threads
+from modlib.runtime.file_spans import FileSpan
 
 ALL = slice(None)
 
@@ -79,6 +80,22 @@ class CheckpointTensors:
         for chunk in stored.chunks:
             self._read_chunk(stored, chunk, whole, begin, end)
         return whole
+
+    def spans(self, name: str) -> list[FileSpan] | None:
+        """Where the bytes of a whole tensor are, in order; None where its chunks are not rows after rows.
+
+        Raises:
+            DamagedCheckpointError: A file cannot be opened.
+        """
+        stored = self._manifest.tensors[self._keys[name]]
+        chunks = sorted(stored.chunks, key=lambda chunk: chunk.offsets)
+        if any(chunk.sizes[1:] != stored.shape[1:] for chunk in chunks):
+            return None
+        return [
+            FileSpan(self._descriptor(file), start, end - start)
+            for chunk in chunks
+            for file, _, start, end in byte_cuts(self._manifest, chunk, 0, _row_bytes(stored, chunk) * _rows(chunk))
+        ]
 
     def finish(self) -> None:
         """Wait until all files are hashed.

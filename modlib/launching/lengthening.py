@@ -112,7 +112,7 @@ def extend(run: RunFolder, change: Change) -> None:
     except OSError as error:
         raise write_error(run.path / BEFORE, error) from error
     run.update(
-        extended=[*before, change.record()],
+        extended=[*before, change.record() | {"attempts": run.num_attempts}],
         status="stopped",
         step=change.step,
         num_steps=change.to_steps,

@@ -14,9 +14,12 @@ class NoProgressError(ModlibError, RuntimeError):
 
 
 def idle_attempts(run: RunFolder) -> int:
-    """How many of the newest attempts since the last submission gained no saved step."""
-    first = int(run.read().get("slurm", {}).get("attempts_before", 0))
+    """How many of the newest attempts since the last submission, or extension, gained no saved step."""
+    state = run.read()
+    first = int(state.get("slurm", {}).get("attempts_before", 0))
     reached = _saved_step(run, first) or 0
+    if (extended := state.get("extended")) and extended[-1].get("attempts", -1) >= first:  # which went back to a step
+        first, reached = extended[-1]["attempts"], extended[-1]["at_step"]
     idle = 0
     for number in range(first + 1, run.num_attempts + 1):
         step = _saved_step(run, number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from modlib.models.weight_names import parts_for_transformers
 from modlib.models.weights import named_state
 from modlib.models.whole_weights import Weights
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.file_spans import FileSpan
 
 PIECE_BYTES = 16 << 20
 
@@ -145,9 +146,8 @@ def outputs(model: nn.Module, found: Sequence[Conversion], weights: Weights, dty
             if name in written:
                 raise ConfigError(f"weight {name} must be written once; two of the model's have this name")
             dtype = (dtype_of(name) if tensor.is_floating_point() else None) or tensor.dtype
-            rows = _row_slices(tensor.shape, tensor.dtype)
-            pieces = (
-                partial(_copied, weights, conversion.sources[0], rows)
+            pieces: Callable[[], Iterator[Tensor | FileSpan]] = (
+                partial(_copied, weights, conversion.sources[0], tensor, dtype)
                 if conversion.convert is None
                 else partial(_made, weights, conversion, name, pending)
             )
@@ -166,9 +166,14 @@ def _row_slices(shape: Sequence[int], dtype: torch.dtype) -> list[slice]:
     return [slice(begin, min(begin + step, shape[0])) for begin in range(0, shape[0], step)]
 
 
-def _copied(weights: Weights, name: str, rows: Sequence[slice]) -> Iterator[Tensor]:
-    for each in rows:
-        yield weights.read(name, each)
+def _copied(weights: Weights, name: str, tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor | FileSpan]:
+    """A tensor as it is: its bytes from where they are, or read some rows at a time."""
+    spans = weights.spans(name) if dtype == tensor.dtype else None
+    if spans is not None:
+        yield from spans
+        return
+    for rows in _row_slices(tensor.shape, tensor.dtype):
+        yield weights.read(name, rows)
 
 
 def _made(weights: Weights, conversion: Conversion, name: str, pending: dict[str, Tensor]) -> Iterator[Tensor]:
@@ -178,14 +183,3 @@ def _made(weights: Weights, conversion: Conversion, name: str, pending: dict[str
         made = conversion.convert([weights.read(source) for source in conversion.sources])
         pending |= zip(conversion.targets, made, strict=True)
     yield pending.pop(name)
-
-
-def loaded_state(found: Sequence[Conversion], weights: Weights) -> Mapping[str, Tensor]:
-    """All tensors of the folder in memory, in the run's dtype."""
-    state: dict[str, Tensor] = {}
-    for conversion in found:
-        sources = [weights.read(name) for name in conversion.sources]
-        state |= zip(
-            conversion.targets, sources if conversion.convert is None else conversion.convert(sources), strict=True
-        )
-    return state

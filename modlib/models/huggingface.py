@@ -90,7 +90,7 @@ class HuggingFacePretrainedModel(nn.Module):
 
         text = built.get_text_config()
         self.model_type, self.is_pretrained = model_type, path is not None
-        self.base_folder = None if path is None else Path(path).expanduser()
+        self.base_folder = None if path is None else Path(path).expanduser().absolute()
         self.vocab_size = int(text.vocab_size)
         self.seq_len = _seq_len(self.network, text, seq_len)
         self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.file_spans import FileSpan, append_span
 
 MOST_SHARD_BYTES = 5_000_000_000
 """As transformers 4 cuts its files."""
@@ -36,13 +37,14 @@ class Output:
         name: In the file.
         shape: Of the whole.
         dtype: It is written in; pieces are cast to it.
-        pieces: Gives it in parts, rows after rows, on the CPU.
+        pieces: Gives it in parts, rows after rows: tensors on the CPU, or the place of their bytes, which must be of
+            the dtype already.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
-    pieces: Callable[[], Iterator[Tensor]]
+    pieces: Callable[[], Iterator[Tensor | FileSpan]]
 
     @property
     def num_bytes(self) -> int:
@@ -112,6 +114,10 @@ def _write(path: Path, outputs: Sequence[Output]) -> None:
         for output in ordered:
             done = 0
             for piece in output.pieces():
+                if isinstance(piece, FileSpan):
+                    append_span(file.fileno(), piece)
+                    done += piece.length
+                    continue
                 cast = piece.detach().to(output.dtype).contiguous()
                 done += cast.nbytes
                 rest = cast.reshape(-1).view(torch.uint8).numpy().data

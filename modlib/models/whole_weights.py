@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from modlib.models.lora import adapters, merged_weight
 from modlib.models.weights import named_state
+from modlib.nn.lora_layers import LoRALayer
+from modlib.runtime.file_spans import FileSpan
 
 ALL = slice(None)
 
@@ -18,6 +20,10 @@ class Weights(Protocol):
 
     def read(self, name: str, rows: slice = ALL) -> Tensor:
         """One tensor, or these rows of it; not to be changed."""
+        ...
+
+    def spans(self, name: str) -> list[FileSpan] | None:
+        """Where the bytes of a contiguous tensor are, in order, if they are in files; None where it has to be read."""
         ...
 
     def finish(self) -> None:
@@ -42,6 +48,10 @@ class ModelWeights:
         whole: Tensor = tensor if rows == ALL else tensor[rows]
         return whole.cpu()
 
+    def spans(self, _: str) -> list[FileSpan] | None:
+        """None: they are in memory."""
+        return None
+
     def finish(self) -> None:
         """Nothing to check."""
 
@@ -59,13 +69,21 @@ class MergedWeights:
 
     def read(self, name: str, rows: slice = ALL) -> Tensor:
         """See Weights."""
-        module, _, leaf = name.rpartition(".")
-        layer = self._layers.get(module) if leaf == "weight" else None
+        module, layer = self._adapted(name)
         if layer is None:
             return self._weights.read(name, rows)
         a, b = (self._weights.read(f"{module}.{adapter}") for adapter in ("lora_A", "lora_B"))
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return merged_weight(layer, self._weights.read(name), a, b)[rows]
+
+    def spans(self, name: str) -> list[FileSpan] | None:
+        """See Weights."""
+        return None if self._adapted(name)[1] is not None else self._weights.spans(name)
+
+    def _adapted(self, name: str) -> tuple[str, LoRALayer | None]:
+        """The module that holds a tensor, and its adapter where the tensor is an adapted weight."""
+        module, _, leaf = name.rpartition(".")
+        return module, self._layers.get(module) if leaf == "weight" else None
 
     def finish(self) -> None:
         """See Weights."""

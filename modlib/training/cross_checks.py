@@ -106,18 +106,24 @@ def check_schedules(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def check_sharding(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> None:
-    """Refuse sharding units that hold weights of others; on one process, too, where nothing is sharded.
+def check_sharding(
+    config: Config, experiment: Experiment, model: Any, dataset: Dataset | None, world_size: int
+) -> None:
+    """Refuse sharding units that hold weights of others; those that a user named on one process, too.
 
     Args:
         config: Says where the units were set.
         experiment: Its loss is computed on one window, since a loss may read weights.
         model: On meta.
         dataset: None where there is none yet: a window of zeros does.
+        world_size: Ranks of the run.
 
     Raises:
         ConfigError: Names the class and the parameter.
     """
+    named = getattr(model, "sharding", None)
+    if world_size == 1 and (named is None or named.units is None):
+        return  # nothing is sharded, and nobody chose how
 
     def forward() -> None:
         inputs: Any = torch.zeros(1, model.seq_len, dtype=torch.int64)

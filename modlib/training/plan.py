@@ -79,7 +79,7 @@ def make_plan(
             check_evaluation_data(model, dataset, evaluator.dataset)
             if isinstance(evaluator, HeldOut):
                 evaluator.check_model(model)
-    check_sharding(config, experiment, model, dataset)
+    check_sharding(config, experiment, model, dataset, world_size)
     probe = Probe(config, experiment, model)
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

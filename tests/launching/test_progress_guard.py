@@ -65,3 +65,15 @@ def test_the_attempt_that_runs_does_not_count(tmp_path: Path) -> None:
     run = run_with(tmp_path, [8, 8])
     run.begin_attempt()
     assert idle_attempts(run) == 1
+
+
+def test_an_extension_that_went_back_counts_from_its_step(tmp_path: Path) -> None:
+    """A run of 40 steps that is extended from 16: attempts that save 24 and 30 gain steps."""
+    run = run_with(tmp_path, [20, 40])
+    run.update(extended=[{"at_step": 16, "attempts": 2}], slurm={"attempts_before": 2})
+    for step, idle in ((24, 0), (30, 0), (30, 1), (30, 2)):
+        run.begin_attempt().finish("died", step, 1)
+        assert idle_attempts(run) == idle
+    run.update(slurm={"attempts_before": 6})
+    run.begin_attempt().finish("died", 31, 1)
+    assert idle_attempts(run) == 0

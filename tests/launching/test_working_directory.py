@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from modlib.cli.start.launch import app as launch_app
 from modlib.data.corpora import corpus
 from modlib.launching.working_directory import working_directory
 from modlib.runtime.run_folder import RunFolder
@@ -59,6 +62,17 @@ def test_export_has_the_tokenizer_wherever_it_is_called(elsewhere: Path) -> None
 def test_a_batch_is_shown_as_text() -> None:
     assert "\\n" in modlib("data", "batch", "../runs/r", "2").stdout  # text, not ids
     assert modlib("track", "../runs/r", "--to", "tensorboard").stdout.startswith("../runs/r/tb is written anew")
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_runs_own_config_is_planned_with_its_data() -> None:
+    words = ["--gin_file", "../runs/r/config.gin", "--runs_dir", "../runs", "--dry_run", "--json"]
+    done = CliRunner().invoke(launch_app, words)
+    assert done.exit_code == 0, done.output
+    plan = json.loads(done.stdout)
+    assert plan["dataset"]["path"] == "data/train.packed"
+    assert plan["dataset"]["num_tokens"] > 1000
+    assert Path.cwd().name == "elsewhere"
 
 
 @pytest.mark.slow

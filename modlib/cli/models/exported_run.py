@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modlib.cli.models.trained_run import TrainedRun, load_run, planned_run, tokenizer_of
+from modlib.cli.models.trained_run import PlannedRun, TrainedRun, load_run, planned_run, tokenizer_of
 from modlib.runtime.errors import CheckpointError, ConfigError, DataError
 from modlib.runtime.run_folder import RunFolder
 
@@ -38,12 +38,15 @@ def export_run(run: RunFolder, step: int | None, out: Path, *, dtype: str | None
     from modlib.checkpointing.single_tensors import CheckpointTensors
     from modlib.models.huggingface_export import export_huggingface
 
-    if getattr(planned_run(run, step).model, "adapter_only_checkpoints", False):
+    first = planned_run(run, step)
+    planned: PlannedRun | None = first
+    if getattr(first.model, "adapter_only_checkpoints", False):
         trained = load_run(run, step)
         export_huggingface(trained.model, out, _data_tokenizer(trained), dtype=dtype, plain=plain)
         return trained
     for checkpoint in _checkpoints(run, step):
-        _, config, experiment, model = planned_run(run, step)
+        _, config, experiment, model = planned or planned_run(run, step)
+        planned = None  # a model that was compared has memory
         loaded = LoadedState(checkpoint.step, checkpoint.extra, None, checkpoint.path, checkpoint.manifest.world_size)
         trained = TrainedRun(config, experiment, model, loaded)
         try:
@@ -74,12 +77,17 @@ def _data_tokenizer(trained: TrainedRun) -> DataTokenizer | None:
     from modlib.data.packing.pack_record import packed_chat_template
     from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT, boundaries_of
     from modlib.data.text.tokenizer import Tokenizer
+    from modlib.launching.working_directory import in_working_directory
     from modlib.models.exported_tokenizer import DataTokenizer
     from modlib.training.building import build
 
+    run = RunFolder(trained.loaded.path.absolute().parents[1])  # of the checkpoints' folder
     try:
-        found, end = tokenizer_of(trained)
-        packed: Any = next(packed_files(build(trained.config, trained.experiment.dataset)), None)
+        with in_working_directory(run):
+            dataset = build(trained.config, trained.experiment.dataset)
+            found, end = tokenizer_of(trained, dataset)
+            packed: Any = next(packed_files(dataset), None)
+            template = None if packed is None else packed_chat_template(packed.path)
         begin = None if packed is None else packed.header.info.get(BEGIN_OF_TEXT)
         boundaries = boundaries_of(end, begin, found)
     except (DataError, ConfigError) as error:
@@ -91,5 +99,4 @@ def _data_tokenizer(trained: TrainedRun) -> DataTokenizer | None:
             "exported without the training data's tokenizer: %s is not one of the tokenizers library; copy it",
             found.path,
         )
-    template = None if packed is None else packed_chat_template(packed.path)
     return DataTokenizer(text, found.fingerprint, boundaries, template)

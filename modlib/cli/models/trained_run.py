@@ -122,8 +122,12 @@ def _restore(run: RunFolder, model: Any, step: int | None) -> LoadedState:
     raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
 
 
-def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
+def tokenizer_of(trained: TrainedRun, dataset: Any = None) -> tuple[TextTokenizer, int | None]:
     """The tokenizer that made the training data, and the token that ends a document there, if any does.
+
+    Args:
+        trained: The run.
+        dataset: Its training data; None builds it.
 
     Raises:
         DataError: The training data or its tokenizer is gone.
@@ -135,7 +139,7 @@ def tokenizer_of(trained: TrainedRun) -> tuple[TextTokenizer, int | None]:
 
     loaded, run = trained.loaded, RunFolder(trained.loaded.path.absolute().parents[1])  # of the checkpoints' folder
     with in_working_directory(run):
-        dataset = build(trained.config, trained.experiment.dataset)
+        dataset = build(trained.config, trained.experiment.dataset) if dataset is None else dataset
         tokenizer = made_by(dataset)
     name = getattr(dataset, "name", None)
     if tokenizer is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, chdir, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -107,7 +107,7 @@ def launch(
     sweep_seed: Annotated[int, typer.Option("--sweep_seed", help="Of the random points.")] = 0,
 ) -> None:
     """Train the experiment that the gin files describe, here or on a cluster; the same command continues it."""
-    with reported("training had not started; nothing was changed"):
+    with reported("training had not started; nothing was changed"), ExitStack() as left:
         for flag, given in (("--json", as_json), ("--write_script", write_script)):
             if given and not dry_run:
                 raise typer.BadParameter(f"{flag} goes with --dry_run")
@@ -142,6 +142,9 @@ def launch(
         config = load(gin_file, gin_param or [])
         from modlib.cli.start import longer, planning
 
+        if (folder := planning.other_folder(config, name)) is not None:
+            runs_dir, write_script = runs_dir.absolute(), write_script and write_script.absolute()
+            left.enter_context(chdir(folder))
         source = longer.source_of(branch_from, runs_dir) if branch_from is not None else None
         config, place, name = planning.planned(config, "slurm" if write_script else executor, runs_dir, name, source)
         change = longer.change_of(config, RunFolder(runs_dir / name), source, step)

@@ -10,9 +10,10 @@ from typing import Any
 import gin
 
 from modlib.config import Config
-from modlib.launching.identity import identify
+from modlib.launching.identity import identify, own_run
 from modlib.launching.local import Local
 from modlib.launching.slurm import Executor, Slurm
+from modlib.launching.working_directory import working_directory
 from modlib.runtime.hardware import disk_free_bytes
 from modlib.runtime.run_folder import RunFolder, check_name
 from modlib.runtime.units import counted
@@ -29,6 +30,15 @@ def place_of(config: Config, executor: Executor | None) -> Local | Slurm:
     chosen = executor or build(config, gin.get_configurable("launch"))
     place: Local | Slurm = build(config, gin.get_configurable("Slurm" if chosen == "slurm" else "Local"))
     return place
+
+
+def other_folder(config: Config, name: str | None) -> Path | None:
+    """The folder that relative paths lead from, where a run's own config.gin is given and it began elsewhere."""
+    run = own_run(config)
+    if run is None or name not in (None, run.name):
+        return None
+    folder = working_directory(run)
+    return None if folder == Path.cwd() else folder
 
 
 def planned(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,15 +38,18 @@ class Chat:
     def __init__(
         self, field: Field, template: ChatTemplate, special_tokens: Sequence[str], added_tokens: Sequence[str] = ()
     ) -> None:
-        self.field, self.template = field, template
+        self.field, self.template, self._special = field, template, frozenset(special_tokens)
         self._take_markers(special_tokens)
         around = template.around_messages()
-        self._take_markers([*special_tokens, *(one for one in added_tokens if one in around)])
+        # A prompt may begin a thought, but the marks of thoughts are the messages' own.
+        written = [one for one in added_tokens if one in around and "think" not in one.lower()]
+        self._take_markers([*special_tokens, *written])
 
     def _take_markers(self, markers: Sequence[str]) -> None:
         self.markers = tuple(sorted(dict.fromkeys(markers), key=len, reverse=True))  # the longest is read
         self._longest = len(self.markers[0]) if self.markers else 0
-        self._marker = re.compile("|".join(map(re.escape, self.markers)) or "(?!)")
+        self._marker = _any_of(self.markers)
+        self._in_json = _any_of([json.dumps(one, ensure_ascii=False)[1:-1] for one in self.markers])
 
     def conversation(self, row: Any) -> Conversation:
         """Render one row.
@@ -69,6 +71,8 @@ class Chat:
         plain = parse_json(
             self._as_json(messages, tools), dict[str, Any], place=f"'{name}'"
         )  # whatever a function returned: nothing but JSON values
+        for message in plain["messages"]:
+            self._check_parts(message)
         # A key without a value is left out, as transformers does: "content" of a message that only calls tools.
         given = [{key: value for key, value in one.items() if value is not None} for one in plain["messages"]]
         return self.rendered(given, plain["tools"])
@@ -81,18 +85,19 @@ class Chat:
             ValueError: What is trained cannot be told, or an answer is lost; the message completes "line 3 ...".
         """
         found = self.template.conversation(messages, tools)
+        text, trained = found.text, found.trained
         if not self.template.has_generation_blocks:  # which say exactly what is meant
-            found = replace(found, trained=self._with_ends(found, messages))
-        if not any(end > begin for begin, end in found.trained):
+            trained = self._with_ends(found, messages)
+        if not any(end > begin for begin, end in trained):
             raise ValueError("is rendered without any text that is trained; look at the template")
-        self._check_answers(found, messages)
+        self._check_answers(text, trained, messages)
         try:
-            found.text.encode("utf-8")
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError("is rendered with half of a surrogate pair; look at the template") from error
-        begin, end = found.trained[-1]
-        last = messages[-1]["role"] == "assistant" and not found.text[end:].strip()
-        return replace(found, stops_at_end=last and self.marker_ending(found.text[begin:end].rstrip()) is None)
+        begin, end = trained[-1]
+        last = messages[-1]["role"] == "assistant" and not text[end:].strip()
+        return Conversation(text, trained, last and not text[begin:end].rstrip().endswith(self.markers))
 
     def marker_ending(self, text: str) -> str | None:
         """The special token, or other marker of the template, that a text ends with."""
@@ -113,21 +118,21 @@ class Chat:
         numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         for number, (begin, end) in zip(numbers, found.trained, strict=True):
             turn = text[begin:end].rstrip()
-            if self.marker_ending(turn) is not None:
+            if turn.endswith(self.markers):
                 end = begin + len(turn)
             elif number + 1 == len(messages):
                 closing = text[end:].rstrip()
-                end += 0 if self.marker_ending(closing) is None else len(closing)
+                end += len(closing) if closing.endswith(self.markers) else 0
             elif messages[number + 1]["role"] != "assistant":
                 end += len(self.marker_beginning(text[end : end + self._longest]) or "")
             trained.append((begin, end))
         return trained
 
-    def _check_answers(self, found: Conversation, messages: Sequence[Message]) -> None:
+    def _check_answers(self, whole: str, trained: Sequence[tuple[int, int]], messages: Sequence[Message]) -> None:
         """Templates leave things out: thoughts of earlier answers are theirs to drop, an answer is not."""
         blocks = self.template.has_generation_blocks
-        spans = iter(found.trained)
-        place, limit = 0, len(found.text)
+        spans = iter(trained)
+        place, limit = 0, len(whole)
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
@@ -136,7 +141,7 @@ class Chat:
             for text in texts_of(message.get("content")):
                 answer = text.rpartition(_END_OF_THOUGHTS)[2].strip()
                 wanted = answer or ("" if message.get("tool_calls") else text.strip())
-                place = found.text.find(wanted, place, limit)
+                place = whole.find(wanted, place, limit)
                 if place < 0:
                     raise ValueError(
                         f"has an answer in message {number} of '{self.field.name}' ({wanted[:40]!r}) that the chat "
@@ -174,12 +179,28 @@ class Chat:
             raise ValueError(f"has half of a surrogate pair in '{self.field.name}'") from error
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"has something in '{self.field.name}' that is not JSON ({error})") from error
-        if (special := self._marker.search(written)) is not None:
-            raise ValueError(
-                f"has the special token {special[0]} in a message of '{self.field.name}', where it would be read as "
-                "one; write it otherwise"
-            )
+        if (escaped := self._in_json.search(written)) is not None:
+            raise self._holds(json.loads(f'"{escaped[0]}"'))
         return written
+
+    def _check_parts(self, message: Any) -> None:
+        """Parts are written one behind the other, stripped or not: together they may be what none of them is."""
+        if isinstance(content := message.get("content"), list):
+            texts = texts_of(content)
+            for joined in ("".join(texts), "".join(text.strip() for text in texts)):
+                if (found := self._marker.search(joined)) is not None:
+                    raise self._holds(found[0])
+
+    def _holds(self, marker: str) -> ValueError:
+        kind = "special token" if marker in self._special else "template's token"
+        return ValueError(
+            f"has the {kind} {marker} in a message of '{self.field.name}', where it would be read as one; write it "
+            "otherwise"
+        )
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)) or "(?!)")
 
 
 def trained_tokens(

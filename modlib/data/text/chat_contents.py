@@ -33,6 +33,8 @@ def parts_of(content: Any) -> list[Any]:
 
 def texts_of(content: Any) -> list[str]:
     """The texts in a content."""
+    if isinstance(content, str):
+        return [content]
     return [one["text"] for one in parts_of(content) if isinstance(one, Mapping) and isinstance(one.get("text"), str)]
 
 

@@ -12,8 +12,17 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 
-from modlib.data.text.chat_contents import PROBE, SYSTEM, Contents, Message, RenderError, learn_contents, texts_of
-from modlib.data.text.chat_turns import TemplateFault, Turns, answers, learn_turns
+from modlib.data.text.chat_contents import (
+    ANSWER,
+    PROBE,
+    SYSTEM,
+    Contents,
+    Message,
+    RenderError,
+    learn_contents,
+    texts_of,
+)
+from modlib.data.text.chat_turns import MARK_IT, TemplateFault, Turns, answers, learn_turns
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.template_sandbox import BEGIN, END, LimitReached, hidden_names, sandbox
 from modlib.data.text.token_choice import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, named_in_folder
@@ -21,8 +30,6 @@ from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import ConfigError
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-
-_REMEDY = "mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (What is trained)"
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,8 @@ class ChatTemplate:
         if found is not None:
             return Conversation(text, found)
         if any(one["role"] == "assistant" for one in messages[:-1]) and not self._tells_earlier_answers:
-            raise self._fault("writes an earlier answer otherwise than the last one")
-        raise ValueError(f"is rendered so that what is trained cannot be told; the chat template has to {_REMEDY}")
+            raise self._fault(self._fault_of_earlier_answers())
+        raise ValueError(f"is rendered so that what is trained cannot be told; the chat template has to {MARK_IT}")
 
     @cached_property
     def contents(self) -> Contents:
@@ -129,7 +136,7 @@ class ChatTemplate:
         try:
             return learn_turns(lambda messages, **how: self._render(self.contents.given(messages), **how))
         except TemplateFault as error:
-            raise self._fault(error.reason, error.remedy) from error
+            raise self._fault(error) from error
 
     @cached_property
     def _tells_earlier_answers(self) -> bool:
@@ -138,6 +145,15 @@ class ChatTemplate:
             return answers(self._render, self._render(given), given, self.turns) is not None
         except RenderError:  # it allows one question
             return True
+
+    def _fault_of_earlier_answers(self) -> TemplateFault:
+        first = self._render(self.contents.given(PROBE)).partition(ANSWER)[0]
+        prompt = self.turns.prompt
+        reason = "writes an earlier answer otherwise than the last one"
+        if prompt.lstrip() in first:
+            return TemplateFault(reason)
+        remedy = f"{MARK_IT}, or end each conversation with its first answer"
+        return TemplateFault(f"{reason}, not behind {prompt[-40:]!r}, which announces an answer", remedy)
 
     def probe(self) -> Sequence[Message] | None:
         """A made-up conversation that it can render: two questions and answers, or one; None where it renders neither.
@@ -179,10 +195,10 @@ class ChatTemplate:
             parts.append(found.text[place:])
         return "\n".join(parts)
 
-    def _fault(self, why: str, remedy: str | None = None) -> ConfigError:
+    def _fault(self, fault: TemplateFault) -> ConfigError:
         return ConfigError(
-            f"chat template {self.name} must show what the assistant says in a conversation; it {why}: "
-            f"{remedy or _REMEDY}"
+            f"chat template {self.name} must show what the assistant says in a conversation; it {fault.reason}: "
+            f"{fault.remedy}"
         )
 
     def render(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool = False) -> str:

@@ -16,15 +16,18 @@ _BEGIN, _END = "\ud801", "\udc01"
 _WITHOUT_MARKS = {ord(_BEGIN): None, ord(_END): None}
 
 
+MARK_IT = "mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (What is trained)"
+
+
 class TemplateFault(Exception):
     """Why it cannot be told what of a template's text is the assistant's.
 
     Args:
         reason: Completes "it ...", said of the template.
-        remedy: What to do; None is to mark what is trained.
+        remedy: What to do.
     """
 
-    def __init__(self, reason: str, remedy: str | None = None) -> None:
+    def __init__(self, reason: str, remedy: str = MARK_IT) -> None:
         super().__init__(reason)
         self.reason, self.remedy = reason, remedy
 
@@ -61,7 +64,7 @@ def learn_turns(render: Render) -> Turns:
             reason = reason or str(error)
             continue
         return _learned(before, prompted, whole, _prompted_again(render, told))
-    raise TemplateFault(f"does not render a question and an answer, which {reason}")
+    raise TemplateFault(f"does not render a question and an answer, which {reason}", f"correct it, or {MARK_IT}")
 
 
 def _prompted_again(render: Render, told: Sequence[Message]) -> str:

@@ -32,6 +32,9 @@ _NO_TEXT = (
 )
 
 
+_MOST_RUNS = 3  # of special ids that follow each other; up to so many, comparing is faster than looking each id up
+
+
 class PlainTextError(DataError):
     """A text that cannot be encoded as plain text.
 
@@ -53,9 +56,10 @@ class PlainText:
     Args:
         library: The tokenizer, told to encode special tokens as text; without truncation and padding.
         path: Its file, for messages.
+        vocab_size: All its ids are below it.
     """
 
-    def __init__(self, library: tokenizers.Tokenizer, path: Path) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, path: Path, vocab_size: int) -> None:
         self._library, self.path = library, path
         added = library.get_added_tokens_decoder()
         self._special = {number: token.content for number, token in added.items() if token.special}
@@ -70,8 +74,10 @@ class PlainText:
             self._encoder = self._speller  # its vocabulary has them all: nothing would be encoded twice
         elif self._unknown in self._special and self._unknown in self._ids_of(self._special[self._unknown]):
             self._watched |= {self._unknown} if self._is_spelled(self._unknown) else set()
-        self.watched = np.zeros(max([*library.get_vocab(with_added_tokens=True).values(), *self._special, 0]) + 1, bool)
-        self.watched[list(self._watched)] = True
+        self._is_watched = np.zeros(vocab_size, bool)
+        self._is_watched[list(self._watched)] = True
+        borders = np.flatnonzero(np.diff(self._is_watched, prepend=False, append=False)).reshape(-1, 2)
+        self._runs = [(np.uint32(first), np.uint32(behind - 1 - first)) for first, behind in borders.tolist()]
 
     @cached_property
     def _speller(self) -> tokenizers.Tokenizer:
@@ -111,9 +117,9 @@ class PlainText:
 
     def checked(self, texts: Sequence[str], ids: Ids, lengths: Lengths) -> tuple[Ids, Lengths]:
         """The ids that an engine gave, those of texts with a special id among them replaced by what `spelled` gives."""
-        special = self.watched[ids]
-        if not special.any():
+        if not self.any_watched(ids):
             return ids, lengths
+        special = self._is_watched[ids]
         rows = np.split(ids, np.cumsum(lengths)[:-1])
         of_row = np.split(special, np.cumsum(lengths)[:-1])
         return back_to_back(
@@ -122,6 +128,13 @@ class PlainText:
                 for text, row, some in zip(texts, rows, of_row, strict=True)
             ]
         )
+
+    def any_watched(self, ids: Ids) -> bool:
+        """Whether a special id is among these."""
+        if len(self._runs) > _MOST_RUNS:
+            return bool(self._is_watched[ids].any())
+        # In the unsigned numbers, what is below the first of a run is far above it: one comparison does for both ends.
+        return any(bool((ids - first <= span).any()) for first, span in self._runs)
 
     def spelled(self, text: str) -> list[int]:
         """Ids of a text that gave a special id: what spells one becomes ordinary pieces.

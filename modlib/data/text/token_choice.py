@@ -72,7 +72,9 @@ def choose_token(
         candidate, found = named or "", None if named is None or token is not None else find(named)
     if found is None:
         must = f"a {kind}" if token is not None else f"a special {kind}"
-        special = ", ".join(tokenizer.special_tokens[:_LISTED]) or "it has none"
+        special = ", ".join(tokenizer.special_tokens[:_LISTED]) or "it has none, so name one that no text holds"
+        if ordinary := [one for one in wanted if find(one) is not None]:
+            why_not = f", which has {ordinary[0]} as an ordinary one{why_not}"
         raise ConfigError(
             f"{what} ({' or '.join(wanted)}) must be {must} of {tokenizer.path}{why_not}; "
             f"name one of its {'control pieces' if kind == 'piece' else 'special tokens'}: {special}"

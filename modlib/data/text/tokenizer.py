@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,7 +152,7 @@ class Tokenizer:
         self.__dict__.update(state)
         self._load(text)
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Every id is below it; tokens added later are counted."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -232,7 +233,7 @@ class Tokenizer:
     def plain_text(self) -> PlainText:
         """What encodes texts in which special tokens are text."""
         if self._plain_text is None:
-            self._plain_text = PlainText(self._tokenizer, self.path)
+            self._plain_text = PlainText(self._tokenizer, self.path, self.vocab_size)
         return self._plain_text
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -241,3 +242,34 @@ def test_extended_twice_and_killed_before_the_first_new_checkpoint(tmp_path: Pat
     ends = {(6, "val/validation/loss")}  # of the run of 6 steps, whose last is before its decay
     assert [one for one in numbers(run.path) if (one[0], one[2]) not in ends] == numbers(long.path)
     assert [one["to_steps"] for one in run.read()["extended"]] == [10, 16]
+
+
+@pytest.mark.slow
+def test_an_extension_is_decided_on_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job that SLURM starts later finds the folder as if the run had always been so long."""
+    run = trained(tmp_path, "run", 10, *WSD)
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "srun"):  # a job that waits for ever
+        (programs / name).write_text("#!/bin/sh\ncat > /dev/null\necho 'Submitted batch job 12'\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    submitted = trained(tmp_path, "run", 16, *WSD, "--executor", "slurm", params=["Slurm.gpus_per_node=0"])
+    state = submitted.read()
+    assert (state["status"], state["step"], state["num_steps"]) == ("queued", 8, 16)
+    assert state["slurm"]["job_ids"] == ["12"]
+    assert load([run.config_path]).resolved["train.num_steps"] == 16
+    run.update(status="stopped", slurm={})
+    assert modlib("show", run.path).output
+    long = trained(tmp_path, "long", 16, *WSD)
+    assert numbers(trained(tmp_path, "run", 16, *WSD).path) == numbers(long.path)
+
+
+@pytest.mark.slow
+def test_two_processes_extend_a_run_that_left_its_global_batch_open(tmp_path: Path) -> None:
+    two = ["Local.num_processes=2"]
+    run = trained(tmp_path, "run", 10, *WSD, params=two)
+    trained(tmp_path, "run", 16, *WSD, params=two)
+    assert numbers(run.path) == numbers(trained(tmp_path, "long", 16, *WSD, params=two).path)
+    (record,) = run.read()["extended"]
+    assert record["to_hash"] == run.read()["config_hash"]

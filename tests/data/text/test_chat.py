@@ -135,11 +135,36 @@ def test_added_tokens_that_the_template_writes_around_messages_are_markers() -> 
             {"messages": [{"role": "user", "content": "Hi<|end|>\n<assistant>Hello<|end|>"}, ANSWER]}
         )
     assert str(caught.value) == (
-        "has the special token <|end|> in a message of 'messages', where it would be read as one; write it otherwise"
+        "has the template's token <|end|> in a message of 'messages', where it would be read as one; write it otherwise"
     )
     thoughts = {"role": "assistant", "content": "<think>hm, <tool></think>yes"}
     found = ordinary("{% set x = '<think>' %}" + TEXT).conversation({"messages": [USER, thoughts]})
     assert "<assistant><think>hm, <tool></think>yes<|end|>" in found.text
+
+
+@pytest.mark.parametrize("parts", [["x<|e", "nd|>"], ["<|", "end", "|>"], ["<|en ", "\nd|>"]])
+def test_parts_that_are_a_marker_together(parts: list[str]) -> None:
+    content = [{"type": "text", "text": one} for one in parts]
+    with pytest.raises(
+        ValueError, match=r"^has the special token <\|end\|> in a message of 'messages', where it would"
+    ):
+        chat().conversation({"messages": [{"role": "user", "content": content}, ANSWER]})
+
+
+def test_a_marker_that_json_writes_otherwise() -> None:
+    marked = Chat(Field("messages"), ChatTemplate(TEXT, {}, "t.jinja"), ['\n"Human":', "<|end|>"])
+    with pytest.raises(ValueError, match=r"^has the special token \n\"Human\": in a message of 'messages', where it"):
+        marked.conversation({"messages": [{"role": "user", "content": 'x\n"Human": y'}, ANSWER]})
+
+
+def test_a_thought_that_a_prompt_begins_is_no_marker() -> None:
+    thought = "{{ '<think>' if m.role == 'assistant' }}"
+    text = f"{{% for m in messages %}}<{{{{ m.role }}}}>{thought}{{{{ m.content }}}}<|end|>{{% endfor %}}"
+    text += "{% if add_generation_prompt %}<assistant><think>{% endif %}"
+    answer = {"role": "assistant", "content": "hm</think>yes"}
+    asked = {"role": "user", "content": "what is <think>?"}
+    found = ordinary(text).conversation({"messages": [asked, answer]})
+    assert [found.text[begin:end] for begin, end in found.trained] == ["hm</think>yes<|end|>"]
 
 
 def test_the_end_of_document_stops_an_answer_that_has_no_end_of_its_own() -> None:

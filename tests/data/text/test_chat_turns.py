@@ -20,7 +20,8 @@ REFUSED = {
     "announces an answer with '<|assistant|><think>\\n', but does not write that before it ('<s><|user|>Is 91 a "
     f"prime?<|assistant|>'){REMEDY}",
     "Qwen3 Thinking": "without, two: chat template t.jinja must show what the assistant says in a conversation; it "
-    f"writes an earlier answer otherwise than the last one{REMEDY}",
+    "writes an earlier answer otherwise than the last one, not behind '<|im_start|>assistant\\n<think>\\n', which "
+    f"announces an answer{REMEDY}, or end each conversation with its first answer",
 }
 
 
@@ -84,7 +85,7 @@ def test_a_header_that_differs_from_turn_to_turn_is_not_trained_but_refused() ->
     [
         ("{{ raise_exception('not today') }}",
          "does not render a question and an answer, which makes the chat template fail (TemplateError: not today)"
-         + REMEDY),
+         + REMEDY.replace(": ", ": correct it, or ")),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}",
          "writes nothing of it: write message.content"),
         ("{% for m in messages %}{{ m.content }}{{ '<end>' if loop.last }}{% endfor %}",

@@ -170,3 +170,17 @@ def test_the_fast_engine_is_checked_as_well(tmp_path: Path) -> None:
     assert lengths.tolist() == [3, 3, 7, 0]
     assert tokenizer.decode(ids) == "foxENDthe\nEND"
     assert 257 not in ids
+
+
+@pytest.mark.parametrize("number", [1, 3, 4, 9])
+def test_special_ids_are_found_however_they_are_spread(number: int, tmp_path: Path) -> None:
+    """Few runs of ids are compared with, many are looked up."""
+    special = [f"[{one}]" for one in range(number)]
+    tokens = ["[UNK]", *(text for one in special for text in (one, one.lower() + "x"))]
+    library = tokenizers.Tokenizer(models.WordLevel({one: n for n, one in enumerate(tokens)}, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(special)
+    plain = PretrainedHFTokenizer(small.saved(library, tmp_path)).plain_text
+    for one in range(len(tokens) + 1):
+        assert plain.any_watched(np.array([0, one], np.uint32)) == (one % 2 == 1 and one < len(tokens)), one
+    assert not plain.any_watched(np.zeros(0, np.uint32))

@@ -208,6 +208,13 @@ def test_model_without_control_pieces_of_its_own(shared_data: Path) -> None:
     assert (ids[0], ids[-1]) == (tokenizer.token_id("<s>"), tokenizer.token_id("</s>"))
     assert PretrainedSPTokenizer(path).decode(tokenizer.encode("hello world")[1:-1]) == "hello world"
     assert tokenizer.end_of_document_id("<eod>") == 4
+    with pytest.raises(ConfigError) as caught:
+        tokenizer.end_of_document_id()
+    assert str(caught.value) == (
+        "end-of-document token (<|endoftext|> or <|end_of_text|> or </s> or <eos>) must be a special piece of "
+        f"{path}, which has </s> as an ordinary one; name one of its control pieces: it has none, so name one that no "
+        "text holds"
+    )
 
 
 @given(st.lists(st.one_of(texts, st.sampled_from(["<s>", "</s>", "<|turn|>", " "])), max_size=5).map("".join))
@@ -233,6 +240,7 @@ def test_places_of_control_pieces_and_of_bytes(model: Path) -> None:
     assert len(of_the_cat) == 3  # its bytes: the last one has the character, the others stand before it
     assert of_the_cat[-1] == [7, 8]
     assert tokenizer.special_tokens == ["<s>", "</s>", "<pad>"]
+    assert tokenizer.added_tokens == ["<s>", "</s>", "<pad>", "<|turn|>"]
 
 
 def test_an_ordinary_piece_that_ends_documents_is_told(model: Path, caplog: pytest.LogCaptureFixture) -> None:
