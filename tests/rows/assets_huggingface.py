@@ -1,4 +1,4 @@
-"""A tiny Llama as transformers saves it, the same imported, and a GPT2's weights in one file."""
+"""A tiny Llama as transformers saves it, and a GPT2's weights in one file."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import transformers
 from safetensors.torch import save_file
 
 from modlib.models.gpt2 import GPT2
-from modlib.models.huggingface_import import import_huggingface
 
 
 def make(folder: Path) -> None:
-    """Write huggingface_llama/, huggingface_imported/ and huggingface_weights.safetensors."""
+    """Write huggingface_llama/ and huggingface_weights.safetensors."""
     config = transformers.LlamaConfig(
         vocab_size=64,
         hidden_size=8,
@@ -22,6 +21,5 @@ def make(folder: Path) -> None:
         max_position_embeddings=8,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder / "huggingface_llama")
-    import_huggingface(folder / "huggingface_llama", folder / "huggingface_imported")
     model = GPT2(vocab_size=64, seq_len=8, num_layers=1, num_heads=2, dim=8)
     save_file(dict(model.state_dict()), folder / "huggingface_weights.safetensors")

@@ -23,7 +23,7 @@ def command(
     HuggingFacePretrainedModel.
     """
     with reported():
-        from modlib.models.huggingface_import import import_huggingface
+        from modlib.cli.models.imported_folder import import_huggingface
 
         imported = import_huggingface(folder, out)
     parameters = imported.model.num_parameters()["total"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import modlib
+from tests.cli.models.test_imported_folder import saved
 from tests.launching_command import launch
-from tests.models.test_huggingface_import import saved
 
 
 def test_a_folder_is_imported_or_refused(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from modlib.models.imported import ImportedModel
 from safetensors.torch import load_file, save_file
 
+from modlib.cli.models.imported_folder import import_huggingface
 from modlib.config import load
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface_export import export_huggingface
-from modlib.models.huggingface_import import import_huggingface
-from modlib.models.imported import ImportedModel
 from modlib.models.weights import initialize
 from modlib.runtime.errors import CheckpointError, ConfigError, ModlibError, NonFiniteError
 from modlib.training.building import build, build_experiment

@@ -26,7 +26,6 @@ from modlib.models.base_folder import base_config, keep_files
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface_config import read_config
 from modlib.models.huggingface_export import require_free
-from modlib.models.imported import CHECKPOINTS, IMPORTED_STEP, MODEL_GIN
 from modlib.models.imported_arguments import arguments_from_transformers
 from modlib.models.safetensors_reader import SafetensorsFolder, StoredWeight
 from modlib.models.weight_names import PartFromTransformers, parts_from_transformers
@@ -71,10 +70,10 @@ def import_huggingface(folder: Path, out: Path) -> Imported:
             aside.mkdir()
             keep_files(folder, aside, tokenizer=True)
             _write_config(folder, aside, stored.weights)
-            (aside / MODEL_GIN).write_text(model_gin(arguments, folder, out), encoding="utf-8")
+            (aside / "model.gin").write_text(model_gin(arguments, folder, out), encoding="utf-8")
             saved = save_streamed(
-                aside / CHECKPOINTS,
-                step=IMPORTED_STEP,
+                aside / "checkpoints",
+                step=0,
                 tensors=[_streamed(part, stored.weights) for part in parts],
                 info={"imported": str(folder)},
                 most_threads=_most_threads(parts),
@@ -185,11 +184,13 @@ def model_gin(arguments: Mapping[str, Any], folder: Path, out: Path) -> str:
             "",
             f"IMPORTED = {str(out.absolute())!r}  # this folder; if it is moved, its new place",
             "",
-            "train.model = @ImportedModel",
+            "train.model = @CheckpointedModel",
             "train.initialization = None  # everything is in the checkpoint",
-            "ImportedModel:",
+            "CheckpointedModel:",
             "    model = @GPT2",
-            "    folder = %IMPORTED",
+            "    checkpoint_path = %IMPORTED",
+            "    checkpoint_loading = @FSDPCheckpointLoading",
+            "    base_folder = %IMPORTED",
             "GPT2:",
             *lines,
             *switches,
