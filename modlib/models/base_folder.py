@@ -12,7 +12,7 @@ import torch
 
 from modlib.models.exported_tensors import DtypeOf
 from modlib.models.huggingface_weights import opened
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import CheckpointError, ConfigError
 from modlib.runtime.json_files import JSONError, read_json
 
 logger = logging.getLogger("modlib")
@@ -87,8 +87,14 @@ def dtypes_of(base: Path, dtype: str | None) -> DtypeOf:
         return of_one_dtype(dtype)
     config = base_config(base)
     named = DTYPES.get(str(config.get("dtype", config.get("torch_dtype"))).removeprefix("torch."))
-    with opened(base) as files:
-        stored = {name: _STORED.get(files[name].get_slice(name).get_dtype()) for name in files}
+    from safetensors import SafetensorError
+
+    stored: dict[str, torch.dtype | None] = {}
+    try:
+        with opened(base) as files:
+            stored = {name: _STORED.get(files[name].get_slice(name).get_dtype()) for name in files}
+    except (SafetensorError, OSError, CheckpointError) as error:
+        logger.warning("dtypes of the weights in %s cannot be read, so config.json says them: %s", base, error)
     return lambda name: stored.get(name) or named
 
 

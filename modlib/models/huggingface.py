@@ -95,8 +95,7 @@ class HuggingFacePretrainedModel(nn.Module):
         self.seq_len = _seq_len(self.network, text, seq_len)
         self.num_layers, self.dim = int(text.num_hidden_layers), int(text.hidden_size)
         self._unit_classes = _unit_classes(self.network)
-        given = {**(config if isinstance(config, Mapping) else {}), **(overrides or {})}
-        self._router_loss, self._notes = losses_of(self.network, given)
+        self._router_loss, self._notes = losses_of(self.network, path, config, overrides or {})
         if built._attn_implementation != attn_implementation:
             self._notes.append(
                 f"attn_implementation: '{built._attn_implementation}', as '{built.model_type}' has no "

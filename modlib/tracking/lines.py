@@ -33,7 +33,7 @@ def format_value(name: str, value: float) -> str:
         return f"{value:.2f}GiB"
     if kind == "lr":
         return f"{value:.2e}"
-    if kind in ("loss", "bits_per_byte", "lm_eval_bits_per_byte"):
+    if kind in ("loss", "bits_per_byte", "lm_eval_bits_per_byte") or kind.endswith("_loss"):
         return f"{value:.4f}"
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.3e}"
 

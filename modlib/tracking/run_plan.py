@@ -27,7 +27,8 @@ class Plan:
         parameters: "total", "trainable", "non_embedding".
         parameter_table: (part of the model, parameters), in order of computation.
         flops_per_token: Forward and backward.
-        memory_per_rank_bytes: Estimates of "parameters", "gradients", "optimizer", "activations".
+        memory_per_rank_bytes: Estimates of "parameters", "gradients", "optimizer", "activations", and
+            "frozen" where an objective has models that are not trained.
         checkpoint_bytes: Of one checkpoint, all ranks together.
         learning_rates: The schedule, sampled evenly from the first step to the last.
         roles: What trained parameters are for and how the optimizer treats them, a line each.

@@ -26,7 +26,7 @@ from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
-from modlib.training.objective import CausalObjective
+from modlib.training.objective import CausalObjective, Objective
 
 LEAST_LENGTHS = {
     ("ConstantLR", "total_iters"): 0,
@@ -70,8 +70,15 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> int
             build(config, choice)
     loss, frozen = build(config, experiment.loss), []
     if experiment.objective is not None:
+        objective = build(config, experiment.objective, loss)
+        if not isinstance(objective, Objective):
+            name = component_name(experiment.objective)
+            raise ConfigError(
+                f"objective ({name}) must have a method count and a dict frozen, and take (model, batch); add them to "
+                f"{name}: see docs/objectives.md"
+            )
         with torch.device("meta"):
-            frozen = [build(config, one) for one in build(config, experiment.objective, loss).frozen.values()]
+            frozen = [build(config, one) for one in objective.frozen.values()]
     for part in frozen:
         build(config, check_initialization, part, None)
     for choice in experiment.subscribers:

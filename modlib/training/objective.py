@@ -23,6 +23,7 @@ by name and without a gradient: logged as `train/<name>`, divided like the sum. 
 """
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What training asks of `train.objective`, which is called once with the loss of the run.
 

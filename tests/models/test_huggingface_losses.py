@@ -61,20 +61,30 @@ def test_a_balance_loss_is_taken_on_with_its_coefficient() -> None:
 
 def test_a_coefficient_that_would_do_nothing_is_refused(tmp_path: Path) -> None:
     refused(
-        r"^router_aux_loss_coef \(100.0\) must come with output_router_logits = True, without which transformers "
-        r"leaves the balance loss out; add it, or leave the coefficient out$",
+        r"^config: router_aux_loss_coef \(100.0\) must come with output_router_logits = True, without which "
+        r"transformers leaves the balance loss out; add it, or leave the coefficient out$",
         {**MIXTRAL, "router_aux_loss_coef": 100.0},
     )
+    refused(r"^overrides: router_aux_loss_coef \(0.5\) must come", MIXTRAL, overrides={"router_aux_loss_coef": 0.5})
     assert built({**MIXTRAL, "router_aux_loss_coef": 100.0, "output_router_logits": False}).router_loss() is None
     for name, asked in (("llama4_text", "router_aux_loss_coef"), ("deepseek_v3", "output_router_logits")):
         value = 0.1 if asked == "router_aux_loss_coef" else True
         refused(
-            rf"^{asked} \({value}\) must (not be set|be False) for '{name}', of which transformers has no balance loss "
-            r"that can be trained here; (leave it out|set it to False)$",
+            rf"^config: {asked} \({value}\) must (not be set|be False) for '{name}', of which transformers has no "
+            r"balance loss that can be trained here; (leave it out|set it to False)$",
             {"model_type": name, **SIZES, asked: value},
         )
     doge = {"model_type": "doge", **SIZES, "is_moe": True, "num_experts": 16}
-    refused(r"^output_router_logits \(True\) must be False for 'doge', ", {**doge, "output_router_logits": True})
+    refused(
+        r"^config: output_router_logits \(True\) must be False for 'doge', ", {**doge, "output_router_logits": True}
+    )
+    dense = {"model_type": "qwen3_moe", **SIZES, "num_experts": 4, "num_experts_per_tok": 2, "mlp_only_layers": [0, 1]}
+    refused(
+        r"^config: output_router_logits \(True\) must be False where no layer of 'qwen3_moe' has experts that a router "
+        r"chooses; set it to False, or give the model such layers$",
+        {**dense, "output_router_logits": True},
+    )
+    assert built(dense).plan_notes() == []
     refused(r"'router_z_loss_coef' must be a field of MixtralConfig", {**MIXTRAL, "router_z_loss_coef": 0.1})
     refused(r"'label_smoothing' must be a field of MixtralConfig", {**MIXTRAL, "label_smoothing": 0.1})
     refused(r"'loss_type' must be a field of MixtralConfig", {**MIXTRAL, "loss_type": "ForCausalLM"})
@@ -93,16 +103,16 @@ def test_what_a_folder_leaves_untrained_is_told(tmp_path: Path) -> None:
 
 def test_losses_of_logits_and_of_several_tokens_are_refused(tmp_path: Path) -> None:
     words = (
-        r"^z_loss_coefficient \(0.1\) must be 0.0: it acts only on the loss that transformers computes of labels, and "
-        r"train.loss takes its place; set it to 0.0$"
+        r"^config: z_loss_coefficient \(0.1\) must be 0.0: it acts only on the loss that transformers computes of "
+        r"labels, and train.loss takes its place; set it to 0.0$"
     )
     refused(words, {**BAMBA, "z_loss_coefficient": 0.1})
     (tmp_path / "config.json").write_text(json.dumps({**BAMBA, "z_loss_coefficient": 0.1}))
     refused(words, str(tmp_path))
     assert built(str(tmp_path), overrides={"z_loss_coefficient": 0.0}).plan_notes() == []
     refused(
-        r"^num_mtp_layers \(2\) must be 0: transformers builds no layers for the prediction of several tokens; leave "
-        r"it out or set it to 0$",
+        r"^config: num_mtp_layers \(2\) must be 0: transformers builds no layers for the prediction of several "
+        r"tokens; leave it out or set it to 0$",
         {"model_type": "deepseek_v3", **SIZES, "num_mtp_layers": 2},
     )
 

@@ -114,6 +114,15 @@ def test_the_plan_counts_frozen_parameters_and_refuses_them_without_weights(fold
         make_plan(experiment, config, 2)
 
 
+def test_an_objective_without_what_training_asks_of_one_is_refused(folder: Path) -> None:
+    config, experiment = settings(folder, "train.objective = @CLMCrossEntropyLoss\n")
+    with pytest.raises(ConfigError) as caught:
+        make_plan(experiment, config, 1)
+    assert "objective (CLMCrossEntropyLoss) must have a method count and a dict frozen, and take (model, batch); " in (
+        str(caught.value)
+    )
+
+
 def test_the_default_is_the_causal_objective() -> None:
     inputs, targets = torch.tensor([[1, 2, 3]]), torch.tensor([[2, -100, 1]])
     model: Callable[..., Tensor] = nn.Embedding(5, 5, _weight=torch.randn(5, 5))

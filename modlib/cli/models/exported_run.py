@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modlib.cli.models.trained_run import PlannedRun, TrainedRun, load_run, planned_run, tokenizer_of
+from modlib.cli.models.trained_run import TrainedRun, load_run, planned_run, tokenizer_of
 from modlib.runtime.errors import CheckpointError, ConfigError, DataError
 from modlib.runtime.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from modlib.checkpointing.loading import Checkpoint
     from modlib.models.exported_tokenizer import DataTokenizer
+    from modlib.models.whole_weights import Weights
 
 logger = logging.getLogger("modlib")
 
@@ -21,8 +23,8 @@ logger = logging.getLogger("modlib")
 def export_run(run: RunFolder, step: int | None, out: Path, *, dtype: str | None, plain: bool) -> TrainedRun:
     """Write the folder, tensor by tensor from the checkpoint.
 
-    Where checkpoints hold adapters alone, the whole model is in memory, as its other weights come from where training
-    took them.
+    Where checkpoints hold adapters alone, the frozen weights are read from the base folder likewise; the whole model is
+    in memory only where they come from elsewhere, or transformers has to convert what the folder holds.
 
     Args:
         run: Its folder.
@@ -35,30 +37,41 @@ def export_run(run: RunFolder, step: int | None, out: Path, *, dtype: str | None
     """
     from modlib.checkpointing.loading import LoadedState
     from modlib.checkpointing.manifest import DamagedCheckpointError
-    from modlib.checkpointing.single_tensors import CheckpointTensors
     from modlib.models.huggingface_export import export_huggingface
 
-    first = planned_run(run, step)
-    planned: PlannedRun | None = first
-    if getattr(first.model, "adapter_only_checkpoints", False):
-        trained = load_run(run, step)
-        export_huggingface(trained.model, out, _data_tokenizer(trained), dtype=dtype, plain=plain)
-        return trained
+    planned = planned_run(run, step)
     for checkpoint in _checkpoints(run, step):
-        _, config, experiment, model = planned or planned_run(run, step)
-        planned = None  # a model that was compared has memory
+        _, config, experiment, model = planned
         loaded = LoadedState(checkpoint.step, checkpoint.extra, None, checkpoint.path, checkpoint.manifest.world_size)
         trained = TrainedRun(config, experiment, model, loaded)
         try:
-            with CheckpointTensors(checkpoint, model) as weights:
-                export_huggingface(model, out, _data_tokenizer(trained), weights=weights, dtype=dtype, plain=plain)
+            with _weights(checkpoint, model) as weights:
+                if weights is None:
+                    trained = load_run(run, step)
+                tokenizer = _data_tokenizer(trained)
+                export_huggingface(trained.model, out, tokenizer, weights=weights, dtype=dtype, plain=plain)
         except DamagedCheckpointError as error:
             if step is not None:
                 raise
             logger.warning("checkpoint %s is damaged and skipped: %s", checkpoint.path.name, error)
+            planned = planned_run(run, step)  # a model that was compared has memory
             continue
         return trained
     raise CheckpointError(f"checkpoints in {run.checkpoints_path} must have at least one that is undamaged")
+
+
+@contextmanager
+def _weights(checkpoint: Checkpoint, model: Any) -> Iterator[Weights | None]:
+    """The weights of a checkpoint's model, one at a time; None where some come from elsewhere."""
+    from modlib.checkpointing.single_tensors import CheckpointTensors
+    from modlib.models.base_weights import over_base
+
+    with CheckpointTensors(checkpoint, model) as tensors:
+        if not getattr(model, "adapter_only_checkpoints", False):
+            yield tensors
+            return
+        with over_base(model, tensors) as weights:
+            yield weights
 
 
 def _checkpoints(run: RunFolder, step: int | None) -> Iterator[Checkpoint]:

@@ -47,7 +47,6 @@ class Chat:
 
     def _take_markers(self, markers: Sequence[str]) -> None:
         self.markers = tuple(sorted(dict.fromkeys(markers), key=len, reverse=True))  # the longest is read
-        self._longest = len(self.markers[0]) if self.markers else 0
         self._marker = _any_of(self.markers)
         self._in_json = _any_of([json.dumps(one, ensure_ascii=False)[1:-1] for one in self.markers])
 
@@ -124,9 +123,15 @@ class Chat:
                 closing = text[end:].rstrip()
                 end += len(closing) if closing.endswith(self.markers) else 0
             elif messages[number + 1]["role"] != "assistant":
-                end += len(self.marker_beginning(text[end : end + self._longest]) or "")
+                end += self._to_next_marker(text[end:])
             trained.append((begin, end))
         return trained
+
+    def _to_next_marker(self, text: str) -> int:
+        """Characters up to the end of a marker that a text begins with, with white space before it; 0 without one."""
+        begin = len(text) - len(text.lstrip())
+        marker = self._marker.match(text, begin)
+        return 0 if marker is None else marker.end()
 
     def _check_answers(self, whole: str, trained: Sequence[tuple[int, int]], messages: Sequence[Message]) -> None:
         """Templates leave things out: thoughts of earlier answers are theirs to drop, an answer is not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modlib.data.text.chat_contents import ANSWER, PROBE, SYSTEM, Message, Render, RenderError, parts_of
@@ -13,6 +13,7 @@ Span = tuple[int, int]
 
 # Halves of surrogate pairs, as the marks of generation blocks: no text has them.
 _BEGIN, _END = "\ud801", "\udc01"
+_SPACED: Message = {"role": "assistant", "content": f"{ANSWER} \n"}
 _WITHOUT_MARKS = {ord(_BEGIN): None, ord(_END): None}
 
 
@@ -41,12 +42,14 @@ class Turns:
         header: What stands before an answer though no prompt announces it, and is not trained.
         end: What follows an answer, up to the next prompt.
         closing: What is written at the end of a whole conversation alone, such as Phi-3's end of text.
+        strips: Whether white space at an answer's end is left out.
     """
 
     prompt: str
     header: str
     end: str
     closing: str
+    strips: bool = False
 
 
 def learn_turns(render: Render) -> Turns:
@@ -63,13 +66,14 @@ def learn_turns(render: Render) -> Turns:
         except RenderError as error:
             reason = reason or str(error)
             continue
-        return _learned(before, prompted, whole, _prompted_again(render, told))
+        again, spaced = _or_nothing(render, told, add_generation_prompt=True), [*told[:-1], _SPACED]
+        return replace(_learned(before, prompted, whole, again), strips=_or_nothing(render, spaced) == whole)
     raise TemplateFault(f"does not render a question and an answer, which {reason}", f"correct it, or {MARK_IT}")
 
 
-def _prompted_again(render: Render, told: Sequence[Message]) -> str:
+def _or_nothing(render: Render, messages: Sequence[Message], **how: bool) -> str:
     try:
-        return render(told, add_generation_prompt=True)
+        return render(messages, **how)
     except RenderError:  # it wants no prompt behind an answer
         return ""
 
@@ -79,22 +83,22 @@ def _learned(before: str, prompted: str, whole: str, again: str) -> Turns:
     if answer < 0:
         raise TemplateFault("writes nothing of it", "write message.content")
     tail = whole[answer + len(ANSWER) :]
-    if prompted == before:
-        if not whole.startswith(before):
-            raise TemplateFault("ignores add_generation_prompt, and writes a question otherwise once an answer follows")
-        lead = whole[len(before) : answer]
-        return Turns("", lead if lead.strip() else "", tail, "")
     prompt = prompted[_first_difference(before, prompted) :]
+    closing = before.removeprefix(prompted) if not prompt else ""
+    if not prompt:
+        if not whole.startswith(prompted):
+            raise TemplateFault("ignores add_generation_prompt, and writes a question otherwise once an answer follows")
+        lead = whole[len(prompted) : answer]
+        return Turns("", lead if lead.strip() else "", tail.removesuffix(closing), closing)
     if prompt.lstrip() not in whole[:answer]:
         raise TemplateFault(
             f"announces an answer with {prompt[-40:]!r}, but does not write that before it ({whole[:answer][-40:]!r})"
         )
-    end, closing = tail, ""
-    if again.endswith(prompt) and again.startswith(whole[: answer + len(ANSWER)]):
-        between = again[answer + len(ANSWER) : -len(prompt)]
+    if again.startswith(whole[: answer + len(ANSWER)]):
+        between = again[answer + len(ANSWER) :].removesuffix(prompt)
         if tail.startswith(between):
-            end, closing = between, tail[len(between) :]
-    return Turns(prompt, "", end, closing)
+            return Turns(prompt, "", between, tail[len(between) :])
+    return Turns(prompt, "", tail, "")
 
 
 def _first_difference(before: str, prompted: str) -> int:
@@ -221,7 +225,8 @@ def _end(text: str, stop: int, message: Message, turns: Turns) -> int | None:
         at = text.find(turns.end, stop) if turns.end.strip() else -1
         return at + len(turns.end) if at >= 0 else None
     last = parts_of(message["content"])[-1].get("text", "")
-    for end in (last[len(last.rstrip()) :] + turns.end, turns.end):  # white space at its end, if that is not stripped
+    kept = "" if turns.strips else last[len(last.rstrip()) :]
+    for end in (kept + turns.end, turns.end):
         if text.startswith(end, stop):
             return stop + len(end)
     return None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
@@ -27,6 +28,7 @@ from modlib.runtime.errors import ConfigError
 from modlib.runtime.logs import stop_logging
 from modlib.runtime.run_folder import RunFolder
 from tests.launching_command import launch
+from tests.models.test_huggingface_export import TEMPLATE, make_base
 
 transformers = pytest.importorskip("transformers")
 LLAMA = {
@@ -77,7 +79,8 @@ def same_logits(folder: Path, model: nn.Module, kind: str = "AutoModelForCausalL
     ids = tokens(int(model.vocab_size))  # type: ignore[arg-type]
     with torch.no_grad():
         expected = model.eval()(ids)
-        torch.testing.assert_close(theirs.eval()(ids).logits, expected, rtol=1e-5, atol=1e-5)
+        atol = 1e-5 * max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(theirs.eval()(ids).logits, expected, rtol=1e-5, atol=atol)
     assert expected.std() > 0.05
     return theirs
 
@@ -155,6 +158,34 @@ def test_without_its_tokenizer_the_model_is_still_written(runs: Path, tmp_path: 
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] is None
 
 
+def test_the_newest_checkpoint_that_is_undamaged(runs: Path, tmp_path: Path) -> None:
+    """Damage is noticed while the folder is written; then it is dropped, and the checkpoint before is taken."""
+    run = Path(shutil.copytree(runs / "gpt2", tmp_path / "run"))
+    data = run / "checkpoints" / "step-00000002" / "data-00000-00000.bin"
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.chmod(0o644)
+    data.write_bytes(content)
+    done = export(run, tmp_path / "out")
+    assert "checkpoint step-00000002 is damaged and skipped" in done.stderr
+    assert "of step 1, read by transformers' from_pretrained" in done.stdout
+    same_logits(tmp_path / "out", load_run(RunFolder(run), 1).model)
+    assert "has SHA-256" in export(run, tmp_path / "two", "--step", "2", code=4).stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "out"}
+
+
+def test_weights_alone_and_in_another_dtype(runs: Path, tmp_path: Path) -> None:
+    done = export(runs / "gpt2", tmp_path / "out", "--plain", "--dtype", "bfloat16")
+    assert done.stdout.endswith("GPT2 of step 2, its state in model.safetensors\n")
+    assert not (tmp_path / "out" / "config.json").exists()
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    state = load_run(RunFolder(runs / "gpt2")).model.cpu().state_dict()
+    assert set(tensors) == set(state)
+    assert all(torch.equal(tensors[name], tensor.bfloat16()) for name, tensor in state.items())
+    text = "--dtype (half) must be one of float32, bfloat16, float16"
+    assert text in export(runs / "gpt2", tmp_path / "half", "--dtype", "half", code=2).stderr
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"activation": "gelu_tanh", "ffn_dim": 80},
     "gpt2 untied": {"tie_embeddings": False, "activation": "relu", "dropout": 0.1},
@@ -200,19 +231,38 @@ def test_masked_models_and_pretrained_ones(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_fine_tuned_run_is_merged_into_the_same_logits(runs: Path, tmp_path: Path) -> None:
-    """As docs/lora.md does it: a folder of transformers, adapters trained beside it, and a plain folder again."""
-    export(runs / "llama", tmp_path / "base")
-    flags = ["NUM_STEPS=3", "LR=0.1", f"BASE='{tmp_path / 'base'}'"]
-    words = ("--gin_file", "models/lora_pretrained.gin", "--runs_dir", str(tmp_path), "--name", "tuned")
-    done = launch("debug/tiny.gin", flags, *words)
+def test_a_fine_tuned_chat_model_is_merged_and_can_be_talked_to(tmp_path: Path) -> None:
+    """A folder of transformers, adapters trained beside it on conversations, and a plain folder again."""
+    base = make_base(tmp_path / "base")
+    talks = ({"role": "user", "content": f"hello {n}"} for n in range(80))
+    rows = [{"messages": [talk, {"role": "assistant", "content": "hello world user hello world"}]} for talk in talks]
+    (tmp_path / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = tmp_path / "template.jinja"
+    template.write_text("[chat]\n" + TEMPLATE)
+    data = tmp_path / "chat.packed"
+    words = ("--tokenizer", str(base), "--chat", "--chat_template", str(template))
+    done = CliRunner().invoke(app, ["data", "pack", str(tmp_path / "chat.jsonl"), str(data), *words])
+    assert done.exit_code == 0, done.output
+    flags = ["NUM_STEPS=3", "LR=0.1", f"BASE='{base}'", f"DATA='{data}'", f"VAL_DATA='{data}'"]
+    files = ("--gin_file", "models/lora_pretrained.gin", "--gin_file", "data/packed_documents.gin")
+    done = launch("debug/tiny.gin", flags, *files, "--runs_dir", str(tmp_path), "--name", "tuned")
     assert done.returncode == 0, done.stderr
-    export(tmp_path / "tuned", tmp_path / "out")
+    export(tmp_path / "tuned", tmp_path / "out", "--dtype", "float32")
     model = load_run(RunFolder(tmp_path / "tuned")).model
     merged = same_logits(tmp_path / "out", model)
     assert type(merged) is transformers.LlamaForCausalLM
     with pytest.raises(AssertionError):
-        same_logits(tmp_path / "base", model)
+        same_logits(base, model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (tokenizer.eos_token, tokenizer.bos_token, tokenizer.padding_side) == ("<|im_end|>", "<s>", "left")
+    assert tokenizer.chat_template == template.read_text()
+    assert (tmp_path / "out" / "LICENSE").is_file()
+    done = export(tmp_path / "tuned", tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    export_huggingface(model, tmp_path / "in memory")  # the same bytes as streamed from base and checkpoint
+    assert (tmp_path / "in memory" / "model.safetensors").read_bytes() == (
+        tmp_path / "half" / "model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -167,6 +167,23 @@ def test_a_thought_that_a_prompt_begins_is_no_marker() -> None:
     assert [found.text[begin:end] for begin, end in found.trained] == ["hm</think>yes<|end|>"]
 
 
+@pytest.mark.parametrize("between", ["", "\n", " \n"])
+def test_the_marker_of_the_next_turn_ends_an_answer_that_has_no_end_of_its_own(between: str) -> None:
+    text = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
+        + between
+        + "{% if not loop.last %}{% endif %}{% endfor %}"
+    )
+    text += "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    markers = [f"<|{role}|>" for role in ("user", "assistant", "tool")]
+    glm = Chat(Field("messages"), ChatTemplate(text, {}, "t.jinja"), markers)
+    found = glm.conversation({"messages": [ANSWER, USER, ANSWER, {"role": "tool", "content": "x"}, ANSWER, ANSWER]})
+    answers = [found.text[begin:end] for begin, end in found.trained]
+    # not the assistant's own marker: that is a header, and never what ends an answer
+    assert answers == [f"yes{between}<|user|>", f"yes{between}<|tool|>", f"yes{between}", f"yes{between}"]
+    assert found.stops_at_end
+
+
 def test_the_end_of_document_stops_an_answer_that_has_no_end_of_its_own() -> None:
     no_marker = TEXT.replace("<|end|>", "")
     assert chat(no_marker).conversation({"messages": [USER, ANSWER]}).stops_at_end

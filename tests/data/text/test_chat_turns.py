@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 from modlib.data.text.chat import Chat
 from modlib.data.text.chat_template import ChatTemplate
@@ -12,7 +14,7 @@ from modlib.data.text.fields import Field
 from modlib.data.text.template_sandbox import BEGIN, END
 from modlib.runtime.errors import ConfigError
 from tests.compatibility.chat import CONVERSATIONS, Messages, row, turns
-from tests.compatibility.chat_templates import EQUAL, FAMILIES, MARKERS
+from tests.compatibility.chat_templates import EQUAL, FAMILIES, MARKERS, Family
 
 REMEDY = ": mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (What is trained)"
 REFUSED = {
@@ -63,6 +65,62 @@ def test_what_is_written_around_an_answer() -> None:
     assert template(FAMILIES["ChatML without a prompt"].plain).turns == Turns("", header, "<|im_end|>\n", "")
 
 
+HEADS = [
+    "'<|im_start|>' ~ role ~ '\\n'", "'<|' ~ role ~ '|>'", "'<|' ~ role ~ '|>\\n'", "role ~ ': '",
+    "(role | upper) ~ ':'", "'\\n\\n' ~ role ~ ': '", "'### ' ~ role ~ '\\n\\n'",
+]  # fmt: skip
+SAID = ["Hi", "a b", " lead", "trail ", "\nnl\n", "", "user: x", "assistant: y", "USER:", "### assistant\n\n"]
+
+
+@st.composite
+def templates(draw: st.DrawFn) -> Family:
+    """Templates as people write them: with « and » around the answer and its end."""
+    head, end = draw(st.sampled_from(HEADS)), draw(st.sampled_from(["<|im_end|>", "</s>", "<|end|>"]))
+    after, said = draw(st.sampled_from(["", "\\n", " "])), draw(st.sampled_from(["m.content", "m.content | trim"]))
+    prompt = f"{{{{ {head.replace('role', repr('assistant'))} }}}}"
+    where = draw(st.sampled_from(["end", "in the loop", "after a question", "nowhere"]))
+    closing = draw(st.sampled_from(["", "<|endoftext|>", "</s>", "\\n"]))
+    between = draw(st.sampled_from(["", "{{ '\\n' if not loop.first }}"]))
+    start = draw(st.sampled_from(["", "<s>"]))
+    if draw(st.booleans()):
+        start += "{% if messages[0].role != 'system' %}<|system|>You help.{% endif %}"
+    asked = draw(st.sampled_from(["", end]))
+    loop = f"{between}{{{{ {head.replace('role', 'm.role')} }}}}{{% if m.role == 'assistant' %}}«{{{{ {said} }}}}{end}»"
+    loop += f"{{% else %}}{{{{ {said} }}}}{asked}{{% endif %}}{{{{ '{after}' }}}}"
+    if where in ("in the loop", "after a question"):
+        only = " and m.role == 'user'" if where == "after a question" else ""
+        loop += f"{{% if loop.last and add_generation_prompt{only} %}}{prompt}{{% endif %}}"
+    text = f"{start}{{% for m in messages %}}{loop}{{% endfor %}}"
+    if where == "end":
+        text += f"{{% if add_generation_prompt %}}{between and '{{ newline }}'}{prompt}{{% endif %}}"
+    text += f"{{{{ '{closing}' if not add_generation_prompt }}}}"
+    return Family("{% set newline = '\\n' %}" + text)
+
+
+TURNS = st.lists(
+    st.tuples(st.sampled_from(["user", "assistant", "system"]), st.sampled_from(SAID)), min_size=1, max_size=6
+)
+
+
+@given(templates(), st.lists(TURNS, min_size=1, max_size=4))
+@settings(max_examples=80)
+def test_of_any_template_nothing_else_is_trained_than_its_blocks_would_mark(
+    family: Family, conversations: list[list[tuple[str, str]]]
+) -> None:
+    blocks = template(family.marked)
+    chat = Chat(Field("messages"), template(family.plain), MARKERS)
+    for some in conversations:
+        messages = [{"role": role, "content": content} for role, content in [*some, ("assistant", "Yes.")]]
+        right = blocks.conversation(messages)
+        try:
+            found = chat.conversation({"messages": messages})
+        except ValueError as error:
+            event(f"refused: {str(error)[:40]}")
+            continue
+        event("told")
+        assert (found.text, list(found.trained)) == (right.text, list(right.trained))
+
+
 def test_a_system_s_message_that_a_template_insists_on() -> None:
     text = "{{ raise_exception('no system') if messages[0].role != 'system' }}" + FAMILIES["ChatML"].plain
     system = {"role": "system", "content": "Be brief."}
@@ -105,6 +163,14 @@ def test_a_question_that_is_written_otherwise_once_it_is_answered() -> None:
     assert trained(last, turns("user", "Hi", "Yes.")) == ["Yes.</s>"]
     with pytest.raises(ConfigError, match="it writes an earlier answer otherwise than the last one: mark what"):
         trained(last, turns("user", "Hi", "Yes.", "And?"))
+
+
+def test_white_space_at_the_end_of_an_answer_that_is_stripped_is_not_that_of_the_next_turn() -> None:
+    text = "{% for m in messages %}{{ '\\n\\n' ~ m.role ~ ': ' ~ (m.content | trim) }}{% endfor %}"
+    text += "{{ '\\n\\nassistant: ' if add_generation_prompt }}"
+    assert trained(text, turns("assistant", "Hi\n\n", "what?", "Yes.\n")) == ["Hi", "Yes."]
+    kept = text.replace("(m.content | trim)", "m.content")
+    assert trained(kept, turns("assistant", "Hi\n\n", "what?", "Yes.\n")) == ["Hi\n\n", "Yes.\n"]
 
 
 def test_an_answer_that_is_only_in_an_unclear_place_is_the_row_s_fault() -> None:
