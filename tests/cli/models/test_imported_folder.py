@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from modlib.models.imported import ImportedModel
 from safetensors.torch import load_file, save_file
 
 from modlib.cli.models.imported_folder import import_huggingface
@@ -16,6 +15,7 @@ from modlib.config import load
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface_export import export_huggingface
 from modlib.models.weights import initialize
+from modlib.models.wrappers import CheckpointedModel
 from modlib.runtime.errors import CheckpointError, ConfigError, ModlibError, NonFiniteError
 from modlib.training.building import build, build_experiment
 
@@ -146,7 +146,5 @@ def test_what_cannot_be_imported_is_refused_and_leaves_nothing(tmp_path: Path) -
     (out / "mine").touch()
     with pytest.raises(ConfigError, match=r"must be a new or empty folder; nothing is overwritten, so name another$"):
         import_huggingface(folder, out)
-    with pytest.raises(
-        ConfigError, match=r"^folder \('.*ours'\) must be one that modlib import made; there is no .*; if"
-    ):
-        ImportedModel(lambda: None, str(out))
+    with pytest.raises(ConfigError, match=r"^base_folder \('.*ours'\) must be a folder with a config.json of transfo"):
+        CheckpointedModel(lambda: None, str(out), lambda: None, base_folder=str(out))
