@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from modlib.distributed.fsdp import Sharding, sharding_units
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.weight_reads import WeightReads
 
 
 def require_whole_weights(model: nn.Module, forward: Callable[[], object] | None = None) -> None:
@@ -76,31 +75,6 @@ def _shared(held: Held) -> Iterator[str]:
             )
 
 
-# what asks a tensor for what it is, not for its values
-_NO_READS = frozenset({"dtype", "device", "is_floating_point", "is_meta", "requires_grad"})
-
-
-class _Reads(TorchFunctionMode):
-    """Tells of every parameter that a function of torch is called with."""
-
-    def __init__(self, tell: Callable[[nn.Parameter], None]) -> None:
-        super().__init__()
-        self.tell = tell
-
-    def __torch_function__(
-        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        asked = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
-        waiting: list[Any] = [] if asked in _NO_READS else [*args, *(kwargs or {}).values()]
-        while waiting:
-            value = waiting.pop()
-            if isinstance(value, nn.Parameter):
-                self.tell(value)
-            elif isinstance(value, list | tuple):
-                waiting += value
-        return func(*args, **(kwargs or {}))
-
-
 def _read_outside(held: Held, units: Sequence[nn.Module], forward: Callable[[], object]) -> Iterator[str]:
     unit_of = {id(parameter): (name, unit) for name, parameter, _, unit in held if unit is not None}
     running: list[int] = []
@@ -111,7 +85,7 @@ def _read_outside(held: Held, units: Sequence[nn.Module], forward: Callable[[], 
         if unit is not None and id(unit) not in running:
             outside[name] = type(unit).__name__
 
-    with _entered(units, running), suppress(Exception), _Reads(tell):
+    with _entered(units, running), suppress(Exception), WeightReads(tell):
         forward()
     for name, kind in outside.items():
         yield (

@@ -27,6 +27,7 @@ from modlib.nn.lora_layers import (
     is_layer,
     refusal,
 )
+from modlib.optim.roles import parameter_roles
 from modlib.runtime.errors import ConfigError
 
 logger = logging.getLogger("modlib")
@@ -65,8 +66,9 @@ def LoRAModel(
 
     With a tied output projection, an adapted token embedding changes the lookup alone: the output keeps the plain
     table. Such a model trains, but no plain model equals it, so it cannot be merged. A layer whose weight is read
-    without calling it cannot be adapted: a position_embedding, and GPT2.lm_head under a loss that never holds all
-    logits.
+    without calling it cannot be adapted: a position_embedding, GPT2.lm_head under a loss that never holds all logits,
+    dt_proj of Mamba. Nor can experts that one parameter holds together. The plan looks at one forward for that, and the
+    first step at the gradients.
 
     Args:
         model: Returns the plain model; its weights come from where they would come without adapters.
@@ -105,7 +107,7 @@ def LoRAModel(
         built.weight_sources = sources  # type: ignore[assignment]
     if isinstance(built, GPT2) and isinstance(built.lm_head, LoRALayer):
         built.register_forward_pre_hook(_refuse_head, with_kwargs=True)
-    for name, other in _ties(built).items():
+    for name, other in tied_adapters(built).items():
         logger.warning("%s is adapted and tied to %s, which stays as it is: this model cannot be merged", name, other)
     add_weights(built, _fill_adapters, [f"{name}.{leaf}" for name in layers for leaf in ADAPTERS])
     return built
@@ -144,7 +146,7 @@ def refuse_ties(model: nn.Module) -> None:
     Raises:
         ConfigError: An adapted weight is tied to another, so that no plain weight does what it does.
     """
-    if ties := _ties(model):
+    if ties := tied_adapters(model):
         raise ConfigError(
             [
                 f"{name} is adapted and tied to {other}, must be untied to be merged: the plain model would change "
@@ -213,12 +215,21 @@ def _target_layers(model: nn.Module, targets: Sequence[str], r: int) -> dict[str
     modules = {plain_name(f"{name}.").rstrip("."): module for name, module in model.named_modules() if name}
     problems: list[str] = []
     found: dict[str, nn.Module] = {}
+    experts = _fused_experts(model)
     for target in targets:
         pattern = re.compile(rf"(?:.*\.)?(?:{target})")
         matched = [name for name in modules if pattern.fullmatch(name)]
         layers = {name: modules[name] for name in matched if is_layer(modules[name])}
         found |= layers
-        if matched and not layers:
+        fused = next((name for called, name in experts.items() if pattern.fullmatch(called)), None)
+        if fused and layers:
+            logger.warning("targets (%r): experts are left out; %s", target, _WHY_NOT_EXPERTS.format(fused))
+        elif fused:
+            problems.append(
+                f"targets ({target!r}) must match a layer of {type(model).__name__}; it means experts, and "
+                f"{_WHY_NOT_EXPERTS.format(fused)}; {_hint(modules, target)}"
+            )
+        elif matched and not layers:
             first = f"{matched[0]} ({type(modules[matched[0]]).__name__})"
             problems.append(f"targets ({target!r}) must match one of {SUPPORTED}; it matches {first}")
         elif not matched:
@@ -236,6 +247,20 @@ def _target_layers(model: nn.Module, targets: Sequence[str], r: int) -> dict[str
     return found
 
 
+_WHY_NOT_EXPERTS = "{} holds all experts of its layer in one parameter, which cannot be adapted"
+
+
+def _fused_experts(model: nn.Module) -> dict[str, str]:
+    """What a target may call the experts, or a part of them -> name of the parameter that holds them."""
+    called: dict[str, str] = {}
+    for name, role in parameter_roles(model).items():
+        if role == "experts":
+            path, _, leaf = plain_name(name).rpartition(".")
+            parts = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else ()
+            called |= dict.fromkeys((path, f"{path}.{leaf}", *(f"{path}.{part}" for part in parts)), plain_name(name))
+    return called
+
+
 def _read_tables(parent: nn.Module) -> Iterator[str]:
     for kind in type(parent).__mro__:  # sharding makes a subclass of it
         yield from READ_TABLES.get(kind.__name__, ())
@@ -250,7 +275,7 @@ def _hint(modules: dict[str, nn.Module], target: str) -> str:
     return f"closest: {', '.join(close)}" if close else f"its layers are {', '.join([*ends][:8])}"
 
 
-def _ties(model: nn.Module) -> dict[str, str]:
+def tied_adapters(model: nn.Module) -> dict[str, str]:
     """Names of adapted weights that are used elsewhere too -> where."""
     model = getattr(model, "_orig_mod", model)  # under torch.compile
     users: dict[int, list[str]] = {}

@@ -20,13 +20,18 @@ from modlib.data.batches.layout import BatchLayout
 from modlib.data.batches.loader_workers import load_batch
 from modlib.data.datasets.dataset import ChecksTokenizer, Dataset
 from modlib.distributed.unit_checks import require_whole_weights
+from modlib.models.adapter_checks import require_called_adapters
 from modlib.models.weights import check_initialization
+from modlib.nn.lora_layers import LoRALayer
 from modlib.nn.model import Model
+from modlib.nn.routing import RoutesTokens
 from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
+from modlib.training.meta_answers import MetaAnswers
 from modlib.training.objective import CausalObjective, Objective
+from modlib.training.router_balance import RouterBalance
 
 LEAST_LENGTHS = {
     ("ConstantLR", "total_iters"): 0,
@@ -76,6 +81,11 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> int
             raise ConfigError(
                 f"objective ({name}) must have a method count and a dict frozen, and take (model, batch); add them to "
                 f"{name}: see docs/objectives.md"
+            )
+        if isinstance(objective, RouterBalance) and not (isinstance(model, RoutesTokens) and model.router_loss()):
+            raise ConfigError(
+                f"objective (RouterBalance) must have a model with a balance loss, and {type(model).__name__} asks for "
+                "none; set output_router_logits = True in the config of a model with experts, or leave it out"
             )
         with torch.device("meta"):
             frozen = [build(config, one) for one in objective.frozen.values()]
@@ -132,17 +142,36 @@ def check_sharding(
     if world_size == 1 and (named is None or named.units is None):
         return  # nothing is sharded, and nobody chose how
 
-    def forward() -> None:
-        inputs: Any = torch.zeros(1, model.seq_len, dtype=torch.int64)
-        targets = inputs
-        if dataset is not None:
-            inputs, targets = load_batch(dataset, build(config, experiment.collate), np.zeros(1, dtype=np.int64))
-        inputs = map_tensors(lambda tensor: tensor.to("meta"), inputs)
-        with torch.no_grad():
-            CausalObjective(build(config, experiment.loss))(model, (inputs, targets.to("meta")))
-
     with explained(config, "FSDPModel"):
-        require_whole_weights(model, forward)
+        require_whole_weights(model, partial(_forward_on_meta, config, experiment, model, dataset))
+
+
+def check_adapters(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> None:
+    """Refuse adapters of layers that the model does not call.
+
+    Args:
+        config: Says where the adapters were set.
+        experiment: As for check_sharding.
+        model: On meta.
+        dataset: As for check_sharding.
+
+    Raises:
+        ConfigError: Names the layers.
+    """
+    if any(isinstance(module, LoRALayer) for module in model.modules()):
+        with explained(config, "LoRAModel"):
+            require_called_adapters(model, partial(_forward_on_meta, config, experiment, model, dataset))
+
+
+def _forward_on_meta(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> None:
+    """The loss of one window, of which only the course is real."""
+    inputs: Any = torch.zeros(1, model.seq_len, dtype=torch.int64)
+    targets = inputs
+    if dataset is not None:
+        inputs, targets = load_batch(dataset, build(config, experiment.collate), np.zeros(1, dtype=np.int64))
+    inputs = map_tensors(lambda tensor: tensor.to("meta"), inputs)
+    with torch.no_grad(), MetaAnswers():
+        CausalObjective(build(config, experiment.loss))(model, (inputs, targets.to("meta")))
 
 
 def check_takes_documents(config: Config, part: Any, attribute: str) -> None:

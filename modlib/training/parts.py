@@ -18,7 +18,9 @@ from modlib.distributed.clipping import GradientClipper
 from modlib.distributed.compilation import compile_blocks, should_compile, start_compile_workers
 from modlib.distributed.fsdp import COMPUTE_DTYPES, shard
 from modlib.distributed.process_group import World
+from modlib.models.lora import adapters
 from modlib.models.weights import initialize
+from modlib.nn.lora_layers import LoRALayer
 from modlib.nn.losses import Loss
 from modlib.nn.routing import RoutesTokens
 from modlib.optim.roles import keep_marks
@@ -48,6 +50,7 @@ class Parts:
         guard_on_device: Whether the optimizer skips an update with non-finite gradients by itself.
         num_skipped: Updates skipped so, on the device; None before the first step.
         frozen: Models that the objective calls and that are not trained; no optimizer or checkpoint has them.
+        unproven: Adapters by name, until a backward pass was seen to reach them.
         alive: Called for each tensor that goes to the device: whoever brings batches there makes progress.
     """
 
@@ -64,6 +67,7 @@ class Parts:
     precision: str
     guard_on_device: bool = False
     num_skipped: Tensor | None = None
+    unproven: dict[str, LoRALayer] = field(default_factory=dict)
     frozen: Mapping[str, nn.Module] = field(default_factory=dict)
     alive: Callable[[], None] = lambda: None
 
@@ -181,7 +185,8 @@ def assemble(
         chosen.frozen[name] = torch.no_grad()(_in_precision(built, precision, world))
     router_loss = model.router_loss() if isinstance(model, RoutesTokens) else None
     if router_loss is not None:
-        chosen = RouterBalance(chosen, router_loss, partial(sum_over_ranks, world=world))
+        chosen = chosen if isinstance(chosen, RouterBalance) else _balanced(chosen, loss)
+        chosen.bind(router_loss, partial(sum_over_ranks, world=world))
     called = _in_precision(model, precision, world)
 
     def forward(batch: Batch) -> Value:
@@ -201,7 +206,12 @@ def assemble(
         precision=precision,
         guard_on_device=world.device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False),
         frozen=frozen or {},
+        unproven=dict(adapters(model)),
     )
+
+
+def _balanced(objective: Objective, loss: Loss) -> RouterBalance:
+    return RouterBalance(loss, objective=lambda _: objective)
 
 
 def _in_precision(model: nn.Module, precision: str, world: World) -> Forward:

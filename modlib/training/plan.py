@@ -23,6 +23,7 @@ from modlib.runtime.secrets import masked
 from modlib.tracking.run_plan import Plan
 from modlib.training.building import build, explained
 from modlib.training.cross_checks import (
+    check_adapters,
     check_data,
     check_evaluation_data,
     check_loading,
@@ -80,6 +81,7 @@ def make_plan(
             if isinstance(evaluator, HeldOut):
                 evaluator.check_model(model)
     check_sharding(config, experiment, model, dataset, world_size)
+    check_adapters(config, experiment, model, dataset)
     probe = Probe(config, experiment, model)
     total = sum(parameter.numel() for parameter in model.parameters())
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

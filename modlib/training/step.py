@@ -10,6 +10,7 @@ from torch import Tensor
 
 from modlib.data.batches.batch import Batch, map_tensors
 from modlib.distributed.fsdp import set_gradient_sync
+from modlib.models.adapter_checks import first_gradients, require_gradients
 from modlib.runtime.errors import NonFiniteError
 from modlib.training.known_ids import require_known_ids
 from modlib.training.parts import Parts, sum_over_ranks
@@ -51,6 +52,7 @@ def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResul
     accumulation, masking and world size do not change what is minimised.
 
     Raises:
+        ConfigError: In the first step, an adapter that gets no gradient.
         DataError: A token id is not below the model's vocabulary.
         NonFiniteError: The loss or the gradient norm is NaN or Inf; parameters and optimizer state are as before the
             step.
@@ -74,11 +76,20 @@ def update(parts: Parts, micro_batches: Sequence[Batch], step: int) -> StepResul
     loss_sum, metrics = _over_ranks(parts, loss_sum, metrics)  # as the norm is: what one rank finds, all find
     grad_norm = parts.clipper.norm()
     _guard(parts, grad_norm, loss_sum / tokens, step)
+    _prove_adapters(parts, loss_sum)
     parts.clipper.clip(grad_norm)
     parts.optimizer.step()
     parts.scheduler.step()
     parts.optimizer.zero_grad(set_to_none=True)
     return StepResult(loss_sum, tokens, grad_norm, metrics)
+
+
+def _prove_adapters(parts: Parts, loss_sum: Tensor) -> None:
+    """See once that every adapter gets a gradient; a host sync in the first step alone."""
+    if parts.unproven:
+        found = sum_over_ranks(first_gradients(list(parts.unproven.values())), parts.world)
+        if require_gradients(list(parts.unproven), found, bool(loss_sum)):
+            parts.unproven = {}
 
 
 def _on_device(parts: Parts, micro_batches: Sequence[Batch]) -> Iterator[Batch]:
