@@ -7,11 +7,12 @@ from pathlib import Path
 from modlib.checkpointing.names import step_folders
 from modlib.checkpointing.run_checkpoints import indented
 from modlib.config import Config, load
-from modlib.config.length import num_steps_of, other_differences
+from modlib.config.length import other_differences
 from modlib.launching.identity import with_batch_of
 from modlib.launching.lengthening import Change, steps_text
 from modlib.runtime.errors import ConfigError, RunFolderError
 from modlib.runtime.run_folder import RunFolder
+from modlib.training.building import build_experiment
 from modlib.training.schedule_change import Departure, departure
 
 
@@ -32,8 +33,10 @@ def extension(config: Config, run: RunFolder) -> Change | None:
         before = with_batch_of(load([run.config_path]), run)
     except ConfigError:  # which is said where the run is continued
         return None
-    old, new = num_steps_of(before), num_steps_of(config)
-    if old is None or new is None or new <= old or other_differences(before, config):
+    if before.hash == config.hash or other_differences(before, config):
+        return None
+    old, new = _num_steps(before), _num_steps(config)
+    if new <= old:
         return None
     done = steps[0]
     parting = departure(before, config, min(done, old))
@@ -89,9 +92,7 @@ def branch_from(config: Config, run: RunFolder, source: RunFolder, step: int | N
             f"    {indented(differences)}\n"
             "    set these values back, or start from the weights alone: models/warm_start.gin"
         )
-    old, new = num_steps_of(before), num_steps_of(config)
-    if old is None or new is None:
-        raise ConfigError("train.num_steps must be a number in both runs of a branch; write it as one")
+    old, new = _num_steps(before), _num_steps(config)
     steps = _saved(source)
     if step is not None and step not in steps:
         raise ConfigError(f"--step ({step}) must be a checkpoint of run '{source.name}': {_steps(steps)}")
@@ -135,6 +136,10 @@ def _is_begun(run: RunFolder, source: RunFolder, step: int | None) -> bool:
             "another --name"
         )
     return begun
+
+
+def _num_steps(config: Config) -> int:
+    return build_experiment(config).num_steps
 
 
 def _saved(run: RunFolder) -> list[int]:

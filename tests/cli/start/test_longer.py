@@ -96,6 +96,36 @@ def test_what_is_no_extension_stays_refused(tmp_path: Path) -> None:
     assert change_of(planned("wsd", 40), RunFolder(tmp_path / "none"), None, None) is None
 
 
+def test_another_schedule_within_a_sequence_is_another_run(tmp_path: Path) -> None:
+    def sequence(steps: int, second: str) -> Config:
+        config = load([TINY, "optim/sequence.gin"], [f"NUM_STEPS={steps}", *second.split("|")])
+        return identify(config, 1, runs_dir=Path("nowhere"))[0]
+
+    constant = "SequentialSchedules.schedulers=[@LinearLR, @ConstantLR]|ConstantLR.factor=1.0"
+    run = begun(sequence(20, constant), tmp_path, "run", 8)
+    assert change_of(sequence(40, constant), run, None, None) is not None
+    assert change_of(sequence(40, "LOG_EVERY=1"), run, None, None) is None
+
+
+def test_a_length_that_is_computed_from_tokens_can_be_larger(tmp_path: Path) -> None:
+    """Where the components that compute it compute nothing else."""
+
+    def of_tokens(tokens: int) -> Config:
+        files = [TINY, "training/steps_from_tokens.gin"]
+        params = [f"NUM_TOKENS={tokens}", "train.scheduler=@WarmupStableDecay", "WarmupStableDecay.warmup_steps=4"]
+        params += ["WarmupStableDecay.num_steps=%NUM_STEPS", "WarmupStableDecay.decay_steps=4"]
+        return identify(load(files, params), 1, runs_dir=Path("nowhere"))[0]
+
+    run = begun(of_tokens(20 * 128), tmp_path, "run", 8, 16, 20)
+    change = change_of(of_tokens(40 * 128), run, None, None)
+    assert change is not None
+    assert (change.step, change.from_steps, change.to_steps) == (16, 20, 40)
+    written = planned("wsd", 40, "WarmupStableDecay.decay_steps=4")
+    change = change_of(written, run, None, None)
+    assert change is not None
+    assert (change.step, change.to_steps) == (16, 40)
+
+
 def test_an_extension_on_other_processes_keeps_the_runs_global_batch(tmp_path: Path) -> None:
     run = begun(planned("wsd", 20), tmp_path, "run", 8)
     longer, _ = identify(
