@@ -24,12 +24,14 @@ from modlib.models.adapter_checks import require_called_adapters
 from modlib.models.weights import check_initialization
 from modlib.nn.lora_layers import LoRALayer
 from modlib.nn.model import Model
+from modlib.nn.routing import RoutesTokens
 from modlib.runtime.errors import ConfigError
 from modlib.training.building import build, explained
 from modlib.training.data_loading import build_loader, require_steps
 from modlib.training.experiment import Experiment
 from modlib.training.meta_answers import MetaAnswers
 from modlib.training.objective import CausalObjective, Objective
+from modlib.training.router_balance import RouterBalance
 
 LEAST_LENGTHS = {
     ("ConstantLR", "total_iters"): 0,
@@ -79,6 +81,11 @@ def check_parts(config: Config, experiment: Experiment, model: nn.Module) -> int
             raise ConfigError(
                 f"objective ({name}) must have a method count and a dict frozen, and take (model, batch); add them to "
                 f"{name}: see docs/objectives.md"
+            )
+        if isinstance(objective, RouterBalance) and not (isinstance(model, RoutesTokens) and model.router_loss()):
+            raise ConfigError(
+                f"objective (RouterBalance) must have a model with a balance loss, and {type(model).__name__} asks for "
+                "none; set output_router_logits = True in the config of a model with experts, or leave it out"
             )
         with torch.device("meta"):
             frozen = [build(config, one) for one in objective.frozen.values()]

@@ -185,7 +185,8 @@ def assemble(
         chosen.frozen[name] = torch.no_grad()(_in_precision(built, precision, world))
     router_loss = model.router_loss() if isinstance(model, RoutesTokens) else None
     if router_loss is not None:
-        chosen = RouterBalance(chosen, router_loss, partial(sum_over_ranks, world=world))
+        chosen = chosen if isinstance(chosen, RouterBalance) else _balanced(chosen, loss)
+        chosen.bind(router_loss, partial(sum_over_ranks, world=world))
     called = _in_precision(model, precision, world)
 
     def forward(batch: Batch) -> Value:
@@ -207,6 +208,10 @@ def assemble(
         frozen=frozen or {},
         unproven=dict(adapters(model)),
     )
+
+
+def _balanced(objective: Objective, loss: Loss) -> RouterBalance:
+    return RouterBalance(loss, objective=lambda _: objective)
 
 
 def _in_precision(model: nn.Module, precision: str, world: World) -> Forward:

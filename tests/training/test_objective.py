@@ -123,6 +123,16 @@ def test_an_objective_without_what_training_asks_of_one_is_refused(folder: Path)
     )
 
 
+def test_a_balance_loss_needs_a_model_that_asks_for_it(folder: Path) -> None:
+    config, experiment = settings(folder, "train.objective = @RouterBalance\n")
+    with pytest.raises(ConfigError) as caught:
+        make_plan(experiment, config, 1)
+    assert (
+        "objective (RouterBalance) must have a model with a balance loss, and GPT2 asks for none; set output_router_log"
+        in (str(caught.value))
+    )
+
+
 def test_the_default_is_the_causal_objective() -> None:
     inputs, targets = torch.tensor([[1, 2, 3]]), torch.tensor([[2, -100, 1]])
     model: Callable[..., Tensor] = nn.Embedding(5, 5, _weight=torch.randn(5, 5))

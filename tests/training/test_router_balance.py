@@ -15,7 +15,9 @@ from modlib.distributed.process_group import World
 from modlib.models.huggingface import HuggingFacePretrainedModel
 from modlib.models.weights import initialize
 from modlib.nn.losses import ChunkedCLMCrossEntropyLoss, CLMCrossEntropyLoss
+from modlib.runtime.errors import ConfigError
 from modlib.training.parts import Parts, assemble
+from modlib.training.router_balance import RouterBalance
 from modlib.training.step import StepResult, update
 from tests.workers import run_ranks
 
@@ -76,14 +78,15 @@ def routers(model: Any) -> dict[str, Any]:
     return {name: one for name, one in model.named_parameters() if name.endswith(ends) and "shared" not in name}
 
 
-def parts_of(model: Any, size: int = 1, loss: Any = None, compiled: bool = False, lr: float = 0.0) -> Parts:
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+def parts_of(model: Any, size: int = 1, loss: Any = None, objective: Any = None) -> Parts:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]  # they are looked at
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     rank = dist.get_rank() if size > 1 else 0
     world = World(rank=rank, local_rank=rank, size=size, device=torch.device("cpu"))
     clipper = lambda model: GradientClipper(model, max_norm=None)  # noqa: E731
-    return assemble(model, loss or CLMCrossEntropyLoss(), optimizer, scheduler, clipper, world, "float32", compiled)
+    loss = loss or CLMCrossEntropyLoss()
+    return assemble(model, loss, optimizer, scheduler, clipper, world, "float32", False, objective)
 
 
 def batch(padded: bool = True) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -100,11 +103,14 @@ def batch(padded: bool = True) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 
 def step(parts: Parts, cuts: int, rank: int = 0, size: int = 1) -> StepResult:
     """One step on the batch, cut into micro-batches that the ranks take in turn."""
+    return update(parts, pieces(cuts)[rank::size], 1)
+
+
+def pieces(cuts: int) -> list[Any]:
     inputs, targets = batch()
-    pieces = [
+    return [
         ({name: value.chunk(cuts)[i] for name, value in inputs.items()}, targets.chunk(cuts)[i]) for i in range(cuts)
     ]
-    return update(parts, pieces[rank::size], 1)
 
 
 def found(model: Any, result: StepResult) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -163,6 +169,29 @@ def test_nor_does_the_number_of_ranks(cuts: int, chunked: bool) -> None:
     for others, their_gradients in run_ranks(2, on_ranks, cuts, chunked):
         assert others == pytest.approx(values, rel=1e-5)
         torch.testing.assert_close(their_gradients, gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_over_micro_batches_it_is_the_mean_of_theirs() -> None:
+    """Weighted by unmasked targets, each as transformers computes it; and each goes through the model once."""
+    model = build()
+    expected, counts, calls = [], [], []
+    for inputs, targets in pieces(4):
+        with torch.no_grad():
+            expected.append(model.network(**inputs, use_cache=False).aux_loss.item())
+        counts.append(int((targets != -100).sum()))
+    model.register_forward_hook(lambda *_: calls.append(1))
+    loss = CLMCrossEntropyLoss()
+    parts = parts_of(model, loss=loss, objective=RouterBalance(loss, over="micro_batch"))
+    values, _ = found(model, step(parts, 4))
+    mean = sum(one * count for one, count in zip(expected, counts, strict=True)) / sum(counts)
+    assert values["router_balance_loss"] == pytest.approx(mean, rel=1e-5)
+    assert values["loss"] == pytest.approx(values["task_loss"] + 100 * mean, rel=1e-5)
+    assert abs(mean - whole()[0]["router_balance_loss"]) > 0.05
+    assert len(calls) == 4
+    with pytest.raises(
+        ConfigError, match=r"^over \('step'\) must be 'global_batch' or 'micro_batch'; leave it out for "
+    ):
+        RouterBalance(loss, over="step")  # type: ignore[arg-type]
 
 
 def test_dropout_and_jitter_are_the_same_in_both_forwards() -> None:
