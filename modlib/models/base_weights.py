@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -39,22 +39,12 @@ class BaseWeights:
         self._trained, self._files, self._names, self._state = trained, files, names, state
 
     def read(self, name: str, rows: slice = ALL) -> Tensor:
-        """See Weights; in the dtype of the model, whatever the folder holds.
-
-        Raises:
-            CheckpointError: The folder's file cannot be read.
-        """
+        """See Weights; in the dtype of the model, whatever the folder holds."""
         if name in self._trained:
             return self._trained.read(name, rows)
-        from safetensors import SafetensorError
-
-        stored = self._names[name]
-        file = self._files[stored]
-        try:
-            whole = rows == ALL or not self._state[name].ndim
-            tensor: Tensor = file.get_tensor(stored) if whole else file.get_slice(stored)[rows]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"weight {stored} of the base folder cannot be read: {error}") from error
+        file, stored = self._files[self._names[name]], self._names[name]
+        whole = rows == ALL or not self._state[name].ndim
+        tensor: Tensor = file.get_tensor(stored) if whole else file.get_slice(stored)[rows]
         return tensor.to(self._state[name].dtype)
 
     def spans(self, name: str) -> list[FileSpan] | None:
@@ -76,14 +66,23 @@ def over_base(model: Any, trained: TrainedWeights) -> Iterator[Weights | None]:
 
     Yields:
         None where the rest comes from elsewhere, or the folder has other names or shapes than the network.
+
+    Raises:
+        CheckpointError: The folder's weights cannot be read.
     """
+    from safetensors import SafetensorError
+
     sources = weight_sources(model)
     folder = model.base_folder if isinstance(model, HuggingFacePretrainedModel) else None
     own = len(sources) == 2 and all(name.rpartition(".")[2] in ADAPTERS for name in sources[1].names)
     if folder is None or not own:  # others than the folder's and the adapters'
         yield None
         return
-    with opened(folder) as files:
+    with ExitStack() as stack:
+        try:
+            files = stack.enter_context(opened(folder))
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"weights in {folder} cannot be read: {error}") from error
         yield _over(model, trained, files)
 
 

@@ -49,7 +49,7 @@ def config_of(model: GPT2 | HuggingFacePretrainedModel, begin_id: int | None, en
     return config
 
 
-def write_config(folder: Path, config: Any, architecture: str, dtype: torch.dtype, base: Path | None) -> None:
+def write_config(folder: Path, config: Any, kind: type[Any], dtype: torch.dtype, base: Path | None) -> None:
     """Write config.json, in the words of the base's where there is one, with the fields that version 4 reads.
 
     Of several texts the first is taken that version 5 reads as exactly this config.
@@ -57,22 +57,23 @@ def write_config(folder: Path, config: Any, architecture: str, dtype: torch.dtyp
     Args:
         folder: Is there.
         config: Of transformers.
-        architecture: Class of the model.
+        kind: The model's class in transformers.
         dtype: Of its weights.
         base: The folder that was trained from.
     """
     named = str(dtype).removeprefix("torch.")
-    config.dtype, config.architectures = named, [architecture]
+    config.dtype, config.architectures = named, [kind.__name__]
     with tempfile.TemporaryDirectory() as place:
         config.save_pretrained(place)
         own = read_json(Path(place) / "config.json", dict[str, Any])
     own["torch_dtype"] = named
-    new = {"dtype": named, "torch_dtype": named, "architectures": [architecture]}
-    older = older_fields(config)
-    rope = {name: own[name] for name in ("rope_parameters",) if name in own}
+    new: dict[str, Any] = {"dtype": named, "torch_dtype": named, "architectures": [kind.__name__]}
+    older = _older(config, own)
+    rope: dict[str, Any] = {name: own[name] for name in ("rope_parameters", "text_config") if name in own}
     told = {} if base is None else base_config(base)
-    candidates = [{**told, **_changed(told, own), **rope, **older, **new}] if told else []
-    for content in (*candidates, {**own, **older}, own):
+    candidates: list[dict[str, Any]] = [{**told, **_changed(told, own), **rope, **older, **new}] if told else []
+    candidates += [{**own, **older}, own]
+    for content in candidates:
         text = json.dumps(content, indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
         if _reads_the_same(folder, config):
@@ -82,6 +83,14 @@ def write_config(folder: Path, config: Any, architecture: str, dtype: torch.dtyp
                     "4 may compute something else", folder.name,
                 )  # fmt: skip
             return
+
+
+def _older(config: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The older fields; those of the language model in a config of several models within its own part."""
+    text = getattr(config, "text_config", None)
+    if text is None or not isinstance(own.get("text_config"), dict):
+        return older_fields(config)
+    return {**older_fields(config), "text_config": {**own["text_config"], **older_fields(text)}}
 
 
 def _changed(told: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

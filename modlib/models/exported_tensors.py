@@ -18,7 +18,6 @@ from modlib.models.safetensors_writer import Output
 from modlib.models.weight_names import parts_for_transformers
 from modlib.models.weights import named_state
 from modlib.models.whole_weights import Weights
-from modlib.runtime.errors import ConfigError
 from modlib.runtime.file_spans import FileSpan
 
 PIECE_BYTES = 16 << 20
@@ -129,9 +128,6 @@ def outputs(model: nn.Module, found: Sequence[Conversion], weights: Weights, dty
         found: Its conversions.
         weights: Of the plain model: adapters are merged.
         dtype_of: Asked for tensors of floating point; others stay.
-
-    Raises:
-        ConfigError: Two of them have one name.
     """
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
@@ -143,8 +139,7 @@ def outputs(model: nn.Module, found: Sequence[Conversion], weights: Weights, dty
         made = sources if conversion.convert is None else conversion.convert(sources)
         pending: dict[str, Tensor] = {}
         for name, tensor in zip(conversion.targets, made, strict=True):
-            if name in written:
-                raise ConfigError(f"weight {name} must be written once; two of the model's have this name")
+            assert name not in written, name
             dtype = (dtype_of(name) if tensor.is_floating_point() else None) or tensor.dtype
             pieces: Callable[[], Iterator[Tensor | FileSpan]] = (
                 partial(_copied, weights, conversion.sources[0], tensor, dtype)

@@ -93,13 +93,13 @@ def _template_in(folder: Path, told: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def write_tokenizer(folder: Path, tokenizer: DataTokenizer, seq_len: int) -> None:
+def write_tokenizer(folder: Path, tokenizer: DataTokenizer, seq_len: int | None) -> None:
     """Write the data's tokenizer as plain JSON that both versions read alike.
 
     Args:
         folder: Is there.
         tokenizer: With a json.
-        seq_len: Longest text of the model.
+        seq_len: Longest text of the model; None where it does not say.
 
     Raises:
         ConfigError: transformers reads the token that ends a document as another id.
@@ -108,9 +108,10 @@ def write_tokenizer(folder: Path, tokenizer: DataTokenizer, seq_len: int) -> Non
     told: dict[str, Any] = {
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "model_max_length": seq_len,
         "tokenizer_class": CLASS,
     }
+    if seq_len is not None:
+        told["model_max_length"] = seq_len
     end, begin = tokenizer.boundaries
     if end is not None and begin is not None:
         told |= {"bos_token": begin.text, "eos_token": end.text}

@@ -22,7 +22,7 @@ from modlib.models.exported_tokenizer import DataTokenizer, adjust_kept, is_of_b
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface_config import transformers_module
 from modlib.models.lora import refuse_ties
-from modlib.models.plain_types import unwrapped
+from modlib.models.plain_types import plain_type, unwrapped
 from modlib.models.safetensors_writer import Output, write_safetensors
 from modlib.models.weight_names import architecture_of
 from modlib.models.whole_weights import MergedWeights, ModelWeights, Weights
@@ -87,7 +87,7 @@ def export_huggingface(
         if plain:
             write_safetensors(aside, outputs(model, plain_conversions(model), MergedWeights(weights, model), one_dtype))
             if tokenizer is not None and tokenizer.json is not None:
-                write_tokenizer(aside, tokenizer, int(getattr(model, "seq_len", 0)))
+                write_tokenizer(aside, tokenizer, getattr(model, "seq_len", None))
         else:
             _write(aside, model, tokenizer, weights, dtype)
         weights.finish()
@@ -108,18 +108,21 @@ def _write(folder: Path, model: Any, tokenizer: DataTokenizer | None, weights: W
         kept = False
     ids = [None, None] if tokenizer is None else [token and token.id for token in tokenizer.boundaries]
     config = config_of(model, begin_id=ids[1], end_id=ids[0])
-    architecture = _CLASSES[architecture_of(model)] if isinstance(model, GPT2) else type(model.network).__name__
-    architecture = architecture.removeprefix("FSDP")
-    write_config(folder, config, architecture, _most(written), base)
-    if getattr(transformers_module(), architecture).can_generate():
+    kind: Any = (
+        getattr(transformers_module(), _CLASSES[architecture_of(model)])
+        if isinstance(model, GPT2)
+        else plain_type(model.network)
+    )
+    write_config(folder, config, kind, _most(written), base)
+    if kind.can_generate():
         write_generation_config(folder, config)
-    check_folder(folder, model, config, architecture, written)
+    check_folder(folder, model, config, kind, written)
     write_safetensors(folder, written)
     if kept:
         adjust_kept(folder, tokenizer)
     elif tokenizer is not None and tokenizer.json is not None:
         write_tokenizer(folder, tokenizer, int(model.seq_len))
-    check_logits(folder, model, weights, architecture, written)
+    check_logits(folder, model, weights, kind, written)
 
 
 def _most(written: Sequence[Output]) -> torch.dtype:

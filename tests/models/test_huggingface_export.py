@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from modlib.data.text.boundary_tokens import BoundaryToken, BoundaryTokens
 from modlib.data.tokenizers.from_files import load_tokenizer
 from modlib.models import export_check
+from modlib.models.base_weights import over_base
 from modlib.models.exported_tokenizer import DataTokenizer
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface import HuggingFacePretrainedModel
 from modlib.models.huggingface_export import export_huggingface
 from modlib.models.lora import LoRAModel
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import CheckpointError, ConfigError
 
 transformers = pytest.importorskip("transformers")
 
@@ -297,3 +299,86 @@ def test_architectures_that_are_stored_otherwise(kind: str, tmp_path: Path) -> N
         assert (fields["rotary_pct"], fields["rotary_emb_base"]) == (0.5, 10000.0)
     if kind == "gemma3_text":
         assert (fields["rope_theta"], fields["rope_local_base_freq"]) == (1e6, 1e4)
+
+
+def test_a_network_of_other_sizes_than_its_config(tmp_path: Path) -> None:
+    model = HuggingFacePretrainedModel(config={"model_type": "llama", **TINY})
+    model.network.lm_head = nn.Linear(32, 81, bias=False)
+    text = r"weight lm_head.weight of LlamaForCausalLM must be \(80, 32\); the run's model has \(81, 32\)$"
+    with pytest.raises(ConfigError, match=text):
+        export_huggingface(model, tmp_path / "out")
+
+
+class MyModel(HuggingFacePretrainedModel):
+    pass
+
+
+def test_a_class_over_a_network_may_compute_anything(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"^model \(MyModel\) must be exactly HuggingFacePretrainedModel to be written for transformers; modlib",
+    ):
+        export_huggingface(MyModel(config={"model_type": "llama", **TINY}), tmp_path / "out")
+
+
+def test_an_end_token_whose_text_is_read_as_another_id(base: Path, tmp_path: Path) -> None:
+    end = BoundaryToken(7, "</s>")
+    told = DataTokenizer((base / "tokenizer.json").read_text(), "of the data", BoundaryTokens(end, end))
+    with pytest.raises(ConfigError) as caught:
+        export_huggingface(Bigram(), tmp_path / "out", told)
+    assert str(caught.value) == (
+        "eos_token of the exported tokenizer (id 4) must be '</s>' of the training data (id 7); transformers reads its "
+        "text as another token: rename the token in tokenizer.json"
+    )
+
+
+class Trained:
+    """What a checkpoint of adapters alone gives."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.state = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.state
+
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        return self.state[name].detach()[rows]
+
+    def spans(self, _: str) -> None:
+        return None
+
+    def finish(self) -> None:
+        pass
+
+
+def test_frozen_weights_are_read_from_the_base(base: Path, tmp_path: Path) -> None:
+    def adapted(folder: Path) -> nn.Module:
+        return LoRAModel(lambda: HuggingFacePretrainedModel(path=str(folder)), r=2, alpha=2, targets=["q_proj"])
+
+    trained = adapted(base)
+    with torch.no_grad():
+        trained.network.model.layers[0].self_attn.q_proj.lora_B.fill_(0.5)  # type: ignore[union-attr]
+    export_huggingface(trained, tmp_path / "in memory")
+    with torch.device("meta"):
+        model = adapted(base)
+    with over_base(model, Trained(trained)) as weights:
+        assert weights is not None
+        assert weights.read("network.lm_head.weight", slice(1, 3)).shape == (2, 32)
+        export_huggingface(model, tmp_path / "streamed", weights=weights)
+    streamed, whole = (tmp_path / name / "model.safetensors" for name in ("streamed", "in memory"))
+    assert streamed.read_bytes() == whole.read_bytes() != (base / "model.safetensors").read_bytes()
+
+    broken = Path(shutil.copytree(base, tmp_path / "broken", ignore=shutil.ignore_patterns("secret.txt")))
+    with torch.device("meta"):
+        model = adapted(broken)
+    (broken / "model.safetensors").write_bytes(b"short")
+    with (
+        pytest.raises(CheckpointError, match=f"^weights in {broken} cannot be read: "),
+        over_base(model, Trained(model)),
+    ):
+        pass
+    with torch.device("meta"):
+        plain = LoRAModel(lambda: GPT2(vocab_size=80, seq_len=32, num_layers=1, num_heads=4, dim=32),
+                          r=2, alpha=2, targets=["attention.qkv"])  # fmt: skip
+    with over_base(plain, Trained(plain)) as weights:
+        assert weights is None

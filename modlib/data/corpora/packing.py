@@ -32,7 +32,7 @@ def pack_documents(
         documents: Texts, in the order they are written.
         path: The file to make.
         tokenizer: Makes the ids.
-        end_of_document: Text of the token that ends a document; None takes a well-known one the tokenizer has.
+        end_of_document: Text of the token that ends a document; None takes the tokenizer's choice.
         info: Kept in the header.
         overwrite: Whether an existing file is replaced.
 

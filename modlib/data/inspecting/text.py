@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from modlib.data.corpora import corpus
 from modlib.data.datasets.of_packed_file import check_tokenizer
 from modlib.data.datasets.packed_dataset import PackedDataset
 from modlib.data.packed.file import PackedFile
-from modlib.data.text.chat_probe import TRAINED_MARKS
+from modlib.data.text.chat_probe import with_marks
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer, tokenizer_path
 from modlib.runtime.errors import ConfigError, DataError
@@ -128,7 +127,7 @@ def decode(
         span: See above.
         tokenizer: Made the ids; None takes the one beside the file.
         skip_special_tokens: Whether special tokens are left out.
-        mark_trained: Whether trained tokens stand in TRAINED_MARKS.
+        mark_trained: Whether trained tokens are in white square brackets.
 
     Raises:
         DataError: There is no such part, or the tokenizer is neither given nor beside the file.
@@ -139,12 +138,7 @@ def decode(
     if not mark_trained:
         return reader.decode(part.tokens, skip_special_tokens=skip_special_tokens)
     trained = np.ones(len(part.tokens), np.bool_) if part.trained is None else part.trained
-    borders = np.flatnonzero(np.diff(trained, prepend=~trained[:1], append=~trained[-1:])).tolist()
-    texts = []
-    for begin, end in pairwise(borders):
-        text = reader.decode(part.tokens[begin:end], skip_special_tokens=skip_special_tokens)
-        texts.append(text.join(TRAINED_MARKS) if trained[begin] else text)
-    return "".join(texts)
+    return with_marks(reader, part.tokens, trained, skip_special_tokens=skip_special_tokens)
 
 
 def require_tokenizer(packed: PackedFile, tokenizer: str | os.PathLike[str] | None = None) -> TextTokenizer:

@@ -94,8 +94,8 @@ def pack(
         field: Where the text is in a row: `a.b[0].c`, or `module:function`. Text files are one document each. None is
             `text`, or with chat `messages`: a list of {"role", "content"}.
         on_error: What happens with a row that is no document (not JSON, not UTF-8, no text at the field, an empty
-            text; with chat: no conversation, or one that the template refuses): "fail" raises with its file and line,
-            "skip" leaves it out and lists it.
+            text, a special token's text that no other tokens spell; with chat: no conversation, or one that the
+            template refuses): "fail" raises with its file and line, "skip" leaves it out and lists it.
         workers: Processes; None takes one per core, or none for little text.
         resume: Go on with what an interrupted call left; start where there is nothing, return where it is complete.
         overwrite: Whether existing files are replaced, and unfinished work is thrown away.
@@ -103,7 +103,8 @@ def pack(
             document's output is chosen by the hash of its text.
         shard_tokens: Several files per output, `books-00000-of-00008.packed` and so on, each of the documents that
             follow and as many as hold at most so many tokens; a longer document has a shard of its own.
-        end_of_document: Text of the token that ends a document; None takes a well-known one the tokenizer has.
+        end_of_document: Text of the token that ends a document; None takes a special one of a well-known name, or else
+            the one that the tokenizer's folder names (see `modlib.data.text.token_choice`).
         engine: "auto" takes the fast one where its ids are known to be the same; "fast" insists; "tokenizer" never.
         chat: Whether rows are conversations.
         chat_template: A file with a Jinja2 template; None takes the one in the tokenizer's folder.

@@ -147,7 +147,7 @@ def planned(
     chats = _chat(loaded, text_field, sources, chat, chat_template)
     workers = _checked_workers(workers, sources)
     loaded = _for_processes(loaded, workers)
-    probe = None if chats is None else _probed(chats, loaded.token_text(end_id))
+    probe = None if chats is None else _probed(chats, loaded, end_id)
     plan = PackPlan(path, sources, loaded, text_field, end_id, shares, shard_tokens, chats, workers, probe)
     read = [*(one.path for one in sources), loaded.path, *(() if chat_template is None else [chat_template])]
     require_not_read([*plan.existing, pack_record_beside(path), skipped_beside(path)], read)
@@ -185,8 +185,8 @@ def _chat(
     return Chat(field, template, tokenizer.special_tokens, tokenizer.added_tokens)
 
 
-def _probed(chat: Chat, end_of_document: str) -> str | None:
-    probe = probe_chat(chat, end_of_document)
+def _probed(chat: Chat, tokenizer: TextTokenizer, end_of_document_id: int) -> str | None:
+    probe = probe_chat(chat, tokenizer, end_of_document_id)
     if probe is not None and probe.warning is not None:
         logger.warning("%s", probe.warning)
     return None if probe is None else probe.shown

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from modlib.data.text.chat_contents import Message, texts_of
 from modlib.data.text.chat_template import ChatTemplate, Conversation
 from modlib.data.text.fields import Field, kind_of
+from modlib.data.text.tokenizer import Ids, Spans
 from modlib.runtime.json_files import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -226,6 +227,24 @@ def trained_tokens(
     before = np.cumsum(counted)  # trained characters before each place
     last = np.minimum(np.maximum(ends, begins + 1), len(conversation.text))
     return before[last] > before[begins]
+
+
+def ended(
+    conversation: Conversation, ids: Ids, spans: Spans, end_of_document_id: int
+) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """A conversation's ids with the end of the document, and whether each is trained.
+
+    Args:
+        conversation: The text.
+        ids: Of the text, as `TextTokenizer.encode_with_spans` gives them.
+        spans: Where each of them begins and ends.
+        end_of_document_id: Put at the end where the text does not end with it.
+    """
+    mask = trained_tokens(conversation, spans[:, 0], spans[:, 1])
+    if len(ids) and ids[-1] == end_of_document_id:
+        return ids, mask
+    # Trained where nothing else tells the model to stop: most templates end a turn with a marker.
+    return np.append(ids, np.uint32(end_of_document_id)), np.append(mask, conversation.stops_at_end)
 
 
 def without_missing(value: Any) -> Any:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
-from modlib.data.text.chat import Chat
+import numpy as np
+import numpy.typing as npt
+
+from modlib.data.text.chat import Chat, ended
+from modlib.data.text.tokenizer import TextTokenizer
 
 TRAINED_MARKS = ("\u27e6", "\u27e7")
 """White square brackets, around what is trained where text is shown."""
@@ -26,12 +32,13 @@ class ChatProbe:
     warning: str | None
 
 
-def probe_chat(chat: Chat, end_of_document: str) -> ChatProbe | None:
-    """Render a made-up conversation; None where the template does not take one of a user and an assistant.
+def probe_chat(chat: Chat, tokenizer: TextTokenizer, end_of_document_id: int) -> ChatProbe | None:
+    """Pack a made-up conversation; None where the template does not take one of a user and an assistant.
 
     Args:
         chat: Renders it.
-        end_of_document: Text of the token that follows a document.
+        tokenizer: Makes its ids.
+        end_of_document_id: Follows a document.
 
     Raises:
         ConfigError: See `ChatTemplate.probe`.
@@ -43,17 +50,34 @@ def probe_chat(chat: Chat, end_of_document: str) -> ChatProbe | None:
         found = chat.rendered(messages)
     except ValueError:  # blocks that train nothing of it
         return None
-    parts, place = [], 0
-    for begin, end in found.trained:
-        parts += [found.text[place:begin], found.text[begin:end].join(TRAINED_MARKS) if end > begin else ""]
-        place = end
-    parts.append(found.text[place:])
-    if not found.text.endswith(end_of_document):
-        parts.append(end_of_document.join(TRAINED_MARKS) if found.stops_at_end else end_of_document)
-    begin, end = found.trained[0]
-    shown = "".join(parts)
+    ((ids, spans),) = tokenizer.encode_with_spans([found.text])
+    shown = with_marks(tokenizer, *ended(found, ids, spans, end_of_document_id))
     shown = shown if len(shown) <= MOST_SHOWN else f"... {shown[-MOST_SHOWN:]}"
+    begin, end = found.trained[0]
     return ChatProbe(shown, _warning(chat, found.text[begin:end].rstrip(), found.text[end:].lstrip()))
+
+
+def with_marks(
+    tokenizer: TextTokenizer,
+    ids: npt.NDArray[np.integer[Any]],
+    trained: npt.NDArray[np.bool_],
+    *,
+    skip_special_tokens: bool = False,
+) -> str:
+    """The text of ids, with those that are trained in TRAINED_MARKS.
+
+    Args:
+        tokenizer: Made them.
+        ids: Of tokens.
+        trained: Whether each is.
+        skip_special_tokens: Whether special tokens are left out.
+    """
+    borders = np.flatnonzero(np.diff(trained, prepend=~trained[:1], append=~trained[-1:])).tolist()
+    texts = []
+    for begin, end in pairwise(borders):
+        text = tokenizer.decode(ids[begin:end], skip_special_tokens=skip_special_tokens)
+        texts.append(text.join(TRAINED_MARKS) if trained[begin] else text)
+    return "".join(texts)
 
 
 def _warning(chat: Chat, answer: str, behind: str) -> str | None:

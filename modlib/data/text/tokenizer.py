@@ -20,7 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import tokenizers
 
-from modlib.data.text.plain_text import Ids, Lengths, PlainText, back_to_back
+from modlib.data.text.plain_text import Ids, Lengths, PlainText, PlainTextError, back_to_back
 from modlib.data.text.token_choice import (
     END_OF_DOCUMENT_TOKENS,
     choose_token,
@@ -258,13 +258,21 @@ class Tokenizer:
         return back_to_back([encoding.ids for encoding in encodings])
 
     def encode_with_spans(self, texts: Sequence[str]) -> list[tuple[Ids, Spans]]:
-        """Of each text its ids, special tokens read, nothing added; and where each token begins and ends in it."""
-        encodings = self._special_reader.encode_batch(list(texts), add_special_tokens=False)
+        """Of each text its ids, special tokens read, nothing added; and where each token begins and ends in it.
+
+        Raises:
+            PlainTextError: What is read as a special token is not written so, or the library cannot encode a text.
+        """
+        try:
+            encodings = self._special_reader.encode_batch(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exception
+            raise PlainTextError(f"cannot be encoded by {self.path} ({error})") from error
         found = []
-        for encoding in encodings:
+        for text, encoding in zip(texts, encodings, strict=True):
             ids = np.fromiter(encoding.ids, np.uint32, len(encoding))
             spans = np.fromiter(chain.from_iterable(encoding.offsets), np.int64, 2 * len(ids))
             found.append((ids, spans.reshape(-1, 2)))
+            self.plain_text.check_read(text, *found[-1])
         return found
 
     @property

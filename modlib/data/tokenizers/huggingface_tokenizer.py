@@ -36,7 +36,7 @@ class PretrainedHFTokenizer(Tokenizer):
         path: A tokenizer.json, a folder of a tokenizer, or a corpus such as "stdlib:train" for the one that made it.
         add_bos: Whether ids begin with the beginning-of-text token.
         add_eos: Whether ids end with the end-of-text token.
-        bos_token: Its text; None takes the one that the folder's files name, or a well-known one.
+        bos_token: Its text; None takes the one that the folder's files name, or a well-known special one.
         eos_token: Its text; None likewise.
         pad_token: What padding holds; None takes the folder's, or else the end-of-text token.
         truncation: Whether ids beyond max_length are cut off; the added tokens are kept.

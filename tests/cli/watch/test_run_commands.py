@@ -97,7 +97,8 @@ def test_a_run_that_is_cancelled_resumed_and_killed(tmp_path: Path) -> None:
         with command("follow", "lo", *folder) as follow:
             assert follow.stdout is not None
             assert follow.stdout.readline() == "long: running\n"
-            assert "train step=" in follow.stdout.readline()
+            # on a busy machine the log has a notice before it, that no peak could be measured
+            assert any("train step=" in follow.stdout.readline() for _ in range(20))
             cancelled = modlib("cancel", "long", *folder)
             assert f"long: process {process.pid} was told to save and stop\n" in cancelled.stderr
             assert process.wait(timeout=60) == 75

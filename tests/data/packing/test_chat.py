@@ -217,7 +217,7 @@ def test_an_answer_without_an_end_marker_stops_at_the_end_of_the_document(
         "user: a\nassistant: \u27e6yes\n\u27e7user: c\n<|endoftext|>",
     ]
     assert summary.chat_probe is not None
-    assert summary.chat_probe.endswith("assistant: \u27e6Yes, it is.\n\u27e7\u27e6<|endoftext|>\u27e7")
+    assert summary.chat_probe.endswith("assistant: \u27e6Yes, it is.\n<|endoftext|>\u27e7")
     (warning,) = caplog.messages
     assert warning.startswith(
         f"chat template {tmp_path / 't.jinja'} writes no special token behind an answer: the model"

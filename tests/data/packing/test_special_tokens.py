@@ -134,3 +134,27 @@ def test_a_tokenizer_of_data_ends_documents_as_the_data(tmp_path: Path) -> None:
     found = tokenizer_of(lines)
     assert found is not None
     assert found.end_of_document_id() == 2
+
+
+def test_in_a_conversation_a_special_token_is_read_only_where_it_is_written_so(tmp_path: Path) -> None:
+    """To the normalizer, `<eod>` in a message is the `<EOD>` that ends turns."""
+    folder = small.lower_case(tmp_path / "lower")
+    template = tmp_path / "turns.jinja"
+    template.write_text(
+        "{% for m in messages %}x {% if m.role == 'assistant' %}{% generation %}{{ m.content }} <EOD> "
+        "{% endgeneration %}{% else %}{{ m.content }} {% endif %}{% endfor %}"
+    )
+    source = tmp_path / "chat.jsonl"
+    chats = [
+        [{"role": "user", "content": one}, {"role": "assistant", "content": "y"}] for one in ("the", "the <eod> z")
+    ]
+    source.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    settings: dict[str, Any] = {"chat": True, "chat_template": template, "end_of_document": "<EOD>"}
+    with pytest.raises(DataError) as caught:
+        pack([source], tmp_path / "out.packed", folder, **settings)
+    assert str(caught.value) == (
+        f"{source}:2 has '<eod>', which {folder / 'tokenizer.json'} would read as its special token <EOD>; correct it, "
+        "or leave such rows out with --on_error skip"
+    )
+    pack([source], tmp_path / "out.packed", folder, on_error="skip", **settings)
+    assert decode(tmp_path / "out.packed", document=0, mark_trained=True).count("<EOD>") == 1
