@@ -61,8 +61,9 @@ def boundaries_of(end_id: int | None, begin_id: int | None, tokenizer: TextToken
 
 def begin_in_all(headers: Iterable[PackedHeader]) -> dict[str, int]:
     """What a header's info says of the token before every text, where all of these say the same; else nothing."""
-    first, *others = {header.info.get(BEGIN_OF_TEXT) for header in headers}
-    return {} if first is None or others else {BEGIN_OF_TEXT: first}
+    found = {header.info.get(BEGIN_OF_TEXT) for header in headers}
+    first = found.pop() if len(found) == 1 else None
+    return {} if first is None else {BEGIN_OF_TEXT: first}
 
 
 def chosen_end(tokenizer: TextTokenizer) -> int | None:
