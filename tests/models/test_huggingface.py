@@ -439,6 +439,19 @@ def test_no_traceback_comes_out_of_an_architecture() -> None:
     )
 
 
+def test_architectures_without_one_language_model_are_refused() -> None:
+    refused(
+        r"^model_type \('musicgen'\) must be an architecture with one language model: Multiple valid text configs",
+        config={"model_type": "musicgen"},
+    )
+    refused(
+        r"^config \('esm'\) must give vocab_size as a whole number; set it, or choose another architecture where it",
+        config={"model_type": "esm"},
+        model_type="AutoModelForMaskedLM",
+    )
+    refused(r"^config \('blt'\) must give num_hidden_layers, hidden_size as a whole", config={"model_type": "blt"})
+
+
 def test_attention_is_one_that_the_architecture_has() -> None:
     """Each of these refuses 'sdpa' in transformers 5.23, or takes it."""
     small = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
