@@ -9,8 +9,10 @@ import math
 import mmap
 import os
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +60,21 @@ class RankFiles:
 
 @dataclass(frozen=True)
 class Placed:
-    """A tensor's bytes and where they begin in the rank's stream."""
+    """A tensor's bytes and where they begin in the rank's stream.
+
+    Args:
+        key: Of the tensor.
+        start: In the stream.
+        size: Number of its bytes.
+        dtype: Of its values.
+        read: (begin, end) -> these of its bytes; called from several threads, each going forward.
+    """
 
     key: str
     start: int
-    data: np.ndarray
+    size: int
     dtype: torch.dtype
+    read: Callable[[int, int], np.ndarray]
 
 
 class RawWriter(StorageWriter):
@@ -106,29 +117,38 @@ class RawWriter(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write this rank's part and return where each tensor went."""
         placed = _place(plan, planner)
-        size = placed[-1][1].start + placed[-1][1].data.nbytes if placed else 0
+        table = self.write_stream([entry for _, entry in placed])
+        results = [WriteResult(item.index, entry.size, (self.rank, entry.start)) for item, entry in placed]
+        results.append(WriteResult(RANK_TABLE, 0, table))
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(results)
+        return future
+
+    def write_stream(self, placed: list[Placed]) -> RankFiles:
+        """Write this rank's tensors, in the order of their places, and its own file."""
+        size = placed[-1].start + placed[-1].size if placed else 0
         stream = Stream(size, file_bytes(size, self.num_threads))
-        files = self._write_stream([entry for _, entry in placed], stream)
+        files = self._write_stream(placed, stream)
         name = rank_file_name(self.rank)
         durable.write_new_file(self.path / name, self.rank_state)
         files[name] = StoredFile(len(self.rank_state), hashlib.sha256(self.rank_state).hexdigest())
         durable.fsync_directory(self.path)
-        results = [WriteResult(item.index, entry.data.nbytes, (self.rank, entry.start)) for item, entry in placed]
-        results.append(WriteResult(RANK_TABLE, 0, RankFiles(self.rank, files, stream)))
-        future: Future[list[WriteResult]] = Future()
-        future.set_result(results)
-        return future
+        return RankFiles(self.rank, files, stream)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the manifest and commit; runs on the first rank, after all ranks have written."""
         flat = [result for rank_results in results for result in rank_results]
         tables: list[RankFiles] = [result.storage_data for result in flat if result.index.fqn == RANK_TABLE.fqn]
         places = {result.index: result.storage_data for result in flat}
+        self.complete(tables, {key: _stored(key, entry, places) for key, entry in metadata.state_dict_metadata.items()})
+
+    def complete(self, tables: Sequence[RankFiles], tensors: dict[str, StoredTensor]) -> None:
+        """Write the manifest of what all ranks wrote, and commit."""
         manifest = replace(
             self.header,
             files={name: file for table in tables for name, file in table.files.items()},
             streams={table.rank: table.stream for table in tables},
-            tensors={key: _stored(key, entry, places) for key, entry in metadata.state_dict_metadata.items()},
+            tensors=tensors,
         )
         faults.point("ckpt.before_manifest", str(self.path))
         durable.write_new_file(self.path / MANIFEST, manifest.to_bytes())
@@ -191,13 +211,13 @@ class RawWriter(StorageWriter):
         for entry in itertools.islice(placed, max(0, first - 1), None):
             if entry.start >= end:
                 break
-            low, high = max(entry.start, position), min(entry.start + entry.data.nbytes, end)
+            low, high = max(entry.start, position), min(entry.start + entry.size, end)
             if low >= high:
                 continue
             piece[filled - position : low - position] = 0
             part = piece[low - position : high - position]
             filled = high
-            np.copyto(part, entry.data[low - entry.start : high - entry.start])
+            np.copyto(part, entry.read(low - entry.start, high - entry.start))
             if entry.key in self.finite and not _all_finite(part, entry.dtype):
                 raise NonFiniteError(
                     f"{entry.key.removeprefix('model.')} must be finite to be saved; it holds NaN or Inf, so nothing "
@@ -230,9 +250,18 @@ def _place(plan: SavePlan, planner: SavePlanner) -> list[tuple[WriteItem, Placed
         tensor = planner.resolve_data(item)
         assert isinstance(tensor, Tensor)
         data = bytes_of(tensor.detach().cpu().contiguous())
-        placed.append((item, Placed(item.index.fqn, start, data, tensor.dtype)))
-        start += -(-data.nbytes // ALIGNMENT) * ALIGNMENT
+        placed.append((item, Placed(item.index.fqn, start, data.nbytes, tensor.dtype, partial(_part, data))))
+        start = next_start(start, data.nbytes)
     return placed
+
+
+def next_start(start: int, size: int) -> int:
+    """Where the tensor after one of `size` bytes begins in the stream."""
+    return start + -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _part(data: np.ndarray, begin: int, end: int) -> np.ndarray:
+    return data[begin:end]
 
 
 def _all_finite(part: np.ndarray, dtype: torch.dtype) -> bool:

@@ -94,7 +94,7 @@ def save(
 
     state, plain_extra, plain_rank_state = ranks.agree(prepare)
     needed = ranks.sum(_local_bytes(state, ranks))
-    save_id, aside = _open_aside(folder, step, needed, ranks)
+    save_id, aside = open_aside(folder, step, needed, ranks)
     header = Manifest(
         save_id=save_id,
         step=step,
@@ -122,7 +122,7 @@ def save(
             )
     except CheckpointException as failure:
         if ranks.first:
-            _remove_partial(aside)
+            remove_partial(aside)
         raise_failure(failure, ranks, folder / step_name(step), needed)
     total = ranks.sum(writer.num_bytes)
     return SavedCheckpoint(folder / step_name(step), total, time.monotonic() - started)
@@ -172,7 +172,7 @@ def _local_bytes(state: TrainingState, ranks: Ranks) -> int:
     return total
 
 
-def _open_aside(folder: Path, step: int, needed: int, ranks: Ranks) -> tuple[str, Path]:
+def open_aside(folder: Path, step: int, needed: int, ranks: Ranks) -> tuple[str, Path]:
     """Make the directory to write into, after checking the space; every rank learns its name and the save's id."""
     error: Exception | None = None
     names = ["", ""]
@@ -193,7 +193,8 @@ def _open_aside(folder: Path, step: int, needed: int, ranks: Ranks) -> tuple[str
     return save_id, folder / name
 
 
-def _remove_partial(aside: Path) -> None:
+def remove_partial(aside: Path) -> None:
+    """Remove what a save that failed left behind; never raises."""
     try:
         if aside.exists():
             durable.remove_tree(aside)

@@ -16,6 +16,7 @@ COMMANDS = {
     "export": ("modlib.cli.models.export", "Write a trained model as a HuggingFace folder."),
     "follow": ("modlib.cli.watch.follow", "Watch a run until it ends."),
     "generate": ("modlib.cli.models.generate", "Let a trained model write."),
+    "import": ("modlib.cli.models.import_folder", "Make a model of modlib's own of a HuggingFace folder."),
     "list": ("modlib.cli.configs.list", "List the components that a gin file can choose."),
     "logs": ("modlib.cli.watch.logs", "Print a rank's log."),
     "ls": ("modlib.cli.watch.ls", "List the runs: state, step, ETA, loss, host."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modlib.components import component
 from modlib.models.accounting import activation_bytes_per_token
+from modlib.models.partial_training import partial_work
 from modlib.models.shape_checks import nearest_divisors
 from modlib.models.vision_transformer import VisionTransformer
 from modlib.nn.attention_pooling import AttentionPooling
@@ -294,7 +295,8 @@ class CoCa(nn.Module):
         """Floating point operations of forward and backward of one image and its caption, per token of the caption.
 
         Six per parameter and position it is multiplied at, and twelve per layer, width and pair of positions that
-        attend. The pooling's and cross-attention's keys and values are computed at the positions they look at.
+        attend. The pooling's and cross-attention's keys and values are computed at the positions they look at. Of a
+        partly frozen model, as much of it as is done; the text's blocks count as coming after the image's.
 
         Args:
             seq_len: Tokens per caption; default the model's own.
@@ -302,20 +304,27 @@ class CoCa(nn.Module):
         steps = self.seq_len if seq_len is None else seq_len
         patches, queries = self.vision.num_patches, self.num_vision_queries
         vision, multimodal = len(self.vision.blocks), len(self.multimodal_blocks)
-        crossed = [block.cross_attention for block in cast(Iterable[DecoderBlock], self.multimodal_blocks)]
-        key_values = _count(cross.key_value for cross in crossed if cross is not None)
-        pool_key_values = _count([self.pooling.attention.key_value])
-        output = self.token_embedding if self.lm_head is None else self.lm_head
-        multiplied = (
-            patches * (_count([self.vision]) - _count([self.vision.position_embedding]) + pool_key_values)
-            + (queries + 1) * (_count([self.pooling.attention]) - pool_key_values)
-            + queries * key_values
-            + steps * (_count([self.text_blocks, self.multimodal_blocks, output]) - key_values)
-        )
+        multiplied = {name: self._positions(name, steps) * p.numel() for name, p in self.named_parameters()}
         scores = self.vision_dim * vision * patches**2 + self.dim * (
             (queries + 1) * patches + self.num_layers * steps**2 + multimodal * steps * queries
         )
-        return (6.0 * multiplied + 12.0 * scores) / steps
+        partly = partial_work(self, {name: float(count) for name, count in multiplied.items() if count})
+        if partly is None:
+            return (6.0 * sum(multiplied.values()) + 12.0 * scores) / steps
+        products = partly.forward + partly.weight_gradients + partly.input_gradients
+        return (2.0 * products + (4.0 + 8.0 * partly.attention_share) * scores) / steps
+
+    def _positions(self, name: str, steps: int) -> int:
+        """At how many positions of an image and its caption a parameter is multiplied."""
+        patches, queries = self.vision.num_patches, self.num_vision_queries
+        output = "token_embedding." if self.lm_head is None else "lm_head."
+        if name.startswith("vision."):
+            return 0 if "position_embedding" in name else patches
+        if name.startswith("pooling.attention."):
+            return patches if ".key_value." in name else queries + 1
+        if ".cross_attention.key_value." in name:
+            return queries
+        return steps if name.startswith(("text_blocks.", "multimodal_blocks.", output)) else 0
 
     def activation_bytes(self, micro_batch_size: int, seq_len: int | None = None, bytes_per_value: int = 4) -> int:
         """Estimated memory that forward keeps for backward on one rank, loss included, nothing recomputed.

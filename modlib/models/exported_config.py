@@ -49,6 +49,20 @@ def config_of(model: GPT2 | HuggingFacePretrainedModel, begin_id: int | None, en
     return config
 
 
+def keep_told(config: Any, base: Path, *, ids: bool) -> None:
+    """Take over what the folder that a GPT2 was imported from says, and the model does not.
+
+    Args:
+        config: Of the model.
+        base: The folder.
+        ids: Whether its tokenizer is kept, whose special tokens are named in it.
+    """
+    told = base_config(base)
+    for name in ("initializer_range", *(("bos_token_id", "eos_token_id", "pad_token_id") if ids else ())):
+        if name in told:
+            setattr(config, name, told[name])
+
+
 def write_config(folder: Path, config: Any, kind: type[Any], dtype: torch.dtype, base: Path | None) -> None:
     """Write config.json, in the words of the base's where there is one, with the fields that version 4 reads.
 

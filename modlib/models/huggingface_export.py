@@ -16,7 +16,7 @@ from torch import nn
 from modlib.models.base_folder import dtypes_of, keep_files, of_one_dtype
 from modlib.models.export_check import check_folder, check_logits
 from modlib.models.exportable import is_for_transformers, require_exportable
-from modlib.models.exported_config import config_of, write_config, write_generation_config
+from modlib.models.exported_config import config_of, keep_told, write_config, write_generation_config
 from modlib.models.exported_tensors import conversions, outputs, plain_conversions
 from modlib.models.exported_tokenizer import DataTokenizer, adjust_kept, is_of_base, write_tokenizer
 from modlib.models.gpt2 import GPT2
@@ -108,6 +108,8 @@ def _write(folder: Path, model: Any, tokenizer: DataTokenizer | None, weights: W
         kept = False
     ids = [None, None] if tokenizer is None else [token and token.id for token in tokenizer.boundaries]
     config = config_of(model, begin_id=ids[1], end_id=ids[0])
+    if base is not None and isinstance(model, GPT2):
+        keep_told(config, base, ids=kept or tokenizer is None)
     kind: Any = (
         getattr(transformers_module(), _CLASSES[architecture_of(model)])
         if isinstance(model, GPT2)

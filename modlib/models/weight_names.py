@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -187,38 +187,88 @@ def from_transformers(state: Mapping[str, Tensor], model: GPT2) -> dict[str, Ten
         CheckpointError: Tensors missing, left over or of another shape; all of them are named.
         ConfigError: The model has no counterpart in transformers.
     """
-    source = {name: tensor for name, tensor in state.items() if not _IGNORED.search(name)}
-    if architecture_of(model) == "gpt2" and not any(name.startswith("transformer.") for name in source):
-        source = {f"transformer.{name}" if name != "lm_head.weight" else name: t for name, t in source.items()}
+    parts = parts_from_transformers({name: tensor.shape for name, tensor in state.items()}, model)
+    return {part.ours: part.convert([state[name] for name in part.theirs]) for part in parts}
+
+
+class PartFromTransformers(NamedTuple):
+    """One tensor of ours, and how it is made of one or several of theirs.
+
+    Args:
+        ours: Its name in the model.
+        theirs: Names of what it is made of.
+        shape: Of ours.
+        convert: Makes it, contiguous; the tensor itself where nothing has to change.
+        is_same: Whether nothing has to change.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    shape: tuple[int, ...]
+    convert: Callable[[Sequence[Tensor]], Tensor]
+    is_same: bool
+
+
+def parts_from_transformers(shapes: Mapping[str, Sequence[int]], model: GPT2) -> list[PartFromTransformers]:
+    """How each tensor of the model is made of those of transformers, so that one at a time has to be in memory.
+
+    Args:
+        shapes: Of all of theirs, by name.
+        model: See from_transformers.
+
+    Raises:
+        CheckpointError, ConfigError: See from_transformers.
+    """
+    source = {name: tuple(shape) for name, shape in shapes.items() if not _IGNORED.search(name)}
+    # Published files of GPT-2 leave the prefix out.
+    bare = architecture_of(model) == "gpt2" and not any(name.startswith("transformer.") for name in source)
     if model.tie_embeddings:
         source.pop("lm_head.weight", None)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    converted: dict[str, Tensor] = {}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    parts: list[PartFromTransformers] = []
     problems: list[str] = []
-    for ours, theirs, transposed in _matches(model):
+    for ours, names, transposed in _matches(model):
+        theirs = tuple(name.removeprefix("transformer.") for name in names) if bare else names
         missing = [name for name in theirs if name not in source]
         if missing:
             problems.append(f"{', '.join(missing)} is missing, needed for {ours}")
-        parts = [source.pop(name) for name in theirs if name in source]
+        found = [source.pop(name) for name in theirs if name in source]
         if missing:
             continue
-        if transposed:
-            parts = [part.t() for part in parts]
-        if "attention.qkv" in ours:
-            if len(parts) == 1:
-                parts = list(parts[0].chunk(3))  # GPT-2: three equal thirds
-            rows = sum(part.shape[0] for part in parts)
-            fits = rows == shapes[ours][0]  # where not, the shapes below say so
-            tensor = join_qkv(parts[0], parts[1], parts[2], model.num_kv_heads) if fits else torch.cat(parts)
-        else:
-            tensor = parts[0]
-        if tuple(tensor.shape) != shapes[ours]:
-            problems.append(f"{' + '.join(theirs)} gives {tuple(tensor.shape)}, {ours} is {shapes[ours]}")
-        converted[ours] = tensor.contiguous()
+        split = "attention.qkv" in ours
+        convert = partial(_from_parts, transposed=transposed, num_kv_heads=model.num_kv_heads if split else None)
+        shape = _shape_of(convert, found, expected[ours])
+        if shape != expected[ours]:
+            problems.append(f"{' + '.join(theirs)} gives {shape}, {ours} is {expected[ours]}")
+        parts.append(PartFromTransformers(ours, theirs, expected[ours], convert, not (split or transposed)))
     problems += [f"{name} is not a parameter of this model" for name in source]
     if problems:
         raise CheckpointError("transformers checkpoint does not fit the model:\n  " + "\n  ".join(problems))
-    return converted
+    return parts
+
+
+def _from_parts(parts: Sequence[Tensor], *, transposed: bool, num_kv_heads: int | None) -> Tensor:
+    """One tensor of ours; with num_kv_heads, of queries, keys and values, apart or above each other."""
+    if transposed:
+        parts = [part.t() for part in parts]
+    if num_kv_heads is not None:
+        q, k, v = parts if len(parts) == 3 else parts[0].chunk(3)
+        return join_qkv(q, k, v, num_kv_heads).contiguous()
+    return parts[0].contiguous()
+
+
+def _shape_of(convert: Callable[[Sequence[Tensor]], Tensor], found: list[tuple[int, ...]], expected: Any) -> Any:
+    """What comes out of tensors of these shapes; of those that cannot be joined, their rows above each other."""
+    parts = [torch.empty(shape, device="meta") for shape in found]
+    try:
+        shape = tuple(convert(parts).shape)
+        if shape == expected or len(parts) == 1:
+            return shape
+    except (RuntimeError, ValueError):
+        pass
+    if len(parts) == 1 or any(not shape for shape in found):
+        return found[0] if len(parts) == 1 else tuple(found)
+    return (sum(shape[0] for shape in found), *found[0][1:])
 
 
 def to_transformers(state: Mapping[str, Tensor], model: GPT2) -> dict[str, Tensor]:
@@ -275,85 +325,3 @@ def parts_for_transformers(model: GPT2) -> list[PartForTransformers]:
         how = partial(convert, split=split, joined=joined, transposed=transposed)
         found.append(PartForTransformers(ours, theirs, how, not (split or transposed)))
     return found
-
-
-def arguments_from_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """GPT2's arguments for a transformers config.json of model_type "gpt2" or "llama".
-
-    Raises:
-        ConfigError: Another model_type, or a setting that GPT2 cannot express; all of them are named.
-    """
-    kind = config.get("model_type")
-    if kind == "gpt2":
-        return _gpt2_arguments(config)
-    if kind == "llama":
-        return _llama_arguments(config)
-    raise ConfigError(f"model_type ({kind!r}) must be 'gpt2' or 'llama'")
-
-
-def _refuse(config: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
-    problems = [
-        f"{name} ({config[name]!r}) must be {value!r} to be expressed as GPT2"
-        for name, value in needed.items()
-        if config.get(name) is not None and config[name] != value
-    ]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _gpt2_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    activations = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
-    name = config.get("activation_function", "gelu_new")
-    if name not in activations:
-        raise ConfigError(f"activation_function ({name!r}) must be one of {', '.join(map(repr, activations))}")
-    _refuse(
-        config, {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
-    )
-    drops = {config.get(key, 0.1) for key in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
-    if len(drops) > 1:
-        raise ConfigError(f"embd_pdrop, attn_pdrop and resid_pdrop ({sorted(drops)}) must be equal to be GPT2.dropout")
-    return {
-        "vocab_size": config["vocab_size"],
-        "seq_len": config["n_positions"],
-        "num_layers": config["n_layer"],
-        "num_heads": config["n_head"],
-        "dim": config["n_embd"],
-        "ffn_dim": config.get("n_inner"),
-        "activation": activations[name],
-        "norm": partial(nn.LayerNorm, eps=config.get("layer_norm_epsilon", 1e-5)),
-        "tie_embeddings": config.get("tie_word_embeddings", True),
-        "dropout": drops.pop(),
-    }
-
-
-def _llama_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    heads, dim = config["num_attention_heads"], config["hidden_size"]
-    checked = {**config, "rope_type": rope_type}
-    _refuse(
-        checked,
-        {
-            "rope_type": "default",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "hidden_act": "silu",
-            "head_dim": dim // heads,
-            "attention_dropout": 0.0,
-        },
-    )
-    return {
-        "vocab_size": config["vocab_size"],
-        "seq_len": config["max_position_embeddings"],
-        "num_layers": config["num_hidden_layers"],
-        "num_heads": heads,
-        "num_kv_heads": config.get("num_key_value_heads") or heads,
-        "dim": dim,
-        "ffn_dim": config["intermediate_size"],
-        "activation": "swiglu",
-        "norm": partial(nn.RMSNorm, eps=config.get("rms_norm_eps", 1e-6)),
-        "position": "rotary",
-        "rope_theta": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-        "bias": False,
-        "tie_embeddings": config.get("tie_word_embeddings", False),
-    }

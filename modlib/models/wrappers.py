@@ -50,9 +50,12 @@ def InitializedModel(model: Callable[[], Any], initialization: Callable[[], Any]
     return built
 
 
-@component("model", "checkpointed")
+@component("model", "checkpointed", not_science=("base_folder",))
 def CheckpointedModel(
-    model: Callable[[], Any], checkpoint_path: str, checkpoint_loading: Callable[[], Any]
+    model: Callable[[], Any],
+    checkpoint_path: str,
+    checkpoint_loading: Callable[[], Any],
+    base_folder: str | None = None,
 ) -> nn.Module:
     """A model that starts from the weights of a checkpoint: a warm start, with a fresh optimizer and step 0.
 
@@ -66,15 +69,25 @@ def CheckpointedModel(
             memory, but looked for at once.
         checkpoint_loading: Returns an object with `load_model(path, model, names)`: FSDPCheckpointLoading for
             checkpoints of this library, TorchCheckpointLoading for single files.
+        base_folder: A folder of transformers that the weights once came from, as `modlib import` writes it: what it
+            says beside them (tokenizer, settings, dtype) is kept by `modlib export`.
 
     Raises:
-        ConfigError: There is nothing at checkpoint_path.
+        ConfigError: There is nothing at checkpoint_path, or no config.json in base_folder.
         CheckpointError: (When it is read) it does not fit the model or is damaged.
     """
     path = Path(checkpoint_path).expanduser()
     if not path.exists():
         raise ConfigError(f"checkpoint_path ('{checkpoint_path}') must exist; there is no {path.absolute()}")
+    base = None if base_folder is None else Path(base_folder).expanduser()
+    if base is not None and not (base / "config.json").is_file():
+        raise ConfigError(
+            f"base_folder ('{base_folder}') must be a folder with a config.json of transformers; leave it out if the "
+            "weights came from none"
+        )
     built, loading = model(), checkpoint_loading()
+    if base is not None:
+        built.base_folder = base
     adapter_only = getattr(built, "adapter_only_checkpoints", False)
     names = frozenset(
         name

@@ -20,6 +20,7 @@ WIDEST = 130
 FLOPS_CONVENTIONS = {
     "palm": "6N + attention, as in PaLM",
     "causal_half": "6N + the causal half of attention",
+    "partly": "forward, and backward where something is trained",
     "parameters": "6N, embeddings left out; the model brings no count of its own",
 }
 

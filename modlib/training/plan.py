@@ -120,7 +120,7 @@ def make_plan(
         }
         | ({"frozen": 4 * frozen // world_size} if frozen else {}),
         checkpoint_bytes=4 * (trainable if getattr(model, "adapter_only_checkpoints", False) else total) + state_bytes,
-        flops_convention="palm" if isinstance(model, CountsFlops) else "parameters",
+        flops_convention="partly" if trainable < total else "palm" if isinstance(model, CountsFlops) else "parameters",
         learning_rates=probe.learning_rates(experiment.num_steps),
         roles=probe.roles(),
         dataset=describe_data(config, dataset),

@@ -44,7 +44,7 @@ TAKE_A_RUN = {
 """A call of each command that takes a run, with RUN where the run is meant."""
 TAKE_A_SWEEP = {"sweep": ("RUN",)}
 LOOK_INTO_RUNS_DIR = {"ls", "queue", "train"}
-TAKE_NO_RUN = {"list", *(f"data {name}" for name in DATA_COMMANDS if name != "batch")}
+TAKE_NO_RUN = {"import", "list", *(f"data {name}" for name in DATA_COMMANDS if name != "batch")}
 READ_A_CHECKPOINT = {"export", "generate", "train"}  # train: with --branch_from
 TAKE_GIN_FILES = {"show", "train", *(f"data {name}" for name in MAKERS)}
 

@@ -157,12 +157,12 @@ def row(name: str, folder: Path) -> Row:
     try:
         found = differences(family, tokenizer, blocks=False)
     except ConfigError as error:
-        found = [Difference("any", True, str(error))]
+        found = [Difference(name, True, str(error)) for name in CONVERSATIONS]
     if wrong := next((one for one in found if not one.refused), None):
         return Row(name, "wrong", f"{wrong.conversation}: {wrong.text}")
     if not found:
         return Row(name, EQUAL, how)
-    return Row(name, family.remedy, f"with blocks: {how}; without, {found[0].conversation}: {found[0].text}")
+    return Row(name, family.remedy, f"with blocks: {how}; without: {len(found)} of them are refused")
 
 
 def rows(folder: Path) -> list[Row]:

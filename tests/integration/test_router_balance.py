@@ -22,6 +22,7 @@ HuggingFacePretrainedModel.overrides = {'output_router_logits': True, 'router_au
 """
 
 
+@pytest.mark.slow
 def test_a_mixture_of_experts_trains_with_its_balance_loss(tmp_path: Path) -> None:
     (tmp_path / "moe.gin").write_text(GIN)
     settings = ["NUM_STEPS=3", "train.global_batch_size=8", "train.micro_batch_size=4"]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from modlib.models.coca import CoCa
 from modlib.models.gpt2 import GPT2
 from modlib.models.huggingface import HuggingFacePretrainedModel
 from modlib.models.lora import LoRAModel
@@ -81,3 +82,17 @@ def test_a_model_without_a_count_of_its_own() -> None:
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(3, 5)).requires_grad_(False)
     model[2].requires_grad_(True)
     assert flops_per_token(model, LENGTH) == 2 * (24 + 18 + 15) + 2 * 18 + 2 * 15 == counted(model)
+
+
+def test_a_captioner_whose_image_side_is_frozen() -> None:
+    sizes = {"image_size": 8, "patch_size": 2, "vision_layers": 1, "vision_dim": 8, "vision_heads": 2, "dim": 8}
+    text = {"vocab_size": 9, "seq_len": 4, "text_layers": 1, "multimodal_layers": 1, "num_heads": 2}
+    model = CoCa(**sizes, **text, num_vision_queries=3)
+    whole = model.flops_per_token()
+    model.requires_grad_(False)
+    frozen = model.flops_per_token()
+    model.multimodal_blocks.requires_grad_(True)
+    assert frozen < model.flops_per_token() < whole
+    # nothing in front of the blocks of both has a backward pass: 2 instead of 6 for each use of the image's weights
+    image = [p for name, p in model.vision.named_parameters() if p.ndim > 1 and "position" not in name]
+    assert whole - model.flops_per_token() > 4 * 16 * sum(p.numel() for p in image) / 4

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from modlib.models.gpt2 import GPT2, Block
+from modlib.models.imported_arguments import arguments_from_transformers
 from modlib.models.lora import LoRAModel
 from modlib.models.plain_types import plain_type, unwrapped
 from modlib.models.weight_names import (
     architecture_of,
-    arguments_from_transformers,
     from_transformers,
     to_transformers,
 )
@@ -167,35 +167,6 @@ def test_models_without_a_counterpart_are_refused() -> None:
     assert (
         architecture_of(GPT2(**plain, position="rotary", norm=nn.RMSNorm, activation="swiglu", bias=False)) == "llama"
     )
-
-
-@pytest.mark.parametrize(
-    ("config", "text"),
-    [
-        ({"model_type": "bert"}, "model_type ('bert') must be 'gpt2' or 'llama'"),
-        (
-            {**gpt2().config.to_dict(), "scale_attn_by_inverse_layer_idx": True},
-            "scale_attn_by_inverse_layer_idx (True) must be False to be expressed as GPT2",
-        ),
-        (
-            {**gpt2().config.to_dict(), "activation_function": "swish"},
-            "activation_function ('swish') must be one of 'gelu_new', 'gelu_pytorch_tanh', 'gelu', 'relu'",
-        ),
-        (
-            {**gpt2().config.to_dict(), "attn_pdrop": 0.2},
-            "embd_pdrop, attn_pdrop and resid_pdrop ([0.1, 0.2]) must be equal to be GPT2.dropout",
-        ),
-        (
-            {**llama().config.to_dict(), "rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}, "head_dim": 32},
-            "rope_type ('llama3') must be 'default' to be expressed as GPT2\n"
-            "head_dim (32) must be 16 to be expressed as GPT2",
-        ),
-    ],
-)
-def test_settings_that_cannot_be_expressed_are_refused(config: dict[str, Any], text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        arguments_from_transformers(config)
-    assert str(caught.value) == text
 
 
 class MyNorm(nn.LayerNorm):

@@ -37,6 +37,7 @@ PLAN = Plan(
     memory_per_rank_bytes={"parameters": 2**23, "gradients": 2**23, "optimizer": 2**24, "activations": 2**28},
     checkpoint_bytes=49 * 2**20,
     learning_rates=[6e-4 * (1 - step / 600) for step in range(600)],
+    roles=["matrix: 3.2M in 16 parameters, weight decay 0.1", "bias: 9k in 16 parameters, no weight decay"],
     dataset={"path": "stdlib:train", "num_tokens": 6_100_000, "num_documents": 1234},
     device="cpu",
     num_threads=1,
@@ -83,6 +84,7 @@ def test_every_number_is_in_the_banner(width: int) -> None:
         "config hash 1a2b3c4d1a2b3c4d",
         "versions modlib 0.1.0, torch 2.13.0",
         "note the corpus is made first",
+        "optimizer matrix: 3.2M in 16 parameters, weight decay 0.1 bias: 9k in 16 parameters, no weight decay",
     ]:
         assert expected in words
     assert "learning rate over steps" in text

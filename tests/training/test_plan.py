@@ -62,3 +62,17 @@ def test_what_cannot_be_exported_is_said_before_it_is_trained(setting: str, text
     if text is not None:
         assert text in notes[0]
         assert notes[0].endswith("; modlib export --plain writes its weights alone")
+
+
+def test_the_plan_says_how_the_optimizer_treats_each_role() -> None:
+    config = load([TINY, "optim/muon.gin"], [])
+    assert make_plan(build_experiment(config), config, 1).roles == [
+        "matrix: 24.6k in 8 parameters, Muon, weight decay 0.1",
+        "embedding: 132k in 2 parameters, AdamW, weight decay 0.1",
+        "vector: 160 in 5 parameters, AdamW, no weight decay",
+        "bias: 736 in 13 parameters, AdamW, no weight decay",
+    ]
+    config = load([TINY, "models/lora.gin"], [])
+    plan = make_plan(build_experiment(config), config, 1)
+    assert plan.roles == ["matrix: 3.07k in 8 parameters, weight decay 0.1"]
+    assert plan.flops_convention == "partly"

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
 from modlib.data.text.chat_contents import (
     ANSWER,
@@ -222,8 +222,15 @@ class ChatTemplate:
             raise self._stopped(str(error)) from error
         except (LimitReached, MemoryError):
             raise
+        except UndefinedError as error:
+            if "'strftime_now'" in str(error):  # no row's fault
+                raise ConfigError(
+                    f"chat template {self.name} must write the same text on any day; it asks for the date "
+                    "(strftime_now): write a date in its place"
+                ) from error
+            raise _failure(error) from error
         except Exception as error:  # whatever the template does with values it did not expect
-            raise RenderError(f"makes the chat template fail ({type(error).__name__}: {error})") from error
+            raise _failure(error) from error
 
     @contextmanager
     def _limits(self) -> Iterator[None]:
@@ -240,6 +247,10 @@ class ChatTemplate:
         return ConfigError(
             f"chat template {self.name} must stay in its sandbox; it was stopped ({why}): use a template you trust"
         )
+
+
+def _failure(error: Exception) -> RenderError:
+    return RenderError(f"makes the chat template fail ({type(error).__name__}: {error})")
 
 
 def find_chat_template(tokenizer: TextTokenizer, path: Path | None) -> ChatTemplate:

@@ -70,7 +70,7 @@ class PlainText:
         known = self._unknown not in self._special or self._special[self._unknown] in END_OF_DOCUMENT_TOKENS
         self._never = set(self._special) - (set() if known else {self._unknown})
         self._watched = set(self._never)
-        if self._kind == "Unigram" and all(map(self._is_spelled, self._special)):
+        if self._special and self._kind == "Unigram" and all(map(self._is_spelled, self._special)):
             self._encoder = self._speller  # its vocabulary has them all: nothing would be encoded twice
         elif self._unknown in self._special and self._unknown in self._ids_of(self._special[self._unknown]):
             self._watched |= {self._unknown} if self._is_spelled(self._unknown) else set()
@@ -82,14 +82,22 @@ class PlainText:
     @cached_property
     def _speller(self) -> tokenizers.Tokenizer:
         """The tokenizer with the texts of special tokens out of reach, made when it is first needed."""
-        return _without_special_texts(self._library.to_str(), self._special)
+        content = self._content
+        del self._content  # large, and changed now
+        return _without_special_texts(content, self._special)
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        """The tokenizer.json."""
+        return parse_json(self._library.to_str(), dict[str, Any], place="tokenizer")
 
     @cached_property
     def _unknown(self) -> int | None:
-        """The id of what the vocabulary does not have."""
+        """The id of what the vocabulary does not have; None as well where nothing is special."""
+        if not self._special:
+            return None
         if self._kind == "Unigram":
-            content = parse_json(self._library.to_str(), dict[str, Any], place="tokenizer")
-            found: int | None = content["model"].get("unk_id")
+            found: int | None = self._content["model"].get("unk_id")
             return found
         token = self._library.model.unk_token
         return None if token is None else self._library.token_to_id(token)
@@ -213,13 +221,12 @@ def back_to_back(rows: list[list[int]]) -> tuple[Ids, Lengths]:
     return np.fromiter(chain.from_iterable(rows), np.uint32, int(lengths.sum())), lengths
 
 
-def _without_special_texts(text: str, special: dict[int, str]) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json with the texts of special tokens replaced by some that no text has.
+def _without_special_texts(content: dict[str, Any], special: dict[int, str]) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json, which is changed: no text has what stands for special tokens then.
 
     Every id keeps its place. The unknown token of a model that looks words up keeps its text, which gives the unknown
     id either way.
     """
-    content = parse_json(text, dict[str, Any], place="tokenizer")
     model = content["model"]
     kind = model.get("type", "BPE")
     kept = {model.get("unk_token")} if kind in ("WordLevel", "WordPiece") else set()

@@ -149,7 +149,7 @@ class PretrainedSPTokenizer:
         if token is None and self.documents_end is not None:
             return self.documents_end
         own, (named, why_not) = self._model.eos_id(), (None, "")
-        if token is None and own < 0:
+        if token is None and own < 0 and not self.path.name.endswith(".tokenizer.model"):  # a copy beside packed data
             named, why_not = end_in_folder(self.path.parent)
         return self._chosen("end-of-document token", token, own, END_OF_DOCUMENT_TOKENS, named, why_not)
 

@@ -220,26 +220,32 @@ def trained(folder: Path, name: str, steps: int, *flags: str, params: list[str] 
     return RunFolder(folder / name)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 10 steps whose decay begins after 8, and one of 16."""
+    folder = tmp_path_factory.mktemp("made")
+    trained(folder, "short", 10, *WSD)
+    trained(folder, "long", 16, *WSD)
+    return folder
+
+
+@pytest.fixture
+def short(made: Path, tmp_path: Path) -> RunFolder:
+    """A copy of the run of 10 steps."""
+    return RunFolder(shutil.copytree(made / "short", tmp_path / "run"))
+
+
 @pytest.mark.slow
-def test_a_finished_run_is_extended_to_the_bit(tmp_path: Path) -> None:
-    run = trained(tmp_path, "run", 10, *WSD)
-    trained(tmp_path, "run", 16, *WSD)
-    long = trained(tmp_path, "long", 16, *WSD)
-    assert numbers(run.path) == numbers(long.path)
+def test_a_finished_run_is_extended_to_the_bit(made: Path, short: RunFolder, tmp_path: Path) -> None:
+    run = trained(tmp_path, "run", 16, *WSD)
+    assert numbers(run.path) == numbers(made / "long")
     assert len([line for line in metrics(run.path) if "train/loss" in line]) == 16
     state = run.read()
     assert (state["status"], state["step"], state["extended"][0]["at_step"]) == ("finished", 16, 8)
-    kept = RunFolder(run.path / lengthening.BEFORE / "0001")
+    kept = RunFolder(short.path / lengthening.BEFORE / "0001")
     assert metrics(kept.path)[-1]["step"] == 10
     assert [path.name for path in kept.checkpoints_path.iterdir()] == ["step-00000010"]
-
-
-@pytest.mark.slow
-def test_the_kept_decay_is_still_a_model(tmp_path: Path) -> None:
-    run = trained(tmp_path, "run", 10, *WSD)
-    trained(tmp_path, "run", 16, *WSD)
-    done = modlib("generate", run.path / lengthening.BEFORE / "0001", "--prompt", "def ", "--max_new_tokens", "2")
-    assert done.stdout.startswith("def ")
+    assert modlib("generate", kept.path, "--prompt", "def ", "--max_new_tokens", "2").stdout.startswith("def ")
     assert "finished" in modlib("ls", "--runs_dir", tmp_path).stdout
     again = launch(TINY, [*PARAMS, "NUM_STEPS=16"], *WSD, "--runs_dir", str(tmp_path), "--name", "run")
     assert "is finished: 16 steps are done" in again.stderr
@@ -247,19 +253,27 @@ def test_the_kept_decay_is_still_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [WSD, ("--gin_param", "train.scheduler=@DummyLR")], ids=["wsd", "constant"])
-def test_branches_equal_one_long_run_to_the_bit(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    trained(tmp_path, "old", 10, *flags)
-    new = trained(tmp_path, "new", 16, *flags, "--branch_from", "old", "--step", "4")
-    long = trained(tmp_path, "long", 16, *flags)
-    assert numbers(new.path) == numbers(long.path)
+def test_a_branch_equals_one_long_run_to_the_bit(made: Path, tmp_path: Path) -> None:
+    new = trained(tmp_path, "new", 16, *WSD, "--branch_from", str(made / "short"), "--step", "4")
+    assert numbers(new.path) == numbers(made / "long")
     record = new.read()["branched_from"]
-    assert (record["run"], record["at_step"], record["path"]) == ("old", 4, str(tmp_path / "old"))
+    assert (record["run"], record["at_step"], record["path"]) == ("short", 4, str(made / "short"))
     assert modlib("resume", new.path).output.count("is finished") == 1
 
 
 @pytest.mark.slow
-def test_extended_twice_and_killed_before_the_first_new_checkpoint(tmp_path: Path) -> None:
+def test_a_constant_rate_goes_on_from_the_newest_checkpoint_to_the_bit(tmp_path: Path) -> None:
+    constant = ["train.scheduler=@DummyLR"]
+    run = trained(tmp_path, "run", 6, params=constant)
+    trained(tmp_path, "run", 10, params=constant)
+    long = trained(tmp_path, "long", 10, params=constant)
+    ends = {(6, "val/validation/loss")}  # of the run of 6 steps
+    assert [one for one in numbers(run.path) if (one[0], one[2]) not in ends] == numbers(long.path)
+    assert not (run.path / lengthening.BEFORE).exists()
+
+
+@pytest.mark.slow
+def test_extended_twice_and_killed_before_the_first_new_checkpoint(made: Path, tmp_path: Path) -> None:
     """The old checkpoint is taken up a second time: its schedule's state must not come back with it."""
     run = trained(tmp_path, "run", 6, *WSD)
     trained(tmp_path, "run", 10, *WSD)
@@ -268,16 +282,17 @@ def test_extended_twice_and_killed_before_the_first_new_checkpoint(tmp_path: Pat
     run.update(status="stopped", step=4)
     trained(tmp_path, "run", 10, *WSD)
     trained(tmp_path, "run", 16, *WSD)
-    long = trained(tmp_path, "long", 16, *WSD)
     ends = {(6, "val/validation/loss")}  # of the run of 6 steps, whose last is before its decay
-    assert [one for one in numbers(run.path) if (one[0], one[2]) not in ends] == numbers(long.path)
+    assert [one for one in numbers(run.path) if (one[0], one[2]) not in ends] == numbers(made / "long")
     assert [one["to_steps"] for one in run.read()["extended"]] == [10, 16]
 
 
 @pytest.mark.slow
-def test_an_extension_is_decided_on_the_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extension_is_decided_on_the_login_node(
+    made: Path, short: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The job that SLURM starts later finds the folder as if the run had always been so long."""
-    run = trained(tmp_path, "run", 10, *WSD)
+    run = short
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("sbatch", "srun"):  # a job that waits for ever
@@ -291,15 +306,14 @@ def test_an_extension_is_decided_on_the_login_node(tmp_path: Path, monkeypatch: 
     assert load([run.config_path]).resolved["train.num_steps"] == 16
     run.update(status="stopped", slurm={})
     assert modlib("show", run.path).output
-    long = trained(tmp_path, "long", 16, *WSD)
-    assert numbers(trained(tmp_path, "run", 16, *WSD).path) == numbers(long.path)
+    assert numbers(trained(tmp_path, "run", 16, *WSD).path) == numbers(made / "long")
 
 
 @pytest.mark.slow
 def test_two_processes_extend_a_run_that_left_its_global_batch_open(tmp_path: Path) -> None:
     two = ["Local.num_processes=2"]
-    run = trained(tmp_path, "run", 10, *WSD, params=two)
-    trained(tmp_path, "run", 16, *WSD, params=two)
-    assert numbers(run.path) == numbers(trained(tmp_path, "long", 16, *WSD, params=two).path)
+    run = trained(tmp_path, "run", 5, *WSD, params=two)
+    trained(tmp_path, "run", 7, *WSD, params=two)
+    assert numbers(run.path) == numbers(trained(tmp_path, "long", 7, *WSD, params=two).path)
     (record,) = run.read()["extended"]
     assert record["to_hash"] == run.read()["config_hash"]

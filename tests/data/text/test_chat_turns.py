@@ -17,13 +17,13 @@ from tests.compatibility.chat import CONVERSATIONS, Messages, row, turns
 from tests.compatibility.chat_templates import EQUAL, FAMILIES, MARKERS, Family
 
 REMEDY = ": mark what is trained with {% generation %} and {% endgeneration %}, as docs/data.md shows (What is trained)"
+START = "chat template t.jinja must show what the assistant says in a conversation; it "
 REFUSED = {
-    "DeepSeek R1": "without, any: chat template t.jinja must show what the assistant says in a conversation; it "
-    "announces an answer with '<|assistant|><think>\\n', but does not write that before it ('<s><|user|>Is 91 a "
-    f"prime?<|assistant|>'){REMEDY}",
-    "Qwen3 Thinking": "without, two: chat template t.jinja must show what the assistant says in a conversation; it "
-    "writes an earlier answer otherwise than the last one, not behind '<|im_start|>assistant\\n<think>\\n', which "
-    f"announces an answer{REMEDY}, or end each conversation with its first answer",
+    "DeepSeek R1": "announces an answer with '<|assistant|><think>\\n', but does not write that before it ('<s><|user|>"
+    f"Is 91 a prime?<|assistant|>'){REMEDY}",
+    "Qwen3 Thinking": "writes an earlier answer otherwise than the last one, not behind "
+    "'<|im_start|>assistant\\n<think>\\n', which announces an answer"
+    f"{REMEDY}, or end each conversation with its first answer",
 }
 
 
@@ -33,7 +33,13 @@ def test_text_ids_and_mask_of_a_family_are_those_of_transformers(family: str, tm
     found = row(family, tmp_path)
     assert found.checked.startswith("with blocks: text, " if family in REFUSED else "text, ids and mask of 12"), found
     assert (found.result == EQUAL) == (family not in REFUSED)
-    assert found.checked.endswith(REFUSED.get(family, ""))
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_what_is_refused_names_the_fault_and_the_remedy(family: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        trained(FAMILIES[family].plain, CONVERSATIONS["two"])
+    assert str(caught.value) == START + REFUSED[family]
 
 
 def test_the_docs_template_with_blocks_is_chatml() -> None:
@@ -153,8 +159,7 @@ def test_a_header_that_differs_from_turn_to_turn_is_not_trained_but_refused() ->
 def test_templates_of_which_nothing_can_be_told_are_refused_once(text: str, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
         trained(text, turns("user", "Hi", "Yes."))
-    start = "chat template t.jinja must show what the assistant says in a conversation; it "
-    assert str(caught.value) == start + why
+    assert str(caught.value) == START + why
 
 
 def test_a_question_that_is_written_otherwise_once_it_is_answered() -> None:

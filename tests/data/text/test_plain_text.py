@@ -184,3 +184,31 @@ def test_special_ids_are_found_however_they_are_spread(number: int, tmp_path: Pa
     for one in range(len(tokens)):
         assert plain.any_watched(np.array([0, one], np.uint32)) == (one % 2 == 1), one
     assert not plain.any_watched(np.zeros(0, np.uint32))
+
+
+BUILDS = [small.gemma, small.roberta, small.deepseek, small.t5, small.word_level, small.word_piece, small.whole_words,
+          small.lower_case]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory: pytest.TempPathFactory) -> list[PretrainedHFTokenizer]:
+    return [PretrainedHFTokenizer(build(tmp_path_factory.mktemp(build.__name__))) for build in BUILDS]
+
+
+PARTS = ["</s>", "<s>", "<unk>", "[UNK]", "[EOS]", "[SEP]", "<EOD>", "<eod>", "<｜end▁of▁sentence｜>", "<pad>", "the",
+         "fox", "x", " ", "<", "é", "\U0010fffe"]  # fmt: skip
+
+
+@given(st.lists(st.lists(st.sampled_from(PARTS), max_size=5).map("".join), max_size=4))
+@settings(max_examples=60)
+def test_no_special_id_comes_out_of_any_text(families: list[PretrainedHFTokenizer], texts: list[str]) -> None:
+    for tokenizer in families:
+        unknown = {tokenizer._tokenizer.token_to_id(one) for one in ("[UNK]", "<unk>")}
+        try:
+            ids, lengths = tokenizer.encode_batch(texts)
+        except PlainTextError:
+            assert any("[EOS]" in text for text in texts), tokenizer.path
+            continue
+        assert not [one for one in set(ids.tolist()) - unknown if tokenizer.is_special(one)]
+        assert ids.tolist() == [one for text in texts for one in tokenizer.encode(text)]
+        assert len(lengths) == len(texts)

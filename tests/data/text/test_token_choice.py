@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 
 from modlib.data.text.tokenizer import Tokenizer
 from modlib.data.tokenizers.from_files import load_tokenizer
 from modlib.data.tokenizers.huggingface_tokenizer import PretrainedHFTokenizer
 from modlib.runtime.errors import ConfigError
 from tests.data import small_tokenizers as small
+from tests.data.conftest import SENTENCES
 
 TAG, LEFT_OVER = 261, 260
 
@@ -98,3 +100,23 @@ def test_what_begins_and_ends_texts_is_chosen_likewise(tmp_path: Path, caplog: p
     (tmp_path / "deepseek" / "tokenizer_config.json").write_text(json.dumps({}))
     with pytest.raises(ConfigError, match=r"bos_token \(<\|begin_of_text\|> or <s> or .* must be a special token of"):
         PretrainedHFTokenizer(tmp_path / "deepseek", add_bos=True)
+
+
+def test_a_sentencepiece_model_without_an_end_of_its_own(tmp_path: Path) -> None:
+    """Its `</s>` is user-defined, which text can hold; the folder names a control piece."""
+    sentencepiece.SentencePieceTrainer.Train(
+        sentence_iterator=iter(SENTENCES * 20), model_prefix=str(tmp_path / "sp"), vocab_size=60, eos_id=-1,
+        user_defined_symbols=["</s>"], control_symbols=["<fin>"], hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = load_tokenizer(tmp_path / "sp.model")
+    with pytest.raises(ConfigError) as caught:
+        tokenizer.end_of_document_id()
+    assert str(caught.value) == (
+        "end-of-document token (<|endoftext|> or <|end_of_text|> or </s> or <eos>) must be a special piece of "
+        f"{tmp_path / 'sp.model'}, which has </s> as an ordinary one; name one of its control pieces: <s>, <fin>"
+    )
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<fin>"}')
+    assert tokenizer.end_of_document_id() == tokenizer.token_id("<fin>")
+    copy = (tmp_path / "sp.model").rename(tmp_path / "books.tokenizer.model")
+    with pytest.raises(ConfigError, match=r"must be a special piece"):
+        load_tokenizer(copy).end_of_document_id()
