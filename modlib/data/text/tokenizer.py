@@ -45,6 +45,8 @@ class TextTokenizer(Protocol):
     """What else changes its ids, as text; empty when nothing is added to them or taken from them."""
     documents_end: int | None
     """The id that ends the documents it made, where their header says so: then `end_of_document_id` gives that one."""
+    documents_begin: int | None
+    """The id before every text of these documents, where their header names one."""
 
     @property
     def vocab_size(self) -> int:
@@ -114,6 +116,7 @@ class Tokenizer:
 
     settings = ""
     documents_end: int | None = None
+    documents_begin: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)

@@ -57,6 +57,7 @@ class PretrainedSPTokenizer:
     """
 
     documents_end: int | None = None
+    documents_begin: int | None = None
 
     def __init__(
         self,
