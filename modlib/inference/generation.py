@@ -210,6 +210,7 @@ def sample_text(
     Args:
         model: As for generate; a sharded one needs every rank to call.
         tokenizer: Turns text into ids and back. An empty prompt is its end-of-text token, which starts a document.
+            Where the training data has a token before every text (`documents_begin`), the prompt gets it as well.
         prompt: Text to continue.
         max_new_tokens: Most tokens to add.
         temperature: 0 is greedy.
@@ -228,7 +229,9 @@ def sample_text(
     end_of_document = chosen_end(tokenizer) if end_of_document is None else end_of_document
     stop_tokens = [token for token in (end_of_document, stop_token) if token is not None]
     ids = tokenizer.encode(prompt, special_tokens=True)  # a prompt may hold the marks of a conversation
-    if not ids and end_of_document is not None:
+    if tokenizer.documents_begin is not None:
+        ids = [tokenizer.documents_begin, *ids]
+    elif not ids and end_of_document is not None:
         ids = [end_of_document]
     device = next(model.parameters()).device
     tokens = generate(

@@ -22,12 +22,13 @@ def _refusal(name: str) -> str:
     return f"{name} cannot be adapted: its weight is read without calling it, past the adapter; leave it out of targets"
 
 
-def require_called_adapters(model: nn.Module, forward: Callable[[], object]) -> None:
+def require_called_adapters(model: nn.Module, forward: Callable[[], bool]) -> None:
     """Refuse adapters of layers that the model does not call, or whose weight it reads past them.
 
     Args:
         model: With adapters, on meta.
-        forward: One forward of it. Where it raises, as some models do on meta, only weights read until then count.
+        forward: One forward of it, which says whether it would go so with any values. Where it would not, or raises,
+            as some models do on meta, only weights that were read until then count.
 
     Raises:
         ConfigError: Names the layers; or what the forward itself refuses.
@@ -49,18 +50,18 @@ def require_called_adapters(model: nn.Module, forward: Callable[[], object]) -> 
         return begins, ends
 
     hooks = [hook for name, layer in layers.items() for hook in hooks_of(name, layer)]
-    completed = True
+    is_certain = False
     try:
         with WeightReads(tell):
-            forward()
+            is_certain = forward()
     except ModlibError:
         raise
-    except Exception:
-        completed = False
+    except Exception as error:
+        logger.debug("the forward on meta ended in %r: the first step tells of adapters that are not used", error)
     finally:
         for hook in hooks:
             hook.remove()
-    wrong = sorted(read_past | (set(layers) - called if completed else set()))
+    wrong = sorted(read_past | (set(layers) - called if is_certain else set()))
     if wrong:
         raise ConfigError([_refusal(name) for name in wrong])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from dataclasses import dataclass
@@ -121,6 +122,8 @@ def write_tokenizer(folder: Path, tokenizer: DataTokenizer, seq_len: int | None)
     (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     text = json.dumps(told, indent=2, ensure_ascii=False, sort_keys=True)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    if importlib.util.find_spec("transformers") is None:
+        return  # a model of one's own needs no transformers; nothing here can read the files back
     read: Any = transformers_module().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     for name, token, found in (("eos", end, read.eos_token_id), ("bos", begin, read.bos_token_id)):
         if token is not None and found != token.id:

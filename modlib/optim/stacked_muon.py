@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim import Optimizer
 
+_VALUES_AT_ONCE = 1 << 26  # 128 MiB in bfloat16, of which a few are held
+
 
 class StackedMuon(Optimizer):
     """torch's Muon for parameters (E, m, n): every one of the E matrices gets the update that it would get alone.
@@ -82,7 +84,7 @@ def _lr_ratio(adjust_lr_fn: str | None, rows: int, columns: int) -> float:
 def orthogonalized(update: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
     """Each matrix of update (E, m, n) brought near to the closest matrix with orthonormal rows or columns.
 
-    The quintic Newton-Schulz iteration of torch's Muon, in bfloat16, for all matrices at once.
+    The quintic Newton-Schulz iteration of torch's Muon, in bfloat16, for many matrices at once.
 
     Args:
         update: On any device; E may be 0.
@@ -93,12 +95,17 @@ def orthogonalized(update: Tensor, coefficients: tuple[float, float, float], num
     Returns:
         (E, m, n), in the dtype of update.
     """
+    at_once = max(1, _VALUES_AT_ONCE // max(1, math.prod(update.shape[-2:])))
+    parts = [_iterated(part.bfloat16(), coefficients, num_steps, eps) for part in update.split(at_once)]
+    return torch.cat(parts).to(update.dtype)
+
+
+def _iterated(x: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
     a, b, c = coefficients
-    is_tall = update.shape[-2] > update.shape[-1]
-    x = update.bfloat16()
+    is_tall = x.shape[-2] > x.shape[-1]
     x = x.mT if is_tall else x
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
     for _ in range(num_steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).to(update.dtype)
+    return x.mT if is_tall else x

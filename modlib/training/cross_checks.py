@@ -163,15 +163,16 @@ def check_adapters(config: Config, experiment: Experiment, model: Any, dataset: 
             require_called_adapters(model, partial(_forward_on_meta, config, experiment, model, dataset))
 
 
-def _forward_on_meta(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> None:
-    """The loss of one window, of which only the course is real."""
+def _forward_on_meta(config: Config, experiment: Experiment, model: Any, dataset: Dataset | None) -> bool:
+    """The loss of one window, of which only the course is real; says whether that did not hang on any value."""
     inputs: Any = torch.zeros(1, model.seq_len, dtype=torch.int64)
     targets = inputs
     if dataset is not None:
         inputs, targets = load_batch(dataset, build(config, experiment.collate), np.zeros(1, dtype=np.int64))
     inputs = map_tensors(lambda tensor: tensor.to("meta"), inputs)
-    with torch.no_grad(), MetaAnswers():
+    with torch.no_grad(), MetaAnswers() as answers:
         CausalObjective(build(config, experiment.loss))(model, (inputs, targets.to("meta")))
+    return answers.asked == 0
 
 
 def check_takes_documents(config: Config, part: Any, attribute: str) -> None:

@@ -330,6 +330,15 @@ def test_an_empty_prompt_starts_a_document(end: str) -> None:
     assert model.given == [257]
 
 
+def test_a_prompt_begins_as_the_texts_of_the_training_data() -> None:
+    tokenizer = byte_tokenizer("<s>", "</s>")
+    tokenizer.documents_begin, tokenizer.documents_end = 256, 257
+    for prompt in ("", "ab"):
+        model = Reciting(tokenizer, "yes", last=257)
+        assert sample_text(model, tokenizer, prompt) == prompt + "yes"
+        assert model.given == [256, *tokenizer.encode(prompt)]
+
+
 def test_an_empty_prompt_needs_a_token_that_starts_a_document() -> None:
     with pytest.raises(ConfigError, match=r"prompt \(1, 0\) must be \(batch, tokens\) with at least 1 token"):
         sample_text(small(), byte_tokenizer("<pad>"), "")

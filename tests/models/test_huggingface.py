@@ -371,8 +371,9 @@ def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     refused(r"^path \(None\) and config \(None\) must be exactly one; path loads weights from a folder, config builds")
     refused(r"^path \('x'\) and config \(a mapping\) must be exactly one", path="x", config=llama)
     refused(
-        r"^path \('openai/gpt2'\) must be an existing local folder; nothing is downloaded, so fetch a model of the hub "
-        r"first \(hf download openai/gpt2 --local-dir FOLDER\); there is no /.*/openai/gpt2$",
+        r"^path \('openai/gpt2'\) must be an existing local folder; there is no /.*/openai/gpt2; if openai/gpt2 is a "
+        r"name of the hub, download it first, since modlib downloads nothing: "
+        r"hf download openai/gpt2 --local-dir gpt2$",
         path="openai/gpt2",
     )
     refused(rf"^path \('{tmp_path}'\) must have a config.json of transformers", path=str(tmp_path))

@@ -91,6 +91,14 @@ def test_every_matrix_is_orthogonalized_by_itself() -> None:
     assert orthogonalized(update[:0], (3.4445, -4.7750, 2.0315), 5, 1e-7).shape == (0, 8, 16)
 
 
+def test_as_many_at_once_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    update, settings = torch.randn(5, 8, 16, generator=torch.Generator().manual_seed(3)), ((3.4, -4.8, 2.0), 5, 1e-7)
+    whole = orthogonalized(update, *settings)
+    for values in (1, 2 * 8 * 16):
+        monkeypatch.setattr("modlib.optim.stacked_muon._VALUES_AT_ONCE", values)
+        assert (orthogonalized(update, *settings) - whole).abs().max() < 0.02
+
+
 def test_a_mixture_has_three_kinds_of_groups() -> None:
     model = Mixture()
     held = {group["algorithm"]: [] for group in MuonGroups()(model)}

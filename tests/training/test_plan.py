@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from modlib.config import load
-from modlib.runtime.errors import DataError
+from modlib.runtime.errors import ConfigError, DataError
 from modlib.training.building import build, build_experiment
 from modlib.training.plan import flops_per_token, make_plan
 
@@ -62,6 +62,21 @@ def test_what_cannot_be_exported_is_said_before_it_is_trained(setting: str, text
     if text is not None:
         assert text in notes[0]
         assert notes[0].endswith("; modlib export --plain writes its weights alone")
+
+
+def test_units_that_only_two_ranks_would_refute_are_refused_with_their_origin_on_one() -> None:
+    params = ["train.model=@FSDPModel", "FSDPModel.model=@GPT2", "FSDPModel.units=['Block', 'Embedding']"]
+    config = load([TINY], params)
+    with pytest.raises(ConfigError) as caught:
+        make_plan(build_experiment(config), config, 1)
+    assert [problem.splitlines() for problem in caught.value.problems] == [
+        [
+            f"units (Embedding) must have weights that they alone read, but {name}.weight is read outside the forward "
+            "of its Embedding, where it is a shard; leave Embedding out of units",
+            "FSDPModel.units = ['Block', 'Embedding'] was set at --gin_param #3",
+        ]
+        for name in ("position_embedding", "token_embedding")
+    ]
 
 
 def test_the_plan_says_how_the_optimizer_treats_each_role() -> None:

@@ -88,7 +88,7 @@ def _data_tokenizer(trained: TrainedRun) -> DataTokenizer | None:
     """What the training data says; None, with a warning, where its tokenizer is gone."""
     from modlib.data.datasets.dataset import packed_files
     from modlib.data.packing.pack_record import packed_chat_template
-    from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT, boundaries_of
+    from modlib.data.text.boundary_tokens import begin_of, boundaries_of
     from modlib.data.text.tokenizer import Tokenizer
     from modlib.launching.working_directory import in_working_directory
     from modlib.models.exported_tokenizer import DataTokenizer
@@ -101,7 +101,7 @@ def _data_tokenizer(trained: TrainedRun) -> DataTokenizer | None:
             found, end = tokenizer_of(trained, dataset)
             packed: Any = next(packed_files(dataset), None)
             template = None if packed is None else packed_chat_template(packed.path)
-        begin = None if packed is None else packed.header.info.get(BEGIN_OF_TEXT)
+        begin = None if packed is None else begin_of(packed.header)
         boundaries = boundaries_of(end, begin, found)
     except (DataError, ConfigError) as error:
         logger.warning("exported without the training data's tokenizer: %s", error)

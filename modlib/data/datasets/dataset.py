@@ -118,6 +118,7 @@ def tokenizer_of(dataset: Any) -> TextTokenizer | None:
     Raises:
         DataError: It cannot be read.
     """
+    from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT, begin_in_all
     from modlib.data.tokenizers.from_files import load_tokenizer
 
     path = tokenizer_path_of(dataset)
@@ -125,6 +126,7 @@ def tokenizer_of(dataset: Any) -> TextTokenizer | None:
         return None
     tokenizer = load_tokenizer(path)
     tokenizer.documents_end = getattr(dataset, "end_of_document_id", None)
+    tokenizer.documents_begin = begin_in_all(packed.header for packed in packed_files(dataset)).get(BEGIN_OF_TEXT)
     return tokenizer
 
 

@@ -46,7 +46,7 @@ def boundary_tokens(header: PackedHeader | None, tokenizer: TextTokenizer) -> Bo
         DataError: An id of the header is not in the tokenizer's vocabulary.
     """
     end_id = None if header is None else header.end_of_document_id
-    begin_id = None if header is None else header.info.get(BEGIN_OF_TEXT)
+    begin_id = None if header is None else begin_of(header)
     return boundaries_of(end_id, begin_id, tokenizer)
 
 
@@ -59,10 +59,17 @@ def boundaries_of(end_id: int | None, begin_id: int | None, tokenizer: TextToken
     return BoundaryTokens(end, begin)
 
 
+def begin_of(header: PackedHeader) -> int | None:
+    """The id that stands before every text, as the header's info says; None where it says none that can be."""
+    found = header.info.get(BEGIN_OF_TEXT)
+    return found if isinstance(found, int) and 0 <= found < header.vocab_size else None
+
+
 def begin_in_all(headers: Iterable[PackedHeader]) -> dict[str, int]:
     """What a header's info says of the token before every text, where all of these say the same; else nothing."""
-    first, *others = {header.info.get(BEGIN_OF_TEXT) for header in headers}
-    return {} if first is None or others else {BEGIN_OF_TEXT: first}
+    found = set(map(begin_of, headers))
+    first = found.pop() if len(found) == 1 else None
+    return {} if first is None else {BEGIN_OF_TEXT: first}
 
 
 def chosen_end(tokenizer: TextTokenizer) -> int | None:

@@ -49,6 +49,7 @@ class Chat:
     def _take_markers(self, markers: Sequence[str]) -> None:
         self.markers = tuple(sorted(dict.fromkeys(markers), key=len, reverse=True))  # the longest is read
         self._marker = _any_of(self.markers)
+        self._next_marker = re.compile(rf"\s*(?:{self._marker.pattern})")
         self._in_json = _any_of([json.dumps(one, ensure_ascii=False)[1:-1] for one in self.markers])
 
     def conversation(self, row: Any) -> Conversation:
@@ -124,15 +125,10 @@ class Chat:
                 closing = text[end:].rstrip()
                 end += len(closing) if closing.endswith(self.markers) else 0
             elif messages[number + 1]["role"] != "assistant":
-                end += self._to_next_marker(text[end:])
+                following = self._next_marker.match(text, end)
+                end = following.end() if following else end
             trained.append((begin, end))
         return trained
-
-    def _to_next_marker(self, text: str) -> int:
-        """Characters up to the end of a marker that a text begins with, with white space before it; 0 without one."""
-        begin = len(text) - len(text.lstrip())
-        marker = self._marker.match(text, begin)
-        return 0 if marker is None else marker.end()
 
     def _check_answers(self, whole: str, trained: Sequence[tuple[int, int]], messages: Sequence[Message]) -> None:
         """Templates leave things out: thoughts of earlier answers are theirs to drop, an answer is not."""

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
 from modlib.data.text.chat_contents import (
     ANSWER,
@@ -27,7 +27,7 @@ from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.template_sandbox import BEGIN, END, LimitReached, hidden_names, sandbox
 from modlib.data.text.token_choice import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, named_in_folder
 from modlib.data.text.tokenizer import TextTokenizer
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, unreadable
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -222,8 +222,15 @@ class ChatTemplate:
             raise self._stopped(str(error)) from error
         except (LimitReached, MemoryError):
             raise
+        except UndefinedError as error:
+            if "'strftime_now'" in str(error):  # no row's fault
+                raise ConfigError(
+                    f"chat template {self.name} must write the same text on any day; it asks for the date "
+                    "(strftime_now): write a date in its place"
+                ) from error
+            raise _failure(error) from error
         except Exception as error:  # whatever the template does with values it did not expect
-            raise RenderError(f"makes the chat template fail ({type(error).__name__}: {error})") from error
+            raise _failure(error) from error
 
     @contextmanager
     def _limits(self) -> Iterator[None]:
@@ -240,6 +247,10 @@ class ChatTemplate:
         return ConfigError(
             f"chat template {self.name} must stay in its sandbox; it was stopped ({why}): use a template you trust"
         )
+
+
+def _failure(error: Exception) -> RenderError:
+    return RenderError(f"makes the chat template fail ({type(error).__name__}: {error})")
 
 
 def find_chat_template(tokenizer: TextTokenizer, path: Path | None) -> ChatTemplate:
@@ -261,7 +272,9 @@ def find_chat_template(tokenizer: TextTokenizer, path: Path | None) -> ChatTempl
         try:
             return ChatTemplate(path.read_text("utf-8"), variables, str(path))
         except OSError as error:
-            raise ConfigError(f"chat template {path} cannot be read: {error.strerror}; check the path") from error
+            raise unreadable(
+                f"chat template {path} cannot be read: {error.strerror}; check the path", error, "model"
+            ) from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"chat template {path} must be UTF-8 text; byte {error.start} is not") from error
     found = named.get("chat_template")

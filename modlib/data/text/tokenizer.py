@@ -28,7 +28,6 @@ from modlib.data.text.token_choice import (
 )
 from modlib.data.text.tokenizer_fingerprint import tokenizer_fingerprint
 from modlib.runtime.errors import ConfigError, DataError, unreadable
-from modlib.runtime.hub_names import hub_hint
 from modlib.runtime.json_files import parse_json
 
 Spans = npt.NDArray[np.int64]
@@ -46,6 +45,8 @@ class TextTokenizer(Protocol):
     """What else changes its ids, as text; empty when nothing is added to them or taken from them."""
     documents_end: int | None
     """The id that ends the documents it made, where their header says so: then `end_of_document_id` gives that one."""
+    documents_begin: int | None
+    """The id before every text of these documents, where their header names one."""
 
     @property
     def vocab_size(self) -> int:
@@ -115,6 +116,7 @@ class Tokenizer:
 
     settings = ""
     documents_end: int | None = None
+    documents_begin: int | None = None
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
@@ -122,7 +124,7 @@ class Tokenizer:
             self._read(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise unreadable(
-                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path{hub_hint(path)}", error
+                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path", error, "model"
             ) from error
 
     def _read(self, text: str) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from modlib.cli.start.launch import app as launch_app
 from modlib.cli.start.longer import change_of
 from modlib.config import Config, load
 from modlib.launching import lengthening
@@ -160,6 +162,31 @@ def test_branches_that_are_refused(tmp_path: Path) -> None:
     assert told(lambda: change_of(longer, other, source, 8), RunFolderError) == (
         f"name (other) must be of a new run, or of one that branched from 'old', but {other.path} is another; choose "
         "another --name"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--branch_from", "old"], "--branch_from goes with --name, the new run's, and not with --sweep"),
+        (["--branch_from", "old", "--name", "n", "--sweep", "LR=[1e-3]"], "goes with --name, the new run's, and not"),
+        (["--step", "4"], "--step goes with --branch_from"),
+        (["--branch_from", "old", "--name", "n"], "RUN (old) must be a run in"),
+    ],
+)
+def test_flags_that_do_not_go_together(words: list[str], said: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(launch_app, ["--gin_file", TINY, "--runs_dir", str(tmp_path), *words])
+    assert done.exit_code in (2, 4)
+    assert said in " ".join(done.output.replace("│", " ").split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_its_configuration_is_no_source(tmp_path: Path) -> None:
+    source = RunFolder(tmp_path / "old")
+    source.create()
+    assert (
+        told(lambda: change_of(planned("wsd", 40), RunFolder(tmp_path / "new"), source, None), RunFolderError)
+        == f"--branch_from ({source.path}) must have a config.gin; there is none"
     )
 
 

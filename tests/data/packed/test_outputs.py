@@ -92,10 +92,10 @@ def test_the_list_of_rows_left_out_is_not_packed_and_removed(tokenizer: Tokenize
 
 
 def test_pack_replaces_no_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    source, model = write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "tokenizer.json"
+    source, model = write_jsonl(tmp_path / "a.jsonl", TEXTS), tmp_path / "tokenizer.saved"
     model.write_bytes(tokenizer.path.read_bytes())
     before = contents(tmp_path)
-    with pytest.raises(ConfigError, match=r"^output \(.*tokenizer.json\) must not be an input"):
+    with pytest.raises(ConfigError, match=r"^output \(.*tokenizer.saved\) must not be an input"):
         pack([source], model, model, overwrite=True)
     assert contents(tmp_path) == before
 

@@ -115,6 +115,9 @@ def test_what_stands_before_every_text_is_told_and_kept(tmp_path: Path) -> None:
     for name in ("a", "merged", "mixed"):
         found = boundary_tokens(PackedFile(tmp_path / f"{name}.packed").header, begins)
         assert found == ((1, "<eos>"), (2, "<bos>")), name
+    made_it = tokenizer_of(PackedDataset(path=str(both[0]), seq_len=2))
+    assert made_it is not None
+    assert (made_it.documents_begin, made_it.documents_end) == (2, 1)
     merge([both[0], tmp_path / "none.packed"], tmp_path / "unlike.packed")
     assert boundary_tokens(PackedFile(tmp_path / "unlike.packed").header, begins) == ((1, "<eos>"), (1, "<eos>"))
 

@@ -9,7 +9,7 @@ from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 
 from modlib.data.packed.file import PackedFile
 from modlib.data.packed.writer import PackedFileWriter
-from modlib.data.text.boundary_tokens import BoundaryToken, boundary_tokens
+from modlib.data.text.boundary_tokens import BEGIN_OF_TEXT, BoundaryToken, boundary_tokens
 from modlib.data.text.tokenizer import Tokenizer
 from modlib.data.tokenizers.huggingface_tokenizer import PretrainedHFTokenizer
 from modlib.runtime.errors import DataError
@@ -45,6 +45,9 @@ def test_the_headers_id_counts_and_begins_the_next_text(tmp_path: Path) -> None:
     assert boundary_tokens(header, tokenizer) == (BoundaryToken(3, "<EOD>"), BoundaryToken(3, "<EOD>"))
     header = header_of(tmp_path / "b.packed", tokenizer, end_of_document_id=2, info={"begin_of_text_id": 0})
     assert boundary_tokens(header, tokenizer) == (BoundaryToken(2, "x"), BoundaryToken(0, "the"))
+    for number, wrong in enumerate(["0", -1, 4, None]):
+        header = header_of(tmp_path / f"{number}.packed", tokenizer, end_of_document_id=2, info={BEGIN_OF_TEXT: wrong})
+        assert boundary_tokens(header, tokenizer).begin == (2, "x")
     header = header_of(tmp_path / "c.packed", tokenizer, end_of_document_id=9)
     with pytest.raises(DataError, match=r"token id \(9\) must be one of"):
         boundary_tokens(header, tokenizer)

@@ -122,6 +122,13 @@ def test_a_text_does_not_depend_on_the_day_or_on_chance() -> None:
         template("{{ messages | random }}")
     with pytest.raises(ValueError, match="'lipsum' is undefined"):
         template("{{ lipsum() }}").render(CHAT)
+    for text in ("{{ strftime_now('%Y') }}" + PLAIN, "{{ strftime_now('%Y') }}" + MARKED):  # no row's fault
+        with pytest.raises(ConfigError) as caught:
+            template(text).conversation(CHAT)
+        assert str(caught.value) == (
+            "chat template t.jinja must write the same text on any day; it asks for the date (strftime_now): write a "
+            "date in its place"
+        )
 
 
 def test_blocks_within_blocks_are_refused() -> None:
