@@ -1,11 +1,13 @@
 """Models to and from folders of transformers: seconds against a plain copy of the folder's bytes, and peak memory.
 
-    python benchmarks/interchange.py [--size tiny|small|1.1b] [--rounds 5] [--folder DIR]
+    python benchmarks/interchange.py [--part export|import|both] [--size tiny|small|1.1b] [--rounds 5] [--folder DIR]
 
 Export: `modlib export` of a Llama-like run whose checkpoint is on this disk, as a whole command (Python, torch and
 transformers are started) and without the start, against `cp -r` of the folder that it makes. "Cold": what is read is
 not in the page cache, and the time ends when what is written is on the disk (fsync). "Warm": neither; a copy is then as
 fast as memory, and the hashes of the checkpoint are what export takes longer. Peak memory is the command's.
+
+Import: `modlib import` of that folder, float32 and so of as many bytes as the checkpoint that it makes, likewise.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +30,7 @@ from interleave import report
 
 from modlib.checkpointing.writing import save
 from modlib.cli.models.exported_run import export_run
+from modlib.cli.models.imported_folder import import_huggingface
 from modlib.cli.models.trained_run import planned_run
 from modlib.runtime.run_folder import RunFolder
 
@@ -89,7 +93,7 @@ def in_turn(
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             started = time.perf_counter()
             make()
-            for path in out.iterdir() if cold else ():
+            for path in _files(out) if cold else ():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
             if number:
@@ -97,37 +101,60 @@ def in_turn(
     return seconds
 
 
-def measure_export(folder: Path, size: str, rounds: int) -> None:
-    """Print memory and both tables."""
-    run, out = make_run(folder, SIZES[size]), folder / "out"
-    command: list[str | Path] = [sys.executable, "-m", "modlib", "export", run.path, out]
+def measure(folder: Path, size: str, rounds: int, part: str) -> None:
+    """Print memory and the tables of each part."""
+    run, out, made = make_run(folder, SIZES[size]), folder / "out", folder / "made"
+    exporting: list[str | Path] = [sys.executable, "-m", "modlib", "export", run.path, out]
+    importing: list[str | Path] = [sys.executable, "-m", "modlib", "import", made, out]
+    _tell_memory("export", size, exporting)
+    out.rename(made)
+    if part != "import":
+        sources = [*_files(made), *_files(run.checkpoints_path)]
+        own: Callable[[], object] = partial(export_run, run, None, out, dtype=None, plain=False)
+        _compare("export", size, rounds, made, out, exporting, own, sources=sources)
+    if part != "export":
+        _tell_memory("import", size, importing)
+        own = partial(import_huggingface, made, out)
+        _compare("import", size, rounds, made, out, importing, own, sources=_files(made))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def _tell_memory(part: str, size: str, command: list[str | Path]) -> None:
     largest = 4 * SIZES[size]["vocab_size"] * SIZES[size]["dim"]
     above = (peak_memory(command) - largest) / 2**20
-    made = out.rename(folder / "made")
-    total = sum(path.stat().st_size for path in made.iterdir())
+    total = sum(path.stat().st_size for path in _files(Path(command[-1])))
     print(
-        f"export makes {total / 1e9:.2f} GB; peak memory: largest tensor ({largest / 2**20:.0f} MiB) + {above:.0f} MiB"
+        f"{part} makes {total / 1e9:.2f} GB; peak memory: largest tensor ({largest / 2**20:.0f} MiB) + {above:.0f} MiB"
     )
+
+
+def _compare(
+    part: str, size: str, rounds: int, made: Path, out: Path,
+    command: list[str | Path], without_start: Callable[[], object], *, sources: list[Path],
+) -> None:  # fmt: skip
     variants: dict[str, Callable[[], object]] = {
         "cp -r": lambda: subprocess.run(["cp", "-r", made, out], check=True),
-        "modlib export": lambda: subprocess.run(command, check=True, capture_output=True),
-        "without the start": lambda: export_run(run, None, out, dtype=None, plain=False),
+        f"modlib {part}": lambda: subprocess.run(command, check=True, capture_output=True),
+        "without the start": without_start,
     }
-    sources = [path for place in (made, run.checkpoints_path) for path in place.rglob("*") if path.is_file()]
     for cold in (True, False):
         seconds = in_turn(variants, out, sources, rounds, cold=cold)
-        report(f"export of {size}, {'cold' if cold else 'warm'}", seconds, "cp -r")
+        report(f"{part} of {size}, {'cold' if cold else 'warm'}", seconds, "cp -r")
 
 
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("export", "import", "both"), default="both")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to measure")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as place:
-        measure_export(Path(place), options.size, options.rounds)
+        measure(Path(place), options.size, options.rounds, options.part)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from modlib.components import component
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, require_choices
 from modlib.runtime.secrets import why_secret
 
 Executor = Literal["local", "slurm"]
+GpuOption = Literal["gpus-per-node", "gres", "none"]
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
 LEAST_LEAD_S = 20
 
@@ -74,7 +75,7 @@ class Slurm:
         nodes: int = 1,
         tasks_per_node: int | None = None,
         gpus_per_node: int = 0,
-        gpu_option: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node",
+        gpu_option: GpuOption = "gpus-per-node",
         cpus_per_task: int | None = None,
         mem_gb: int | None = None,
         time: str = "24:00:00",
@@ -89,6 +90,7 @@ class Slurm:
         srun_options: Mapping[str, Any] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
+        require_choices(gpu_option=(gpu_option, GpuOption))
         self.partition, self.account, self.qos, self.constraint = partition, account, qos, constraint
         self.nodes, self.gpus_per_node, self.gpu_option = nodes, gpus_per_node, gpu_option
         self.tasks_per_node = tasks_per_node if tasks_per_node is not None else max(1, gpus_per_node)

@@ -31,20 +31,19 @@ def config_of(model: GPT2 | HuggingFacePretrainedModel, begin_id: int | None, en
 
     Args:
         model: May be on meta.
-        begin_id: Id of the token that a text begins with, or None; not for a model that came from a folder, whose
-            config names those of its own tokenizer.
-        end_id: Of the token that ends a document.
+        begin_id: Id of the token that a text begins with.
+        end_id: Of the token that ends a document; None leaves what the model's config says, as for one that came from
+            a folder with a tokenizer of its own.
 
     Raises:
         ConfigError: transformers has no such architecture.
     """
     if isinstance(model, GPT2):
         config = transformers_config(model)
-        own_ids = False
     else:
         network: Any = model.network
-        config, own_ids = copy.deepcopy(network.config), model.is_pretrained
-    if not own_ids and end_id is not None:
+        config = copy.deepcopy(network.config)
+    if end_id is not None:
         config.eos_token_id, config.bos_token_id = end_id, begin_id
     return config
 
@@ -121,10 +120,21 @@ def _reads_the_same(folder: Path, config: Any) -> bool:
     return all(found.get(name) == value for name, value in config.to_dict().items() if name not in _OF_A_FILE)
 
 
-def write_generation_config(folder: Path, config: Any) -> None:
-    """Write how to generate, as far as the config says it; nothing over what a base folder said."""
-    if not (folder / "generation_config.json").exists():
+def write_generation_config(folder: Path, config: Any, *, of_data: bool) -> None:
+    """Write how to generate, as far as the config says it; what a base folder said stays.
+
+    Args:
+        folder: Where the base's file is already, if it has one.
+        config: Of transformers.
+        of_data: Whether the ids in it are the training data's, which then replace those of the base's file.
+    """
+    file = folder / "generation_config.json"
+    if not file.exists():
         transformers_module().GenerationConfig.from_model_config(config).save_pretrained(str(folder))
+    elif of_data and config.eos_token_id is not None:
+        told = read_json(file, dict[str, Any])
+        told |= {"eos_token_id": config.eos_token_id, "bos_token_id": config.bos_token_id}
+        file.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def transformers_config(model: GPT2) -> Any:

@@ -15,6 +15,7 @@ from modlib.models.huggingface_config import read_config, transformers_module
 from modlib.models.huggingface_losses import losses_of
 from modlib.models.huggingface_sizes import attention_dim, feed_forwards, multiplied
 from modlib.models.huggingface_weights import (
+    Rule,
     fill_pretrained,
     fill_random,
     initialization_rules,
@@ -30,6 +31,7 @@ from modlib.runtime.errors import ConfigError
 
 Head = Callable[[Tensor, Tensor], Tensor]
 PREFIX = "network."
+_SIZES = ("vocab_size", "num_hidden_layers", "hidden_size")
 
 
 @component("model", "huggingface_pretrained_model")
@@ -81,14 +83,14 @@ class HuggingFacePretrainedModel(nn.Module):
             )
         device = torch.empty(0).device  # meta inside training's torch.device("meta")
         built = read_config(path, config, overrides or {}, attn_implementation)
+        text = _text_config(built)
         with torch.device("meta"):
             self.network = _build_network(model_type, built)
         if path is not None:
             _take_generation_config(self.network, path)
-        self._rules = initialization_rules(self.network)
+        self._rules = _rules(self.network)
         require_rules(self.network, self._rules, random=path is None)
 
-        text = built.get_text_config()
         self.model_type, self.is_pretrained = model_type, path is not None
         self.base_folder = None if path is None else Path(path).expanduser().absolute()
         self.vocab_size = int(text.vocab_size)
@@ -275,6 +277,34 @@ class HuggingFacePretrainedModel(nn.Module):
         )
         per_token += 2 * forwards.copies * self.dim * bytes_per_value  # what goes into each expert, and comes out
         return micro_batch_size * length * per_token
+
+
+def _text_config(config: Any) -> Any:
+    """The config of the language model, which may be a part of the whole."""
+    try:
+        text = config.get_text_config()
+    except ValueError as error:  # several
+        raise ConfigError(
+            f"model_type ('{config.model_type}') must be an architecture with one language model: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    lacking = [name for name in _SIZES if not isinstance(getattr(text, name, None), int)]
+    if lacking:
+        raise ConfigError(
+            f"config ('{config.model_type}') must give {', '.join(lacking)} as a whole number; set it, or choose "
+            "another architecture where it has no such field"
+        )
+    return text
+
+
+def _rules(network: Any) -> list[Rule]:
+    try:
+        return initialization_rules(network)
+    except Exception as error:  # the architecture's own code
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(
+            f"config ('{network.config.model_type}') must be of an architecture that can initialise its weights: {text}"
+        ) from error
 
 
 def _build_network(model_type: str, config: Any) -> Any:

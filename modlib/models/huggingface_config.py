@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modlib.runtime.errors import ConfigError
+from modlib.runtime.hub_names import hub_hint
 from modlib.runtime.json_files import JSONError, read_json
 
 WEIGHT_FILES = (
@@ -99,8 +100,7 @@ def _read_json(argument: str, place: str) -> dict[str, Any]:
         file = path / "config.json"
     else:
         raise ConfigError(
-            f"{argument} ('{place}') must be an existing local folder; nothing is downloaded, so fetch a model of the "
-            f"hub first (hf download {place} --local-dir FOLDER); there is no {path.absolute()}"
+            f"{argument} ('{place}') must be an existing local folder; there is no {path.absolute()}{hub_hint(place)}"
         )
     try:
         content: dict[str, Any] = _numbers(read_json(file, dict[str, Any]))

@@ -106,10 +106,11 @@ def _write(folder: Path, model: Any, tokenizer: DataTokenizer | None, weights: W
         keep_files(base, folder, tokenizer=kept)
     else:
         kept = False
-    ids = [None, None] if tokenizer is None else [token and token.id for token in tokenizer.boundaries]
+    of_data = tokenizer is not None and (base is None or (not kept and tokenizer.json is not None))
+    ids = [token and token.id for token in tokenizer.boundaries] if tokenizer is not None and of_data else [None, None]
     config = config_of(model, begin_id=ids[1], end_id=ids[0])
     if base is not None and isinstance(model, GPT2):
-        keep_told(config, base, ids=kept or tokenizer is None)
+        keep_told(config, base, ids=not of_data)
     kind: Any = (
         getattr(transformers_module(), _CLASSES[architecture_of(model)])
         if isinstance(model, GPT2)
@@ -117,7 +118,7 @@ def _write(folder: Path, model: Any, tokenizer: DataTokenizer | None, weights: W
     )
     write_config(folder, config, kind, _most(written), base)
     if kind.can_generate():
-        write_generation_config(folder, config)
+        write_generation_config(folder, config, of_data=of_data)
     check_folder(folder, model, config, kind, written)
     write_safetensors(folder, written)
     if kept:

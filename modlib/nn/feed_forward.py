@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modlib.runtime.errors import require_choices
+
 Activation = Literal["gelu", "gelu_tanh", "relu", "swiglu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
@@ -46,6 +48,7 @@ class FeedForward(nn.Module):
     """
 
     def __init__(self, *, dim: int, ffn_dim: int, activation: Activation, bias: bool, dropout: float) -> None:
+        require_choices(activation=(activation, Activation))
         super().__init__()
         self.activation = _FUNCTIONS[activation]
         self.dropout = dropout

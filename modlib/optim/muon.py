@@ -16,9 +16,10 @@ from modlib.components import component
 from modlib.optim.groups import DecayGroups, compiled_patterns, require_matches
 from modlib.optim.roles import Role, parameter_roles, role_of
 from modlib.optim.stacked_muon import StackedMuon
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, require_choices
 
 MUON, STACKED, ADAMW = "muon", "muon_of_each", "adam_w"
+AdjustLr = Literal["original", "match_rms_adamw"]
 ALGORITHMS = {MUON: "Muon", STACKED: "Muon of each matrix", ADAMW: "AdamW"}
 """What a group may say, and how people call it."""
 
@@ -124,11 +125,12 @@ class MuonWithAdamW(Optimizer):
         momentum: float = 0.95,
         nesterov: bool = True,
         ns_steps: int = 5,
-        adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw",
+        adjust_lr_fn: AdjustLr = "match_rms_adamw",
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         fused: bool | None = None,
     ) -> None:
+        require_choices(adjust_lr_fn=(adjust_lr_fn, AdjustLr))
         groups = _marked(list(params))
         of = {name: [group for group in groups if group["algorithm"] == name] for name in ALGORITHMS}
         if not of[MUON] and not of[STACKED]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import get_args
+from typing import Literal, get_args
+
+from modlib.runtime.hub_names import hub_hint
 
 EXIT_OK = 0
 EXIT_CONFIG = 2
@@ -71,13 +74,16 @@ def require_choices(**choices: tuple[object, object]) -> None:
         raise ConfigError(problems)
 
 
-def unreadable(text: str, error: OSError) -> ConfigError | DataError:
+def unreadable(text: str, error: OSError, hub: Literal["model", "dataset"] = "dataset") -> ConfigError | DataError:
     """The error for a file that was named and cannot be read: of the settings where no such file is there.
 
     Args:
-        text: For the user.
+        text: For the user; what to type is added where the name looks like one of the hub.
         error: What the system said.
+        hub: What such a name would be there.
     """
+    if isinstance(error, FileNotFoundError) and isinstance(error.filename, str | os.PathLike):
+        text += hub_hint(error.filename, hub)
     wrong_name = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     return ConfigError(text) if wrong_name else DataError(text)
 

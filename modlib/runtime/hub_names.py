@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_ENDING = re.compile(r"\.(gin|json|jsonl|packed|model|bin|txt|parquet|safetensors|zst|gz)$")
+_ENDING = re.compile(
+    r"\.(gin|json|jsonl|ndjson|packed|model|bin|idx|pbin|npy|index|txt|jinja|yaml|parquet|arrow|safetensors|zst|gz)$"
+)
 
 
 def hub_hint(name: str | os.PathLike[str], what: Literal["model", "dataset"] = "model") -> str:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from modlib.components import component
 from modlib.runtime.console import PlainConsole
+from modlib.runtime.errors import require_choices
 from modlib.runtime.units import format_bytes, format_seconds
 from modlib.tracking.lines import Clock, Lines, format_value, printable, split_evaluations
 from modlib.tracking.messages import (
@@ -31,6 +32,7 @@ from modlib.tracking.messages import (
 )
 
 # (metric, label before the value, label where the terminal is narrow, unit after it), the most wanted first
+Style = Literal["auto", "live", "lines"]
 SHOWN = (
     ("train/loss", "loss ", "loss ", ""),
     ("train/lr", "lr ", "lr ", ""),
@@ -60,9 +62,10 @@ class RichProgress:
         self,
         run_path: Path | None = None,  # noqa: ARG002  every subscriber is called with it
         *,
-        style: Literal["auto", "live", "lines"] = "auto",
+        style: Style = "auto",
         refresh_per_second: float = 2.0,
     ) -> None:
+        require_choices(style=(style, Style))
         live = style == "live" or (style == "auto" and _is_terminal(sys.stderr))
         self._view: _Live | _Plain = _Live(refresh_per_second) if live else _Plain()
 

@@ -17,8 +17,12 @@ from rich.text import Text
 
 from modlib.components import component
 from modlib.runtime.console import PlainConsole
+from modlib.runtime.errors import require_choices
 from modlib.tracking.lines import format_value
 from modlib.tracking.messages import MetricsLogged, RunEnded, RunStarted
+
+Every = Literal["evaluation", "log"]
+Style = Literal["auto", "table", "lines"]
 
 
 @component("results_subscriber", "rich", runtime_args=("run_path",))
@@ -42,9 +46,10 @@ class RichResults:
         self,
         run_path: Path | None = None,  # noqa: ARG002  every subscriber is called with it
         *,
-        every: Literal["evaluation", "log"] = "evaluation",
-        style: Literal["auto", "table", "lines"] = "auto",
+        every: Every = "evaluation",
+        style: Style = "auto",
     ) -> None:
+        require_choices(every=(every, Every), style=(style, Style))
         self._every = every
         self._style = style
         self._name = ""

@@ -14,13 +14,14 @@ from typing import Any, Literal
 
 from modlib.components import component
 from modlib.runtime.durable import atomic_write_text
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, require_choices
 from modlib.runtime.run_folder import RunFolder
 from modlib.runtime.shell import quoted
 from modlib.tracking.messages import MetricsLogged, RunEnded, RunStarted, TextLogged
 from modlib.tracking.wandb_child import COULD_NOT_START, Child, ChildGone
 from modlib.tracking.wandb_sent import WANDB_FOLDER, count, given_before, read_sent, texts_kept, unsent, write_sent
 
+Mode = Literal["auto", "online", "offline"]
 logger = logging.getLogger("modlib")
 
 PATIENT_S = 60.0  # at the end of a finished run, for what waits for no network
@@ -87,12 +88,13 @@ class WandB:
         tags: Sequence[str] = (),
         notes: str | None = None,
         run_id: str | None = None,
-        mode: Literal["auto", "online", "offline"] = "auto",
+        mode: Mode = "auto",
         alerts: bool = False,
         system_metrics_every_s: float = 30.0,
         init_timeout_s: float = 30.0,
         finish_timeout_s: float = 12.0,
     ) -> None:
+        require_choices(mode=(mode, Mode))
         _check(run_id, system_metrics_every_s, init_timeout_s, finish_timeout_s)
         self._folder = Path(run_path) / WANDB_FOLDER
         self._run_id = run_id

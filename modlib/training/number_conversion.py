@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from modlib.components import component
-from modlib.runtime.errors import CheckpointError, ConfigError
+from modlib.runtime.errors import CheckpointError, ConfigError, require_choices
 
 logger = logging.getLogger("modlib")
 
@@ -271,6 +271,7 @@ def _steps_of_file(
 
 def _whole(name: str, what: str, amount: int, size: int, results: str, leftover: Leftover) -> int:
     """How often size goes into amount; what is left is logged, or refused."""
+    require_choices(leftover=(leftover, Leftover))
     whole, left = divmod(amount, size)
     if not left:
         return whole

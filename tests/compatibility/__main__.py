@@ -39,19 +39,28 @@ From their config alone: four steps of training; stopped after two and continued
 """
 
 
+def line(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [names, ["---"] * len(names), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "".join(map(line, [names, ["---"] * len(names), *rows]))
+
+
+def versions() -> str:
+    """What the page was made with."""
+    found = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    return f"Versions: Python {sys.version.split()[0]}, {found}."
 
 
 def page(folder: Path) -> str:
     """The page; runs and tokenizers are made in the folder."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     return "".join(
         [
             BEGIN,
-            f"Versions: Python {sys.version.split()[0]}, {versions}.\n\n",
+            f"{versions()}\n\n",
             TOKENIZERS,
             table(
                 ["tokenizer", "ids equal", "decode to the text", "special", "end of document", "engine"],

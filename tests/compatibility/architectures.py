@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 from collections.abc import Callable, Mapping
@@ -110,7 +111,7 @@ def _sizes(name: str) -> dict[str, Any]:
     import transformers
 
     kind = transformers.CONFIG_MAPPING[name]
-    known = {*kind().to_dict(), *kind.attribute_map}
+    known = {*(field.name for field in dataclasses.fields(kind)), *kind.attribute_map}
     return {field: value for field, value in SIZES.items() if field in known}
 
 
@@ -119,6 +120,8 @@ def _trained(config: Mapping[str, Any], folder: Path, name: str, stop_after: int
     given = {"NUM_STEPS": 4, "CHECKPOINT_EVERY": 2, "LR": 5e-3, "WARMUP_STEPS": 1}
     words = [f"{key}={value!r}" for key, value in given.items()]
     words += [f"HuggingFacePretrainedModel.config={dict(config)!r}", "train.compile=False", "train.sample=None"]
+    if "max_position_embeddings" not in config:
+        words.append("HuggingFacePretrainedModel.seq_len=%SEQ_LEN")
     files = ["debug/tiny.gin", "models/huggingface.gin", *(["models/lora.gin"] if params else [])]
     words += [f"{key.replace('__', '.')}={value}" for key, value in params.items()]
     loaded = modlib.load_config(files, words)

@@ -371,8 +371,9 @@ def test_wrong_sources_are_refused(tmp_path: Path) -> None:
     refused(r"^path \(None\) and config \(None\) must be exactly one; path loads weights from a folder, config builds")
     refused(r"^path \('x'\) and config \(a mapping\) must be exactly one", path="x", config=llama)
     refused(
-        r"^path \('openai/gpt2'\) must be an existing local folder; nothing is downloaded, so fetch a model of the hub "
-        r"first \(hf download openai/gpt2 --local-dir FOLDER\); there is no /.*/openai/gpt2$",
+        r"^path \('openai/gpt2'\) must be an existing local folder; there is no /.*/openai/gpt2; if openai/gpt2 is a "
+        r"name of the hub, download it first, since modlib downloads nothing: "
+        r"hf download openai/gpt2 --local-dir gpt2$",
         path="openai/gpt2",
     )
     refused(rf"^path \('{tmp_path}'\) must have a config.json of transformers", path=str(tmp_path))
@@ -437,6 +438,19 @@ def test_no_traceback_comes_out_of_an_architecture() -> None:
         r"^config \('llama'\) must describe a model that can be built: 'nope'$",
         config={**CONFIGS["llama"], "hidden_act": "nope"},
     )
+
+
+def test_architectures_without_one_language_model_are_refused() -> None:
+    refused(
+        r"^model_type \('musicgen'\) must be an architecture with one language model: Multiple valid text configs",
+        config={"model_type": "musicgen"},
+    )
+    refused(
+        r"^config \('esm'\) must give vocab_size as a whole number; set it, or choose another architecture where it",
+        config={"model_type": "esm"},
+        model_type="AutoModelForMaskedLM",
+    )
+    refused(r"^config \('blt'\) must give num_hidden_layers, hidden_size as a whole", config={"model_type": "blt"})
 
 
 def test_attention_is_one_that_the_architecture_has() -> None:

@@ -180,6 +180,9 @@ def test_data_of_another_tokenizer_than_the_bases(base: Path, tmp_path: Path, ca
     assert tokenizer("HELLO")["input_ids"] == tokenizer("hello")["input_ids"]
     assert (tokenizer.eos_token_id, tokenizer.chat_template) == (4, TEMPLATE)
     assert (tmp_path / "out" / "README.md").is_file()
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert (generation["eos_token_id"], generation["temperature"]) == (4, 0.6)
+    assert read_config(tmp_path / "out")["eos_token_id"] == 4
 
 
 def test_an_end_token_that_the_normalizer_would_change(tmp_path: Path) -> None:

@@ -194,5 +194,5 @@ def test_wrong_patterns_are_refused() -> None:
 def test_wrong_values_are_torchs_errors() -> None:
     with pytest.raises(ValueError, match="Learning rate should be >= 0 but is: -1"):
         MuonWithAdamW(small().parameters(), lr=-1.0)
-    with pytest.raises(ValueError, match="Adjust learning rate function half is not supported"):
+    with pytest.raises(ValueError, match=r"^adjust_lr_fn .'half'. must be 'original' or 'match_rms_adamw'"):
         MuonWithAdamW(small().parameters(), adjust_lr_fn="half")  # type: ignore[arg-type]

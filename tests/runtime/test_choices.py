@@ -11,7 +11,15 @@ from modlib.data.datasets.characters import CharacterDataset
 from modlib.data.datasets.modular_arithmetic import ModularArithmetic
 from modlib.data.datasets.packed_documents import PackedDocuments
 from modlib.data.packing.pack import pack
+from modlib.data.tokenizers.huggingface_tokenizer import PretrainedHFTokenizer
+from modlib.launching.slurm import Slurm
+from modlib.models.gpt2 import GPT2
+from modlib.optim.muon import MuonWithAdamW
 from modlib.runtime.errors import ConfigError
+from modlib.tracking.rich_progress import RichProgress
+from modlib.tracking.rich_results import RichResults
+from modlib.tracking.weights_and_biases import WandB
+from modlib.training.number_conversion import num_samples_from_num_tokens
 
 CALLS: dict[str, Callable[[str], object]] = {
     "long_documents ('drop') must be 'refuse', 'truncate' or 'cut'; choose one of them": lambda path: PackedDocuments(
@@ -25,6 +33,33 @@ CALLS: dict[str, Callable[[str], object]] = {
     ),
     "split ('test') must be 'train' or 'validation'; choose one of them": lambda _: ModularArithmetic(
         split="test"  # type: ignore[arg-type]
+    ),
+    "activation ('geglu') must be 'gelu', 'gelu_tanh', 'relu' or 'swiglu'; choose one of them": lambda _: GPT2(
+        vocab_size=8, seq_len=8, num_layers=1, num_heads=1, dim=8, activation="geglu"  # type: ignore[arg-type]
+    ),
+    "position ('rope') must be 'learned', 'rotary' or 'none'; choose one of them": lambda _: GPT2(
+        vocab_size=8, seq_len=8, num_layers=1, num_heads=1, dim=8, position="rope"  # type: ignore[arg-type]
+    ),
+    "gpu_option ('gpus') must be 'gpus-per-node', 'gres' or 'none'; choose one of them": lambda _: Slurm(
+        gpu_option="gpus"  # type: ignore[arg-type]
+    ),
+    "adjust_lr_fn ('adamw') must be 'original' or 'match_rms_adamw'; choose one of them": lambda _: MuonWithAdamW(
+        [], adjust_lr_fn="adamw"  # type: ignore[arg-type]
+    ),
+    "mode ('off') must be 'auto', 'online' or 'offline'; choose one of them": lambda path: WandB(
+        Path(path), mode="off"  # type: ignore[arg-type]
+    ),
+    "style ('line') must be 'auto', 'live' or 'lines'; choose one of them": lambda _: RichProgress(
+        style="line"  # type: ignore[arg-type]
+    ),
+    "every ('step') must be 'evaluation' or 'log'; choose one of them": lambda _: RichResults(
+        every="step"  # type: ignore[arg-type]
+    ),
+    "leftover ('drop') must be 'report' or 'error'; choose one of them": lambda _: num_samples_from_num_tokens(
+        num_tokens=9, seq_len=3, leftover="drop"  # type: ignore[arg-type]
+    ),
+    "padding ('longest') must be False, True or 'max_length'; choose one of them": lambda path: PretrainedHFTokenizer(
+        path, padding="longest"  # type: ignore[arg-type]
     ),
     "on_error ('ignore') must be 'fail' or 'skip'; choose one of them": lambda path: pack(
         [path], "out.packed", "tokenizer", on_error="ignore"  # type: ignore[arg-type]

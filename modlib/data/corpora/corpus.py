@@ -21,6 +21,7 @@ from modlib.data.packed.file import PackedFile
 from modlib.data.text.tokenizer_fingerprint import tokenizer_fingerprint
 from modlib.runtime import durable
 from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.hub_names import hub_hint
 from modlib.runtime.json_files import JSONError, read_bytes, read_json
 
 logger = logging.getLogger("modlib")
@@ -71,7 +72,8 @@ def open_packed(name_or_path: str | os.PathLike[str]) -> PackedFile:
     name = os.fspath(name_or_path)
     named = name.startswith("stdlib:") and not os.path.exists(name)
     if not named and not os.path.exists(name):
-        raise ConfigError(f"{name} cannot be opened: No such file or directory; check the path")
+        hint = hub_hint(name, "dataset")
+        raise ConfigError(f"{name} cannot be opened: No such file or directory; check the path{hint}")
     return PackedFile(prepare(name) if named else name_or_path)
 
 
@@ -124,6 +126,7 @@ def _split(name_or_path: str | os.PathLike[str]) -> str | None:
     neighbours = [str(entry) for entry in path.parent.glob("*") if entry.is_file()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(name, [*NAMES, *neighbours], n=1)
     remedy = f"did you mean '{close[0]}'?" if close else f"there is no file {path.absolute()}"
+    remedy += hub_hint(name, "dataset")
     raise ConfigError(f"path ('{name}') must be a corpus ({', '.join(NAMES)}) or an existing packed file; {remedy}")
 
 

@@ -16,7 +16,8 @@ from modlib.data.cache import writable_cache
 from modlib.data.datasets.windows import window_numbers
 from modlib.data.text.sources import decoded
 from modlib.runtime import durable
-from modlib.runtime.errors import ConfigError, DataError, choice_problems
+from modlib.runtime.errors import ConfigError, DataError, choice_problems, unreadable
+from modlib.runtime.hub_names import hub_hint
 
 Split = Literal["train", "validation", "all"]
 MOST_CHARACTERS = 1 << 28  # four bytes of each are held while the file is read; larger texts belong in a packed file
@@ -64,7 +65,8 @@ class CharacterDataset:
         if stride is not None and stride < 1:
             problems.append(f"stride ({stride}) must be at least 1; use None for windows that follow each other")
         if not Path(path).is_file():
-            problems.append(f"path ('{path}') must be a text file; there is no file {Path(path).absolute()}")
+            hint = hub_hint(path, "dataset")
+            problems.append(f"path ('{path}') must be a text file; there is no file {Path(path).absolute()}{hint}")
         elif Path(path).stat().st_size > MOST_CHARACTERS:
             problems.append(
                 f"size of '{path}' ({Path(path).stat().st_size} bytes) must be at most {MOST_CHARACTERS}; pack it with "
@@ -79,7 +81,7 @@ class CharacterDataset:
             with open(self.path, "rb") as file:
                 contents = file.read(MOST_CHARACTERS)
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}; check the path") from error
+            raise unreadable(f"{path} cannot be read: {error.strerror}; check the path", error) from error
         text = decoded(contents, self.path)
         self.sha256 = hashlib.sha256(contents).hexdigest()
         if sha256 is not None and self.sha256 != sha256.lower():

@@ -21,6 +21,7 @@ from modlib.data.text.plain_text import Ids, PlainTextError
 from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.tokenizer import TextTokenizer
 from modlib.runtime.errors import DataError
+from modlib.runtime.hub_names import hub_hint
 
 OnBadLine = Literal["raise", "skip"]
 logger = logging.getLogger("modlib")
@@ -72,7 +73,8 @@ class JSONLFile:
         try:
             self._file = open(path, "rb")  # noqa: SIM115  kept open: its size is watched during the run
         except OSError as error:
-            raise DataError(f"{path} cannot be opened: {error.strerror}; check jsonl_path") from error
+            hint = hub_hint(path, "dataset")
+            raise DataError(f"{path} cannot be opened: {error.strerror}; check jsonl_path{hint}") from error
         self.seen = file_identity(self.status())
         empty = self.seen[0] == 0
         self.bytes: mmap.mmap | bytes = b"" if empty else mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -51,9 +51,15 @@ def _tokens(path: Path) -> Ids:
     begin = read_bytes(path, 0, _LLM_C_HEADER)
     if begin.startswith(_NPY):
         return _of_npy(path)
-    magic = np.frombuffer(begin[:12].ljust(12, b"\0"), "<i4")
-    if (int(magic[0]), int(magic[1])) in _LLM_C and len(begin) == _LLM_C_HEADER:
-        dtype, count = _LLM_C[int(magic[0]), int(magic[1])], int(magic[2])
+    magic, version, count = np.frombuffer(begin[:12].ljust(12, b"\0"), "<i4").tolist()
+    if magic in {known for known, _ in _LLM_C}:
+        if (magic, version) not in _LLM_C or len(begin) < _LLM_C_HEADER:
+            known = ", ".join(f"{version} of {magic}" for magic, version in _LLM_C)
+            raise DataError(
+                f"{path} begins as a file of llm.c ({len(begin)} bytes, version {version} of {magic}), which must have "
+                f"a header of {_LLM_C_HEADER} bytes and version {known}; write its ids without a header, or as .npy"
+            )
+        dtype = _LLM_C[magic, version]
         there = (path.stat().st_size - _LLM_C_HEADER) // np.dtype(dtype).itemsize
         if count != there:
             raise DataError(

@@ -27,7 +27,7 @@ from modlib.data.text.sources import MOST_DOCUMENT_BYTES
 from modlib.data.text.template_sandbox import BEGIN, END, LimitReached, hidden_names, sandbox
 from modlib.data.text.token_choice import BEGIN_OF_TEXT_TOKENS, END_OF_DOCUMENT_TOKENS, named_in_folder
 from modlib.data.text.tokenizer import TextTokenizer
-from modlib.runtime.errors import ConfigError
+from modlib.runtime.errors import ConfigError, unreadable
 
 _TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -272,7 +272,9 @@ def find_chat_template(tokenizer: TextTokenizer, path: Path | None) -> ChatTempl
         try:
             return ChatTemplate(path.read_text("utf-8"), variables, str(path))
         except OSError as error:
-            raise ConfigError(f"chat template {path} cannot be read: {error.strerror}; check the path") from error
+            raise unreadable(
+                f"chat template {path} cannot be read: {error.strerror}; check the path", error, "model"
+            ) from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"chat template {path} must be UTF-8 text; byte {error.start} is not") from error
     found = named.get("chat_template")

@@ -126,11 +126,14 @@ def text_at(value: Any, key: str) -> str:
 
 
 def value_at(value: Any, key: str) -> Any:
-    """What is at a path in a row; see `text_of`. A field that has the whole path as its name comes first."""
+    """What is at a path in a row; see `text_of`. A field that has the whole path, or its rest, as its name is first."""
     whole = key.removeprefix(".")
     if isinstance(value, dict) and whole in value:
         return value[whole]
-    for part in steps_of(key):
+    steps = steps_of(key)
+    for number, part in enumerate(steps):
+        if isinstance(value, dict) and (rest := ".".join(steps[number:])) in value:
+            return value[rest]
         if isinstance(value, dict) and part in value:
             value = value[part]
         elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):

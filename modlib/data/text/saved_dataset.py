@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.hub_names import hub_hint
 from modlib.runtime.json_files import JSONError, read_json
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
@@ -24,7 +25,10 @@ def arrow_files(folder: Path) -> list[Path]:
         DataError: It is no such dataset, or its rows are not in order.
     """
     if not folder.is_dir():
-        raise ConfigError(f"{folder} must be a folder that save_to_disk wrote; there is no such folder: check the path")
+        raise ConfigError(
+            f"{folder} must be a folder that save_to_disk wrote; there is no such folder: check the path"
+            f"{hub_hint(folder, 'dataset')}"
+        )
     if (folder / _SPLITS).is_file():
         splits = _json(folder / _SPLITS).get("splits", [])
         raise ConfigError(f"{folder} ({len(splits)} splits) must be one split; name one of them: {', '.join(splits)}")

@@ -17,7 +17,6 @@ from modlib.data.text.fields import Field, row_of
 from modlib.data.text.saved_dataset import arrow_files, is_saved_dataset
 from modlib.data.text.tables import arrow_rows, parquet_rows
 from modlib.runtime.errors import ConfigError, DataError, unreadable
-from modlib.runtime.hub_names import hub_hint
 
 BLOCK_BYTES = 1 << 19
 """Text that is read, and tokenized by one process, at a time; a longer line is a block of its own."""
@@ -153,8 +152,7 @@ def _source(path: Path) -> Source:
     try:
         status = path.stat()
     except OSError as error:
-        hint = hub_hint(path, "dataset")
-        raise unreadable(f"input ({path}) cannot be read: {error.strerror}; check the path{hint}", error) from error
+        raise unreadable(f"input ({path}) cannot be read: {error.strerror}; check the path", error) from error
     ending = ending_of(path)
     if ending is None:
         raise ConfigError(f"input ({path}) must end in {_ENDINGS}; rename it, or convert it first")
@@ -191,7 +189,11 @@ def _require_lines(path: Path, compression: str) -> None:
     elif is_whole:
         try:
             row_of(line)
-        except ValueError:
+        except ValueError as error:
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                raise DataError(f"input ({path}) must be UTF-8 text; its line 1 {error}: convert it first") from error
             what = "one value over several lines"
     if what:
         select = ".[]" if what == "one array" else "."

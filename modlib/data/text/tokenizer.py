@@ -28,7 +28,6 @@ from modlib.data.text.token_choice import (
 )
 from modlib.data.text.tokenizer_fingerprint import tokenizer_fingerprint
 from modlib.runtime.errors import ConfigError, DataError, unreadable
-from modlib.runtime.hub_names import hub_hint
 from modlib.runtime.json_files import parse_json
 
 Spans = npt.NDArray[np.int64]
@@ -125,7 +124,7 @@ class Tokenizer:
             self._read(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise unreadable(
-                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path{hub_hint(path)}", error
+                f"tokenizer {self.path} cannot be read: {error.strerror}; check the path", error, "model"
             ) from error
 
     def _read(self, text: str) -> None:

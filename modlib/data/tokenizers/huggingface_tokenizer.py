@@ -19,7 +19,9 @@ from modlib.data.text.token_choice import (
     text_of_named,
 )
 from modlib.data.text.tokenizer import Tokenizer
-from modlib.runtime.errors import ConfigError, DataError
+from modlib.runtime.errors import ConfigError, DataError, require_choices
+
+Padding = Literal[False, True, "max_length"]
 
 
 @component("tokenizer", "pretrained_hf_tokenizer")
@@ -59,8 +61,9 @@ class PretrainedHFTokenizer(Tokenizer):
         pad_token: str | None = None,
         truncation: bool = False,
         max_length: int | None = None,
-        padding: bool | Literal["max_length"] = False,
+        padding: Padding = False,
     ) -> None:
+        require_choices(padding=(padding, Padding))
         if os.fspath(path) in corpus.NAMES:
             path = corpus.prepare(path).with_name("tokenizer.json")
         folder = Path(path)

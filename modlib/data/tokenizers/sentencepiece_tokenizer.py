@@ -93,7 +93,9 @@ class PretrainedSPTokenizer:
         try:
             contents = path.read_bytes()
         except OSError as error:
-            raise unreadable(f"tokenizer {path} cannot be read: {error.strerror}; check the path", error) from error
+            raise unreadable(
+                f"tokenizer {path} cannot be read: {error.strerror}; check the path", error, "model"
+            ) from error
         self.fingerprint = sentencepiece_fingerprint(contents)
         model = sentencepiece.SentencePieceProcessor()
         try:

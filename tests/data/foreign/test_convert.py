@@ -77,6 +77,14 @@ def test_relatives_of_nanogpts_bin_are_recognised_by_their_header(tmp_path: Path
         convert_from(path, tmp_path / "b.packed", "nanogpt", vocab_size=65_536)
 
 
+@pytest.mark.parametrize("header", [(20240520, 2, 4), (20240801, 1, 4), (20240520, 1)])
+def test_another_file_of_llm_c_is_not_taken_for_ids(tmp_path: Path, header: tuple[int, ...]) -> None:
+    size = 256 if len(header) == 3 else 2
+    (tmp_path / "a.bin").write_bytes(np.array([*header, *[0] * (size - len(header))], "<i4").tobytes() + bytes(8))
+    with pytest.raises(DataError, match=rf"begins as a file of llm.c \(.* version {header[1]} of {header[0]}\), which"):
+        convert_from(tmp_path / "a.bin", tmp_path / "a.packed", "nanogpt", vocab_size=65_536)
+
+
 def test_a_numpy_file_of_something_else_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((2, 2)))
     with pytest.raises(DataError, match=r"a.npy is a NumPy array of float64 of shape \(2, 2\); it must be token ids"):

@@ -18,6 +18,11 @@ def test_a_path_leads_to_the_text(name: str) -> None:
     assert text_of(b'{"a": {"b": [{"c": "x"}]}}', name) == "x"
 
 
+@pytest.mark.parametrize("row", [b'{"a.b.c": "x", "a": {"b": {"c": "y"}}}', b'{"a": {"b.c": "x", "b": {"c": "y"}}}'])
+def test_a_name_with_dots_comes_before_the_path(row: bytes) -> None:
+    assert text_of(row, "a.b.c") == "x"
+
+
 @pytest.mark.parametrize(
     ("row", "reason"),
     [

@@ -243,6 +243,14 @@ def test_a_json_file_of_no_lines_is_refused_in_words(tmp_path: Path, contents: b
         find_sources([tmp_path / "a.json"])
 
 
+def test_a_json_file_of_another_encoding_is_not_told_as_one_value(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes('{"text": "a"}\n'.encode("utf-16"))
+    with pytest.raises(
+        DataError, match=r"a.json\) must be UTF-8 text; its line 1 must be UTF-8; byte 0 is not: convert"
+    ):
+        find_sources([tmp_path / "a.json"])
+
+
 def test_settings_in_a_folder_are_no_documents(tmp_path: Path) -> None:
     (tmp_path / "info.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"name its .json files by a pattern: '.*/\*\*/\*.json'"):
