@@ -50,7 +50,7 @@ def library_ids(folder: Path, text: str) -> list[int]:
         (small.whole_words, "a <unk> b", 2, ["a", *"<unk>", "b"]),
         (small.lower_case, "the <eod>", None, ["the", "[UNK]"]),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", None) or str(value),
 )
 def test_special_tokens_in_plain_text_become_ordinary_pieces(
     build: Build, text: str, special: int | None, expected: list[str], tmp_path: Path
