@@ -19,7 +19,7 @@ from modlib.nn.feed_forward import Activation, FeedForward, default_ffn_dim
 from modlib.nn.norms import build_norm
 from modlib.nn.rope import RotaryTable
 from modlib.optim.roles import num_non_embedding
-from modlib.runtime.errors import ConfigError, require_choices
+from modlib.runtime.errors import ConfigError
 
 Position = Literal["learned", "rotary", "none"]
 Norm = Callable[[int], nn.Module]
@@ -139,7 +139,6 @@ class GPT2(nn.Module):
         tie_embeddings: bool = True,
         dropout: float = 0.0,
     ) -> None:
-        require_choices(activation=(activation, Activation), position=(position, Position))
         check_shape(
             vocab_size=vocab_size,
             seq_len=seq_len,

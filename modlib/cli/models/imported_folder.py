@@ -31,7 +31,7 @@ from modlib.models.safetensors_reader import SafetensorsFolder, StoredWeight
 from modlib.models.weight_names import PartFromTransformers, parts_from_transformers
 from modlib.runtime.errors import CheckpointError, ConfigError
 
-MOST_CONVERTED_BYTES = 256 << 20
+MOST_CONVERTED_BYTES = 128 << 20
 """Of all threads together, what they hold of tensors that have to be whole to be rearranged, unless one is larger."""
 
 

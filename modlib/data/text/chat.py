@@ -182,7 +182,7 @@ class Chat:
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"has something in '{self.field.name}' that is not JSON ({error})") from error
         if (escaped := self._in_json.search(written)) is not None:
-            raise self._holds(json.loads(f'"{escaped[0]}"'))
+            raise self._holds(parse_json(f'"{escaped[0]}"', str))
         return written
 
     def _check_parts(self, message: Any) -> None:
