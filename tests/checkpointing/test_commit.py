@@ -55,6 +55,7 @@ def test_every_byte_and_name_is_on_the_disk_before_the_commit_and_the_commit_aft
     assert operations[commit + 1 :] == [["fsync", str(tmp_path)]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scenario",
     [name if name == "replace" else pytest.param(name, marks=pytest.mark.slow) for name in SCENARIOS],

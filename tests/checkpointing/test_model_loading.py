@@ -47,6 +47,7 @@ def load_sharded(path: Path, loading: Any) -> dict[str, Tensor]:
     return weights(run.model)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_two_ranks_warms_any_number(tmp_path: Path) -> None:
     saved = run_ranks(2, save_sharded, tmp_path)[0]
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "step-00000002"):

@@ -273,6 +273,7 @@ def texts_on_ranks(changes: dict[str, Any]) -> list[list[list[int]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS[:2])
 def test_sharded_models_write_what_one_process_writes(changes: dict[str, Any]) -> None:
     expected = texts_on_ranks(changes)

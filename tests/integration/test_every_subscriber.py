@@ -41,6 +41,7 @@ def test_two_steps_with_every_subscriber(tmp_path: Path) -> None:
     assert "bits_per_byte" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subscribers", ["[]", "[@DummyProgress, @RichProgress, @RichResults, @RichResults]"])
 def test_without_files_and_with_two_of_a_kind(tmp_path: Path, subscribers: str) -> None:
     parameters = ["NUM_STEPS=2", f"train.subscribers={subscribers}"]

@@ -51,6 +51,7 @@ def test_kill_9_at_a_random_step_and_restart(undisturbed: Path, tmp_path: Path) 
     assert 2 in attempts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number",
     [

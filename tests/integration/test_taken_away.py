@@ -50,6 +50,7 @@ def training(runs_dir: Path, *params: str) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [(), pytest.param(TWO, marks=pytest.mark.slow)])
 def test_a_run_folder_that_is_moved_ends_the_run(tmp_path: Path, params: tuple[str, ...]) -> None:
     with training(tmp_path, *params) as process:

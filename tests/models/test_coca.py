@@ -279,6 +279,7 @@ def train(accumulate: int = 1, precision: str = "float32") -> tuple[list[tuple[f
     return lines, torch.cat([parameter.detach().flatten() for parameter in whole])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_sharded_training_with_gathered_negatives_equals_one_process(accumulate: int) -> None:
     lines, parameters = train(accumulate)

@@ -206,6 +206,7 @@ def test_flops_against_counted_operations(changes: dict[str, Any]) -> None:
     assert counter.get_total_flops() / tokens.numel() == pytest.approx(model.flops_per_token(), rel=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab_size", [pytest.param(64, marks=pytest.mark.slow), 3000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("changes", [{}, LLAMA, {"dropout": 0.1}, {**LLAMA, "dropout": 0.1}])

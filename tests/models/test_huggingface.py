@@ -201,6 +201,7 @@ def random_on_ranks(name: str, seed: int) -> tuple[dict[str, torch.Tensor], torc
     return whole(model), logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["llama_tied", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "bert"))]
 )

@@ -160,6 +160,7 @@ def sharded(nesterov: bool) -> tuple[torch.Tensor, torch.Tensor]:
     return given, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_two_ranks_equal_one_process(nesterov: bool) -> None:
     model = small()

@@ -96,6 +96,7 @@ def build(choice: tuple[Any, Any], scheduler: Any, seed: int, only_matrices: boo
     return Run(model, optimizer, scheduler(optimizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", ["in turn", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_two_updates_with_every_scheduler(name: str, saved: str, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from modlib.data.datasets.packed_documents import PackedDocuments
 from modlib.data.packing.pack import pack
 from modlib.data.tokenizers.huggingface_tokenizer import PretrainedHFTokenizer
 from modlib.launching.slurm import Slurm
-from modlib.models.gpt2 import GPT2
 from modlib.optim.muon import MuonWithAdamW
 from modlib.runtime.errors import ConfigError
 from modlib.tracking.rich_progress import RichProgress
@@ -33,12 +32,6 @@ CALLS: dict[str, Callable[[str], object]] = {
     ),
     "split ('test') must be 'train' or 'validation'; choose one of them": lambda _: ModularArithmetic(
         split="test"  # type: ignore[arg-type]
-    ),
-    "activation ('geglu') must be 'gelu', 'gelu_tanh', 'relu' or 'swiglu'; choose one of them": lambda _: GPT2(
-        vocab_size=8, seq_len=8, num_layers=1, num_heads=1, dim=8, activation="geglu"  # type: ignore[arg-type]
-    ),
-    "position ('rope') must be 'learned', 'rotary' or 'none'; choose one of them": lambda _: GPT2(
-        vocab_size=8, seq_len=8, num_layers=1, num_heads=1, dim=8, position="rope"  # type: ignore[arg-type]
     ),
     "gpu_option ('gpus') must be 'gpus-per-node', 'gres' or 'none'; choose one of them": lambda _: Slurm(
         gpu_option="gpus"  # type: ignore[arg-type]

@@ -105,6 +105,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder / "run", again.stderr
 
 
+@pytest.mark.slow
 def test_every_value_of_every_line_is_in_wandb_tensorboard_and_csv(interrupted: tuple[Path, str]) -> None:
     run, _ = interrupted
     lines = list(read_lines(run / "metrics.jsonl"))

@@ -121,6 +121,7 @@ def sharded() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_images", [None, 3])
 def test_the_number_of_ranks_does_not_change_it(num_images: int | None) -> None:
     knows = partial(Knows, {0, 3, 4, 10}, {0, 1, 2, 3, 4, 10})

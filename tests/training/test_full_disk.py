@@ -121,6 +121,7 @@ def test_lines_of_metrics_that_could_not_be_written(tmp_path: Path) -> None:
     assert "is finished" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [pytest.param(errno.ENOSPC, marks=pytest.mark.slow), errno.EROFS])
 def test_nothing_can_be_written_any_more(tmp_path: Path, number: int) -> None:
     """The needed save fails: one clear error, whatever of the bookkeeping fails after it."""

@@ -163,6 +163,7 @@ def on_ranks(cuts: int, chunked: bool) -> tuple[dict[str, float], dict[str, torc
     return found(model, step(parts_of(model, size, loss), cuts, rank, size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cuts", "chunked"), [(2, False), (4, True)])
 def test_nor_does_the_number_of_ranks(cuts: int, chunked: bool) -> None:
     values, gradients = whole()

@@ -30,6 +30,8 @@ from modlib.runtime.run_folder import RunFolder
 from tests.launching_command import launch
 from tests.models.test_huggingface_export import TEMPLATE, make_base
 
+pytestmark = pytest.mark.slow  # each asks a run that was trained
+
 transformers = pytest.importorskip("transformers")
 LLAMA = {
     "model_type": "llama",

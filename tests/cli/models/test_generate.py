@@ -21,6 +21,8 @@ from modlib.data.tokenizers.from_files import load_tokenizer
 from modlib.runtime.logs import stop_logging
 from tests.launching_command import launch
 
+pytestmark = pytest.mark.slow  # each asks a run that was trained
+
 TINY = "debug/tiny.gin"
 PROMPT = "def __init__(self"
 

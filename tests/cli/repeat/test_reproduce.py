@@ -147,6 +147,7 @@ def test_damaged_data_is_named_before_anything_runs(run: Path, tmp_path: Path) -
     assert f"SHA-256 of the contents of {data} (" in reproduced(run, 3)
 
 
+@pytest.mark.slow
 def test_other_data_is_named_before_anything_runs(run: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.packed"
     before = PackedFile(data).sha256

@@ -62,6 +62,7 @@ def test_a_point_that_fails_does_not_end_the_sweep(one_failed: tuple[Path, subpr
     assert [point.run.read()["config_hash"] for point in points] == [point.config_hash for point in points]
 
 
+@pytest.mark.slow
 def test_the_terminal_says_what_runs_what_failed_and_how_to_go_on(
     one_failed: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:

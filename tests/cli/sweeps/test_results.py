@@ -122,6 +122,7 @@ def test_the_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
 RANDOM = {"num_samples": 8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "options"),
     [

@@ -22,6 +22,7 @@ def test_every_protocol_of_a_list_of_pairs(pairs: list[tuple[int, int]], protoco
     assert read_pairs(data, WHERE).tolist() == [list(pair) for pair in pairs]
 
 
+@pytest.mark.slow
 def test_more_pairs_than_a_batch_of_the_pickler() -> None:
     pairs = [(300 * number, number) for number in range(70_001)]  # batches of 1,000; the last has one alone
     for protocol in (2, 4):

@@ -33,6 +33,7 @@ pack.pack([sys.argv[1]], sys.argv[2], sys.argv[3], **settings)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard_tokens", [None, pytest.param(9000, marks=pytest.mark.slow)])
 def test_kill_and_resume_equals_one_run(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_tokens: int | None

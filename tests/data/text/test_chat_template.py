@@ -271,6 +271,7 @@ HUGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ENDLESS)
 def test_a_template_without_end_is_stopped(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_sandbox, "RENDER_LIMIT_S", 0.2)
