@@ -105,7 +105,13 @@ def test_every_row_group_is_in_a_file(kind: str) -> None:
     assert re.search(rf"@(\w+/)?({'|'.join(names)})\b|^(\w+/)?({'|'.join(names)})[.:]", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("path", PARTS, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [  # one reads and tokenizes a corpus
+        pytest.param(path, marks=[pytest.mark.slow] if path.name == "jsonl.gin" else [], id=str(path.relative_to(ROOT)))
+        for path in PARTS
+    ],
+)
 def test_a_part_goes_with_a_whole_run(path: Path, tmp_path: Path) -> None:
     """Either one includes it, or it is given after one; what it asks the user for is given too."""
     if path in files_of_whole_runs():

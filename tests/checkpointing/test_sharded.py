@@ -35,6 +35,7 @@ def restore(folder: Path, optimizer: str = "AdamW", sharded: bool = True) -> tup
     return fingerprint(run), state.step, state.rank_state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["AdamW", "SGD", "Muon"])
 def test_a_checkpoint_of_two_ranks_is_the_same_on_two_one_and_two_again(tmp_path: Path, optimizer: str) -> None:
     saved = run_ranks(2, train_and_save, tmp_path / "two", 3, optimizer=optimizer)

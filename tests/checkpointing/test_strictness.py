@@ -145,6 +145,7 @@ def test_implementation_switches_of_the_optimizer_may_change(saved: Path) -> Non
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 3)
 
 
+@pytest.mark.slow
 def test_wrappers_do_not_change_names(saved: Path) -> None:
     run = Run(seed=3)
     run.model.blocks[0] = torch.compile(run.model.blocks[0])  # type: ignore[assignment]  # adds _orig_mod to the names

@@ -41,6 +41,7 @@ def packed(tmp_path: Path) -> Path:
     return tmp_path / "chat.packed"
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_on_the_answers_alone(packed: Path, tmp_path: Path) -> None:
     """The first loss is the mean over the answers' tokens, computed by hand from the file and the model's weights."""
     params = [f"DATA='{packed}'", f"VAL_DATA='{packed}'", "MICRO_BATCH_SIZE=3", "GRAD_ACCUM_STEPS=2", "NUM_STEPS=1"]

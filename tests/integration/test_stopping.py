@@ -53,6 +53,7 @@ def slow_run(folder: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_the_step_and_twice_says_what_is_lost(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "runs" / "run")
     with slow_run(tmp_path) as process:

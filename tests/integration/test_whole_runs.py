@@ -13,6 +13,7 @@ from modlib.cli.start.launch import app
 from tests.launching_command import launch, metrics, numbers, started, wait_for_step
 
 
+@pytest.mark.slow
 def test_the_captioners_run_evaluates_and_shows_captions(tmp_path: Path) -> None:
     """coca.gin at a few small steps: held-out losses by term, accuracies, and captions beside the truth."""
     sizes = ["NUM_STEPS=3", "MICRO_BATCH_SIZE=8", "LOG_EVERY=1", "EVAL_EVERY=2", "CHECKPOINT_EVERY=2"]

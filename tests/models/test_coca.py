@@ -289,6 +289,7 @@ def test_sharded_training_with_gathered_negatives_equals_one_process(accumulate:
         assert torch.allclose(ranks_parameters, parameters, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_bfloat16_is_close() -> None:
     lines, _ = train()
     for ranks_lines, parameters in run_ranks(2, train, 1, "bfloat16"):

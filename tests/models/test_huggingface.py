@@ -282,6 +282,7 @@ def train(given: dict[str, Any], chunked: bool = False, steps: int = 3) -> list[
     return [(result.mean_loss(), float(result.grad_norm)) for result in results]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama_tied", "bert"])
 def test_trains_from_a_config_and_from_a_folder_on_any_number_of_ranks(name: str, tmp_path: Path) -> None:
     oracle(name).save_pretrained(tmp_path)

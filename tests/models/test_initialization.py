@@ -140,6 +140,7 @@ def sharded(shape: tuple[int, ...], on_meta: bool, wrapped: bool) -> dict[str, s
     return fingerprint(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "shape"),
     [

@@ -309,6 +309,7 @@ def train_on_ranks(accumulate: int = 1, precision: str = "float32", **settings: 
     return lines, start, merged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("accumulate", "settings"),
     [(1, {"r": 3}), (3, {"model": untied, "bias": "all", "targets": ["token_embedding", "qkv", "lm_head"]})],

@@ -93,6 +93,7 @@ def build_in_order(path: str, order: str, inner: Wrapper) -> tuple[dict[str, tor
     return whole(model), units, logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [small, pytest.param(llama, marks=pytest.mark.slow)], ids=["gpt2", "llama"])
 @pytest.mark.parametrize("order", list(orders("")))
 def test_any_order_gives_the_checkpoints_weights(order: str, inner: Wrapper, tmp_path: Path) -> None:

@@ -246,6 +246,7 @@ def test_a_hung_process_is_ended_in_time_and_leaves_nothing_behind(
     assert not psutil.wait_procs(family, timeout=10)[1]
 
 
+@pytest.mark.slow
 def test_signals_that_stop_the_job_do_not_end_the_recording(tmp_path: Path) -> None:
     subscriber = WandB(tmp_path, mode="offline", **PATIENT)
     subscriber.receive(begun(tmp_path))
@@ -257,6 +258,7 @@ def test_signals_that_stop_the_job_do_not_end_the_recording(tmp_path: Path) -> N
     assert [row["step"] for row in logged(tmp_path)] == [1]
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_process_is_ready_does_not_end_it_either(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,6 +319,7 @@ def test_a_process_that_is_killed_is_started_again_and_no_row_is_lost(
     assert read_sent(tmp_path) == Sent({1: 9}, 1)
 
 
+@pytest.mark.slow
 def test_what_an_earlier_attempt_could_not_send_the_next_one_sends(tmp_path: Path) -> None:
     lines = JSONL(run_path=tmp_path)
     for step in range(1, 4):
@@ -420,6 +423,7 @@ def test_without_wandb_the_config_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     load(["debug/tiny.gin"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "group", "run_id"),
     [

@@ -79,6 +79,7 @@ def train_on_ranks(
     return lines, torch.cat([parameter.detach().flatten() for parameter in whole])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("position", "loss"), [("learned", "whole"), ("rotary", "chunked")])
 def test_sharded_equals_single(position: str, loss: str) -> None:
     lines, parameters = train_on_ranks(position, loss)
@@ -88,6 +89,7 @@ def test_sharded_equals_single(position: str, loss: str) -> None:
         assert torch.allclose(ranks_parameters, parameters, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["learned", "rotary"])
 def test_bfloat16_on_ranks_and_in_one_process(position: str) -> None:
     reference, _ = train_on_ranks(position, "whole")

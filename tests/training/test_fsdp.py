@@ -55,6 +55,7 @@ def train_on_ranks(
     return lines, torch.cat([parameter.detach().flatten() for parameter in whole])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("accumulate", "masked"), [(1, False), (3, True)])
 def test_sharded_equals_single(world_size: int, accumulate: int, masked: bool) -> None:

@@ -89,6 +89,7 @@ def test_run_json_that_cannot_be_written_for_a_while(tmp_path: Path, number: int
     assert (record["step"], record["status"], record["exit_code"]) == (12, "finished", 0)
 
 
+@pytest.mark.slow
 def test_lines_of_metrics_that_could_not_be_written(tmp_path: Path) -> None:
     code, said = launch(tmp_path / "whole")
     assert code == 0, said

@@ -198,6 +198,7 @@ def test_an_earlier_decay_is_a_branch_too(tmp_path: Path) -> None:
     assert change.step == 16
 
 
+@pytest.mark.slow
 def test_an_interrupted_branch_and_extension_are_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = begun(planned("wsd", 20), tmp_path, "old", 8, 16, 20, status="finished")
     longer = planned("wsd", 40)

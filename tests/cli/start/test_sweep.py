@@ -82,6 +82,7 @@ def test_the_terminal_says_what_runs_what_failed_and_how_to_go_on(
     assert end[4:] == ["# results", "modlib sweep runs/lr"]
 
 
+@pytest.mark.slow
 def test_its_results_and_its_plot(one_failed: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     folder, _ = one_failed
     shown = CliRunner().invoke(modlib, ["sweep", str(folder), "--plot", str(tmp_path / "lr.png")])

@@ -291,6 +291,7 @@ def start(large: str, code: str = OPEN) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_of_processes_that_open_at_once_one_makes_the_table(large: str, cache: Path) -> None:
     PackedDocuments(path=large, seq_len=32, packing="best_fit")
     (kept,) = tables(cache)

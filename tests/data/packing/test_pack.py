@@ -158,6 +158,7 @@ def test_a_bad_text_file_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
         pack([tmp_path / "a.txt"], tmp_path / "a.packed", tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [pytest.param(None, marks=pytest.mark.slow), {"train": 0.8, "validation": 0.2}])
 def test_any_number_of_workers_gives_the_same_bytes(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: dict[str, float] | None

@@ -53,6 +53,7 @@ def test_shards_are_filled_in_order(
     assert [header.info["shard"] for header in summary.outputs.values()] == [[n, len(paths)] for n in range(len(paths))]
 
 
+@pytest.mark.slow
 def test_shards_are_the_chunks_of_the_whole_file(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

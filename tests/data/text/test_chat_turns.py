@@ -108,6 +108,7 @@ TURNS = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(templates(), st.lists(TURNS, min_size=1, max_size=4))
 @settings(max_examples=80)
 def test_of_any_template_nothing_else_is_trained_than_its_blocks_would_mark(

@@ -154,6 +154,7 @@ def with_turns(fast: FastBPE, tmp_path_factory: pytest.TempPathFactory) -> FastB
 TURNS = st.lists(ANY | AWKWARD | st.sampled_from(["<|t", "<|t|>", "<|t|>é", "é", " \n", "\n", "|>"]), max_size=8)
 
 
+@pytest.mark.slow
 @given(texts=st.lists(TURNS.map("".join), max_size=4))
 @settings(max_examples=150)
 def test_special_tokens_and_the_places_of_all_are_the_tokenizers_own(with_turns: FastBPE, texts: list[str]) -> None:

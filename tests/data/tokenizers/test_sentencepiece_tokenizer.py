@@ -145,6 +145,7 @@ print(most - before, cores)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
 @pytest.mark.parametrize("special", [pytest.param("plain", marks=pytest.mark.slow), "special"])
 @pytest.mark.parametrize("kind", ["sp", "hf"])
