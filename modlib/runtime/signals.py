@@ -173,11 +173,13 @@ class StopRequest:
 
     def step_begins(self, last_step: int) -> None:
         """Say that a step begins; `last_step` as of `waits_for`."""
-        self._last_step, self._step_began = last_step, time.monotonic()
+        self.waits_for(last_step)
+        self._step_began = time.monotonic()
 
     def waits_for(self, last_step: int) -> None:
-        """Say after which step this process stops if it is asked from now on."""
-        self._last_step = last_step
+        """Say after which step this process stops if it is asked from now on; a request that is there keeps its own."""
+        if self.signal is None:  # another thread names the step a moment later
+            self._last_step = last_step
 
     def step_ends(self, step: int) -> None:
         """Say that a step is done."""

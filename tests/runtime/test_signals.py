@@ -340,3 +340,16 @@ def test_a_grace_of_zero_is_refused():
 def test_two_installed_at_once_are_refused():
     with StopRequest(), pytest.raises(RuntimeError, match="another StopRequest is installed; uninstall it first"):
         StopRequest().install()
+
+
+def test_a_request_keeps_the_step_that_it_stops_after() -> None:
+    """Another thread names it a moment later, when training may have said what is next."""
+    with StopRequest(grace_s=60) as stop:
+        stop.begins(0)
+        stop.step_begins(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.step_ends(1)
+        stop.waits_for(2)
+        stop.step_begins(2)
+        assert stop._last_step == 1
+        stop.over()
