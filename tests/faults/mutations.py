@@ -61,10 +61,10 @@ MUTATIONS = (
     Mutation(
         "clip before check",
         "training/step.py",
-        "    _guard(parts, grad_norm, loss_sum / tokens, step)\n    parts.clipper.clip(grad_norm)\n"
-        "    parts.optimizer.step()",
+        "    _guard(parts, grad_norm, loss_sum / tokens, step)\n    _prove_adapters(parts, loss_sum)\n"
+        "    parts.clipper.clip(grad_norm)\n    parts.optimizer.step()",
         "    parts.clipper.clip(grad_norm)\n    parts.optimizer.step()\n"
-        "    _guard(parts, grad_norm, loss_sum / tokens, step)",
+        "    _guard(parts, grad_norm, loss_sum / tokens, step)\n    _prove_adapters(parts, loss_sum)",
         ("tests/training/test_non_finite.py",),
     ),
     Mutation(
